@@ -1,0 +1,3 @@
+//! The clone pool: mirrors of the repositories that the operator allows, served to any Git client.
+
+pub mod name;

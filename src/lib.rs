@@ -1,0 +1,23 @@
+//! warmdock keeps container builds warm.
+//!
+//! # The map
+//!
+//! ```text
+//! git / cargo / BuildKit                                upstream Git hosts
+//!    │ smart HTTP v0 v1 v2                                    ▲ https, http, file
+//!    ▼                                                        │ one fetch at a time per repository
+//! server ──► router ──► access ──► git::door ──► git::pool ──► git::mirror (bare repository on disk)
+//!                                                     │
+//!                                                     ▼
+//!                                             git::upload_pack (knows neither HTTP nor SSH)
+//!                                                     │ plan: whole pack, kept answer, or new pack
+//!                                                     ▼
+//!                                             git::answers (one writer, many readers)
+//! ```
+//!
+//! One direction: a door parses the request, access decides, the pool makes the mirror fresh enough,
+//! upload-pack decides what to send, answers sends it.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod git;

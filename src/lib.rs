@@ -21,3 +21,4 @@
 
 pub mod config;
 pub mod git;
+pub mod storage;

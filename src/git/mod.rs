@@ -1,3 +1,9 @@
 //! The clone pool: mirrors of the repositories that the operator allows, served to any Git client.
 
+pub mod answers;
+pub mod durable;
 pub mod name;
+pub mod objects;
+pub mod refs;
+pub mod snapshot;
+pub mod upload_pack;

@@ -1,64 +1,234 @@
 //! The typed configuration: what an operator may set, and what holds when nothing is set.
+//!
+//! A configuration is read in three steps, each of which reports every problem it finds:
+//!
+//! 1. [`parse`] turns JSON into the shape of the file ([`file::ConfigFile`]): known keys, objects and lists where they belong;
+//! 2. [`validate`] turns that into [`Config`]: every value checked, every named file read;
+//! 3. [`source`] says where the file comes from, and [`reload`] does it all again when the file changes.
+//!
+//! Behind this edge there are no strings to parse again.
+
+pub mod environment;
+pub mod file;
+pub mod given;
+pub mod identity;
+pub mod parse;
+pub mod patterns;
+pub mod problem;
+pub mod reader;
+pub mod reload;
+pub mod restart;
+pub mod secret;
+pub mod source;
+pub mod units;
+pub mod upstream_url;
+pub mod validate;
+pub mod warnings;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::git::name::RepoName;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use crate::git::name::RepoName;
+use environment::Environment;
+use identity::Identity;
+use patterns::Patterns;
+use problem::Problems;
+use secret::Secret;
+
+/// The effective configuration. Serialized, it is a configuration file again, without any secret in it.
+#[derive(Debug, Clone, Serialize)]
 pub struct Config {
     pub listen: Listen,
+    /// Absolute.
     pub data_dir: PathBuf,
     pub storage: Storage,
     pub git: Git,
     pub access: Access,
     pub limits: Limits,
 }
-pub struct Listen { pub http: SocketAddr, pub tls: Option<Tls> }
-pub struct Tls { pub cert: PathBuf, pub key: PathBuf }
-pub struct Storage { pub max_size: u64 }
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Listen {
+    pub http: SocketAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The certificate chain and key that stood in the files when they were read, known to belong together.
+    #[serde(skip)]
+    pub identity: Identity,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Storage {
+    /// Bytes on disk that are never passed.
+    #[serde(serialize_with = "units::write_size")]
+    pub max_size: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
 pub struct Git {
+    /// Hosts are unique.
     pub upstreams: Vec<Upstream>,
+    /// Each is of a listed upstream and allowed by its patterns.
+    #[serde(serialize_with = "units::write_names")]
     pub warm: Vec<RepoName>,
+    #[serde(serialize_with = "units::write_duration")]
     pub max_age: Duration,
+    #[serde(serialize_with = "units::write_duration")]
     pub refresh: Duration,
     pub when_upstream_fails: WhenUpstreamFails,
-    /// Reference namespaces that are mirrored, as prefixes ending in `/*`. Default `refs/heads/*`, `refs/tags/*`.
+    /// Reference namespaces that are mirrored: `refs/<something>/*`, or one reference in full.
     pub refs: Vec<String>,
-    /// How long objects stay that no reference reaches any more. Default 24 h.
+    /// How long objects stay that no reference reaches any more.
+    #[serde(serialize_with = "units::write_duration")]
     pub keep_unreachable: Duration,
-    /// First-time clones from upstreams at once. Default 2.
+    /// First-time clones from upstreams at once.
     pub first_clones: usize,
-    /// Which object ids a client may want. Default `reachable`.
     pub allow_wants: AllowWants,
 }
-pub enum WhenUpstreamFails { ServeStale, Fail }
-/// `advertised`: tips of references only. `reachable`: any object that a reference reaches.
-pub enum AllowWants { Advertised, Reachable }
-pub struct Upstream {
-    pub host: String,
-    pub url: url::Url,
-    pub token_file: Option<PathBuf>,
-    pub auth: UpstreamAuth,
-    /// User name sent with Basic. Default `x-access-token`.
-    pub user: String,
-    /// Glob patterns over the path below the host; empty means all.
-    pub repos: Vec<String>,
+
+/// What clients get when the upstream cannot be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenUpstreamFails {
+    /// What the mirror has, marked in log and metric.
+    ServeStale,
+    /// 502 with the reason.
+    Fail,
 }
-pub enum UpstreamAuth { Basic, Bearer }
-pub struct Access { pub anonymous: Anonymous, pub tokens: Vec<Token> }
-pub enum Anonymous { Read, None }
-pub struct Token { pub name: String, pub token_file: PathBuf, pub repos: Vec<String> }
+
+/// Which object ids a client may want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AllowWants {
+    /// Tips of references only.
+    Advertised,
+    /// Any object that a reference reaches.
+    Reachable,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Upstream {
+    /// Lower case; the first part of the names of its repositories.
+    pub host: String,
+    /// `https`, `http` or `file`, without user, password, query and fragment.
+    #[serde(serialize_with = "units::write_url")]
+    pub url: url::Url,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// What stood in `token_file`.
+    #[serde(skip)]
+    pub token: Option<Secret>,
+    pub auth: UpstreamAuth,
+    /// User name sent with Basic.
+    pub user: String,
+    /// Over the path below the host; empty means all.
+    pub repos: Patterns,
+}
+
+/// How the token is sent to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UpstreamAuth {
+    /// As the password, beside `user`.
+    Basic,
+    /// As `Authorization: Bearer`.
+    Bearer,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Access {
+    pub anonymous: Anonymous,
+    /// Names and secrets are unique.
+    pub tokens: Vec<Token>,
+}
+
+/// What a client without a token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Anonymous {
+    /// Read every repository.
+    Read,
+    /// Nothing.
+    None,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Token {
+    pub name: String,
+    pub token_file: PathBuf,
+    /// What stood in `token_file`.
+    #[serde(skip)]
+    pub secret: Secret,
+    /// Over the whole `host/path`; empty means all.
+    pub repos: Patterns,
+}
+
+#[derive(Debug, Clone, Serialize)]
 pub struct Limits {
-    pub connections: usize,              // 1024
-    pub tls_handshake_timeout: Duration, // 10s
-    pub header_timeout: Duration,        // 10s
-    pub body_idle_timeout: Duration,     // 30s
-    pub drain_timeout: Duration,         // 60s
-    pub request_body: u64,               // 64MiB, decoded
-    pub packs_per_repo: usize,           // 20 made or sent at once
-    pub packs_queue_per_repo: usize,     // 10 waiting
-    pub pack_threads: usize,             // 0: number of cores
-    pub upstream_idle_timeout: Duration, // 30s without a byte
-    pub first_clone_timeout: Duration,   // 2h
+    /// Open client connections at once.
+    pub connections: usize,
+    #[serde(serialize_with = "units::write_duration")]
+    pub tls_handshake_timeout: Duration,
+    #[serde(serialize_with = "units::write_duration")]
+    pub header_timeout: Duration,
+    /// Without a byte from the client in the middle of a body.
+    #[serde(serialize_with = "units::write_duration")]
+    pub body_idle_timeout: Duration,
+    /// How long answers under way may take after the stop signal.
+    #[serde(serialize_with = "units::write_duration")]
+    pub drain_timeout: Duration,
+    /// Bytes of a request body, decoded.
+    #[serde(serialize_with = "units::write_size")]
+    pub request_body: u64,
+    /// Packs of one repository that are made or sent at once.
+    pub packs_per_repo: usize,
+    /// Requests of one repository that wait for their turn.
+    pub packs_queue_per_repo: usize,
+    /// 0: the number of cores.
+    pub pack_threads: usize,
+    /// Without a byte from the upstream.
+    #[serde(serialize_with = "units::write_duration")]
+    pub upstream_idle_timeout: Duration,
+    #[serde(serialize_with = "units::write_duration")]
+    pub first_clone_timeout: Duration,
+}
+
+impl Config {
+    /// What holds without any file: loopback only, the public Git hosts, data in the user's cache folder.
+    pub fn embedded(environment: &Environment) -> Self {
+        Self::parse("{}", environment).expect("the embedded default is valid, a test says so")
+    }
+
+    /// Reads a configuration from JSON text. Files that it names are read now.
+    ///
+    /// # Errors
+    /// All problems of the text, each with the path of its key.
+    pub fn parse(text: &str, environment: &Environment) -> Result<Self, Problems> {
+        let parsed = parse::parse(text.as_bytes());
+        validate::validate(parsed, environment, &mut reader::Reader::default())
+    }
+
+    /// The upstream that `host` (lower case) names.
+    pub fn upstream(&self, host: &str) -> Option<&Upstream> {
+        self.git
+            .upstreams
+            .iter()
+            .find(|upstream| upstream.host == host)
+    }
+
+    /// The effective configuration as a file: pretty JSON that [`Config::parse`] reads back.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self)
+            .expect("a configuration has only text, numbers and lists")
+    }
 }

@@ -1,0 +1,251 @@
+//! The shape of the configuration file and the embedded defaults. The JSON Schema is made from these types.
+
+use std::net::SocketAddr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde::{Deserialize, Serialize};
+
+use super::given::{AbsolutePath, Given, Word};
+use super::units::{Size, Span};
+use super::upstream_url::UpstreamUrl;
+use super::{AllowWants, Anonymous, UpstreamAuth, WhenUpstreamFails};
+
+/// The configuration of warmdock. A section or key that is absent takes its default.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConfigFile {
+    pub listen: ListenFile,
+    /// The folder of all data. Default: `warmdock` in the user's cache folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<Given<AbsolutePath>>,
+    pub storage: StorageFile,
+    pub git: GitFile,
+    pub access: AccessFile,
+    pub limits: LimitsFile,
+}
+
+/// Where clients connect.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ListenFile {
+    /// IP address and port. Needs a restart to change.
+    #[schemars(with = "String")]
+    pub http: Given<SocketAddr>,
+    /// Without it the listener speaks cleartext. The files are read again when they change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFile>,
+}
+
+/// The certificate that clients see.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsFile {
+    /// PEM file of the certificate chain, the server's certificate first.
+    #[schemars(required)]
+    pub cert: Option<Given<AbsolutePath>>,
+    /// PEM file of the private key.
+    #[schemars(required)]
+    pub key: Option<Given<AbsolutePath>>,
+}
+
+/// What may lie on disk.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageFile {
+    /// Bytes that are never passed; what was not used for longest goes first.
+    pub max_size: Given<Size>,
+}
+
+/// The clone pool.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct GitFile {
+    /// The hosts whose repositories are mirrored. A host that is not listed is refused.
+    pub upstreams: Vec<UpstreamFile>,
+    /// Repositories (`host/path`) that are fetched at start and kept fresh.
+    #[schemars(with = "Vec<String>")]
+    pub warm: Vec<Given<crate::git::name::RepoName>>,
+    /// A reference that was looked up longer ago is looked up again before it is shown to a client.
+    pub max_age: Given<Span>,
+    /// How often the repositories of `warm` are refreshed.
+    pub refresh: Given<Span>,
+    /// What clients get while the upstream cannot be asked.
+    pub when_upstream_fails: Given<Word<WhenUpstreamFails>>,
+    /// References that are mirrored: `refs/<something>/*`, or one reference in full.
+    pub refs: Vec<Given<String>>,
+    /// How long objects stay that no reference reaches any more.
+    pub keep_unreachable: Given<Span>,
+    /// First-time clones from upstreams at once; the others wait in order. Needs a restart to change.
+    pub first_clones: Given<usize>,
+    /// Which object ids a client may ask for.
+    pub allow_wants: Given<Word<AllowWants>>,
+}
+
+/// A host whose repositories are mirrored.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpstreamFile {
+    /// The name below which its repositories are served: `/git/<host>/<path>.git`.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<Given<String>>,
+    /// Where its repositories are: `https://`, `http://` or `file:///absolute/path`.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<Given<UpstreamUrl>>,
+    /// File with the token that reads private repositories.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<Given<AbsolutePath>>,
+    /// How the token is sent.
+    pub auth: Given<Word<UpstreamAuth>>,
+    /// User name that goes with the token in Basic.
+    pub user: Given<String>,
+    /// Glob patterns over the path below the host, such as `my-org/*`; none allows all.
+    pub repos: Vec<Given<String>>,
+}
+
+/// Who may read what.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessFile {
+    /// What clients without a token may do.
+    pub anonymous: Given<Word<Anonymous>>,
+    pub tokens: Vec<TokenFile>,
+}
+
+/// A token that clients show as Bearer, or as the password of Basic.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenFile {
+    /// For logs; unique.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Given<String>>,
+    /// File with the token.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<Given<AbsolutePath>>,
+    /// Glob patterns over `host/path`, such as `github.com/my-org/*`; none allows all.
+    pub repos: Vec<Given<String>>,
+}
+
+/// Bounds on what clients and upstreams can make the service do.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsFile {
+    /// Open client connections at once. Needs a restart to change.
+    pub connections: Given<usize>,
+    pub tls_handshake_timeout: Given<Span>,
+    /// For the whole header of a request.
+    pub header_timeout: Given<Span>,
+    /// Without a byte in the middle of a request's body.
+    pub body_idle_timeout: Given<Span>,
+    /// How long answers under way may take after the stop signal.
+    pub drain_timeout: Given<Span>,
+    /// Of a request's body, decoded.
+    pub request_body: Given<Size>,
+    /// Packs of one repository that are made or sent at once. Needs a restart to change.
+    pub packs_per_repo: Given<usize>,
+    /// Requests of one repository that wait; more get 503. Needs a restart to change.
+    pub packs_queue_per_repo: Given<usize>,
+    /// Threads that make packs; 0 is the number of cores. Needs a restart to change.
+    pub pack_threads: Given<usize>,
+    /// Without a byte from the upstream.
+    pub upstream_idle_timeout: Given<Span>,
+    /// For the first clone of a repository as a whole.
+    pub first_clone_timeout: Given<Span>,
+}
+
+impl Default for ListenFile {
+    fn default() -> Self {
+        // SECURITY: without a configuration nobody but this machine is served.
+        Self {
+            http: Given::text("127.0.0.1:8080"),
+            tls: None,
+        }
+    }
+}
+
+impl Default for StorageFile {
+    fn default() -> Self {
+        Self {
+            max_size: Given::text("50GiB"),
+        }
+    }
+}
+
+impl Default for GitFile {
+    fn default() -> Self {
+        let public = ["github.com", "gitlab.com", "codeberg.org", "bitbucket.org"];
+        Self {
+            upstreams: public
+                .map(|host| UpstreamFile::new(host, &format!("https://{host}")))
+                .into(),
+            warm: Vec::new(),
+            max_age: Given::text("10s"),
+            refresh: Given::text("30s"),
+            when_upstream_fails: Given::text("serve_stale"),
+            refs: vec![Given::text("refs/heads/*"), Given::text("refs/tags/*")],
+            keep_unreachable: Given::text("24h"),
+            first_clones: Given::number(2),
+            allow_wants: Given::text("reachable"),
+        }
+    }
+}
+
+impl UpstreamFile {
+    pub fn new(host: &str, url: &str) -> Self {
+        Self {
+            host: Some(Given::text(host)),
+            url: Some(Given::text(url)),
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for UpstreamFile {
+    fn default() -> Self {
+        Self {
+            host: None,
+            url: None,
+            token_file: None,
+            auth: Given::text("basic"),
+            // What GitHub wants beside an app's token, and what the others ignore.
+            user: Given::text("x-access-token"),
+            repos: Vec::new(),
+        }
+    }
+}
+
+impl Default for AccessFile {
+    fn default() -> Self {
+        Self {
+            anonymous: Given::text("read"),
+            tokens: Vec::new(),
+        }
+    }
+}
+
+impl Default for LimitsFile {
+    fn default() -> Self {
+        Self {
+            connections: Given::number(1024),
+            tls_handshake_timeout: Given::text("10s"),
+            header_timeout: Given::text("10s"),
+            body_idle_timeout: Given::text("30s"),
+            drain_timeout: Given::text("60s"),
+            // A million haves in v2 are 50 MB.
+            request_body: Given::text("64MiB"),
+            packs_per_repo: Given::number(20),
+            packs_queue_per_repo: Given::number(10),
+            pack_threads: Given::number(0),
+            upstream_idle_timeout: Given::text("30s"),
+            first_clone_timeout: Given::text("2h"),
+        }
+    }
+}
+
+/// The JSON Schema of the configuration file.
+pub fn schema() -> Schema {
+    SchemaGenerator::new(SchemaSettings::draft2020_12()).into_root_schema_for::<ConfigFile>()
+}

@@ -1,0 +1,136 @@
+//! From JSON text to the shape of the file.
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_path_to_error::{Path, Segment};
+
+use super::file::ConfigFile;
+use super::given::kind_of;
+use super::problem::{Problems, quote};
+
+/// The file as far as it could be read, and what was wrong with the rest.
+#[derive(Default)]
+pub struct Parsed {
+    pub file: ConfigFile,
+    pub problems: Problems,
+}
+
+/// Reads the whole text and reports every unknown key and every value of the wrong shape.
+///
+/// Serde stops at the first error. So that people need not mend their file one error at a time, what is wrong is taken
+/// out and the rest is read again. Values themselves are not looked at here, they are all [`super::given::Given`].
+pub fn parse(text: &[u8]) -> Parsed {
+    let mut problems = Problems::default();
+    let mut value: Value = match serde_json::from_slice(text) {
+        Ok(value) => value,
+        Err(error) => {
+            problems.add(
+                "",
+                format!("text that is no JSON ({error})"),
+                "a JSON object",
+            );
+            return Parsed {
+                file: ConfigFile::default(),
+                problems,
+            };
+        }
+    };
+    if !value.is_object() {
+        problems.add("", kind_of(&value), "a JSON object");
+        return Parsed {
+            file: ConfigFile::default(),
+            problems,
+        };
+    }
+    // Only the text still has a key twice, the value has the last one.
+    if let Err(error) = read(&mut serde_json::Deserializer::from_slice(text))
+        && let Some(key) = error.inner().to_string().strip_prefix("duplicate field ")
+    {
+        let key = key.split('`').nth(1).unwrap_or(key);
+        problems.add(join(error.path(), key), "the key twice", "it once");
+    }
+    loop {
+        let error = match read(&value) {
+            Ok(file) => return Parsed { file, problems },
+            Err(error) => error,
+        };
+        let key = error.path().to_string();
+        let message = error.inner().to_string();
+        let found = match message.strip_prefix("unknown field ") {
+            Some(_) => "an unknown key".into(),
+            None => at(&mut value, error.path())
+                .map_or("nothing", |value| kind_of(value))
+                .to_string(),
+        };
+        problems.add(&key, found, expected(&message));
+        if !take_out(&mut value, error.path()) {
+            // Nothing was taken out, so that reading again would find the same for ever.
+            return Parsed {
+                file: ConfigFile::default(),
+                problems,
+            };
+        }
+    }
+}
+
+fn read<'de, D: serde::Deserializer<'de>>(
+    source: D,
+) -> Result<ConfigFile, serde_path_to_error::Error<D::Error>> {
+    let mut track = serde_path_to_error::Track::new();
+    ConfigFile::deserialize(serde_path_to_error::Deserializer::new(source, &mut track))
+        .map_err(|error| serde_path_to_error::Error::new(track.path(), error))
+}
+
+/// What serde's message says is allowed, in our words.
+fn expected(message: &str) -> String {
+    match message.rsplit_once(", expected ") {
+        Some((_, allowed)) if message.starts_with("unknown field") => {
+            let allowed = allowed.strip_prefix("one of ").unwrap_or(allowed);
+            format!("one of the keys {}", allowed.replace('`', ""))
+        }
+        Some((_, "a sequence")) => "a list".into(),
+        Some((_, allowed)) if allowed.starts_with("struct ") => "an object".into(),
+        Some((_, allowed)) => allowed.into(),
+        None => quote(message),
+    }
+}
+
+fn join(path: &Path, key: &str) -> String {
+    match path.to_string().as_str() {
+        "." => key.into(),
+        path if path == key || path.ends_with(&format!(".{key}")) => path.into(),
+        path => format!("{path}.{key}"),
+    }
+}
+
+fn at<'a>(value: &'a mut Value, path: &Path) -> Option<&'a mut Value> {
+    path.iter().try_fold(value, |value, segment| match segment {
+        Segment::Seq { index } => value.get_mut(*index),
+        Segment::Map { key } => value.get_mut(key),
+        _ => None,
+    })
+}
+
+/// Takes the value at `path` out of its object, or empties it in its list, where the others must keep their places.
+fn take_out(root: &mut Value, path: &Path) -> bool {
+    let segments: Vec<&Segment> = path.iter().collect();
+    let Some((last, above)) = segments.split_last() else {
+        return false;
+    };
+    let parent = above.iter().try_fold(root, |value, segment| match segment {
+        Segment::Seq { index } => value.get_mut(*index),
+        Segment::Map { key } => value.get_mut(key),
+        _ => None,
+    });
+    match (parent, last) {
+        (Some(Value::Object(object)), Segment::Map { key }) => object.remove(key).is_some(),
+        (Some(Value::Array(list)), Segment::Seq { index }) => match list.get_mut(*index) {
+            Some(element) if !element.is_object() => {
+                *element = Value::Object(serde_json::Map::new());
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}

@@ -1,0 +1,138 @@
+//! Where an upstream's repositories are.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use url::Url;
+
+/// The address below which an upstream's repositories are: `https://`, `http://` or `file:///absolute/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamUrl(pub Url);
+
+pub const ALLOWED: &str = "`https://host`, `http://host` or `file:///absolute/path`";
+
+/// Why a text is none. SECURITY: says nothing of the text itself where a password may be in it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Wrong {
+    #[error("text that is no URL{0}")]
+    NoUrl(String),
+    #[error("a URL with a user name or password in it (not shown)")]
+    Credentials,
+    #[error("an `ssh://` URL, and SSH upstreams are not available in this version")]
+    Ssh,
+    #[error("a URL of the scheme `{0}`")]
+    Scheme(String),
+    #[error("a `file` URL with the host `{0}`")]
+    FileHost(String),
+    #[error("a `file` URL of the root folder")]
+    Root,
+    #[error("a URL with a query or fragment")]
+    Query,
+}
+
+impl UpstreamUrl {
+    /// # Errors
+    /// What is wrong, in words that go behind "found".
+    pub fn parse(text: &str) -> Result<Self, Wrong> {
+        // SECURITY: whatever has an `@` may hold a password and is not repeated. `git@host:path` is no URL at all.
+        let shown = if text.contains('@') {
+            String::new()
+        } else {
+            format!(" ({})", super::problem::quote(text))
+        };
+        if !text.contains("://") {
+            return Err(if text.contains('@') && text.contains(':') {
+                Wrong::Ssh
+            } else {
+                Wrong::NoUrl(shown)
+            });
+        }
+        let url = Url::parse(text).map_err(|_| Wrong::NoUrl(shown))?;
+        // An SSH URL has a user by nature, so it is named before the user is refused.
+        if matches!(url.scheme(), "ssh" | "git+ssh" | "ssh+git") {
+            return Err(if url.password().is_some() {
+                Wrong::Credentials
+            } else {
+                Wrong::Ssh
+            });
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(Wrong::Credentials);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(Wrong::Query);
+        }
+        match url.scheme() {
+            "https" | "http" => Ok(Self(url)),
+            "file" => match url.host_str() {
+                Some(host) if !host.is_empty() => Err(Wrong::FileHost(host.into())),
+                _ if url.path() == "/" => Err(Wrong::Root),
+                _ => Ok(Self(url)),
+            },
+            scheme => Err(Wrong::Scheme(scheme.into())),
+        }
+    }
+}
+
+impl JsonSchema for UpstreamUrl {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "UpstreamUrl".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^(https?://|file:///)",
+            "examples": ["https://github.com", "file:///srv/git"],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_four_schemes() {
+        for text in [
+            "https://github.com",
+            "http://127.0.0.1:8080/x",
+            "file:///srv/git",
+            "https://[::1]:8443/git/",
+        ] {
+            assert!(UpstreamUrl::parse(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn says_what_is_wrong() {
+        let wrong = |text| UpstreamUrl::parse(text).unwrap_err();
+        assert_eq!(wrong("ssh://git@git.corp.example:2222"), Wrong::Ssh);
+        assert_eq!(wrong("git@github.com:my-org"), Wrong::Ssh);
+        assert_eq!(wrong("https://user:hunter2@github.com"), Wrong::Credentials);
+        assert_eq!(wrong("https://hunter2@github.com"), Wrong::Credentials);
+        assert_eq!(wrong("ftp://github.com"), Wrong::Scheme("ftp".into()));
+        assert_eq!(wrong("file://srv/git"), Wrong::FileHost("srv".into()));
+        assert_eq!(wrong("file:///"), Wrong::Root);
+        assert_eq!(wrong("https://github.com/?token=x"), Wrong::Query);
+        assert!(matches!(wrong("github.com"), Wrong::NoUrl(_)));
+        assert!(matches!(wrong("https://"), Wrong::NoUrl(_)));
+    }
+
+    #[test]
+    fn never_repeats_a_password() {
+        for text in [
+            "https://user:hunter2@git hub.com",
+            "https://user:hunter2@",
+            "user:hunter2@host",
+            "ssh://a:hunter2@h",
+        ] {
+            let message = UpstreamUrl::parse(text).unwrap_err().to_string();
+            assert!(!message.contains("hunter2"), "{message}");
+        }
+    }
+}

@@ -19,6 +19,11 @@
 //! upload-pack decides what to send, answers sends it.
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod app;
 pub mod config;
+pub mod error;
 pub mod git;
+pub mod ops;
+pub mod server;
 pub mod storage;

@@ -58,7 +58,11 @@ const EVICT_TO_PERCENT: u64 = 80;
 
 impl Storage {
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit: limit.into(), used: Default::default(), evictors: Mutex::default() })
+        Arc::new(Self {
+            limit: limit.into(),
+            used: Default::default(),
+            evictors: Mutex::default(),
+        })
     }
 
     pub fn limit(&self) -> u64 {
@@ -80,13 +84,20 @@ impl Storage {
     }
 
     pub fn add_evictor(&self, evictor: Weak<dyn Evict>) {
-        self.evictors.lock().unwrap_or_else(PoisonError::into_inner).push(evictor);
+        self.evictors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(evictor);
     }
 
     /// Space that is used already, whatever the limit: what lies on disk at start.
     pub fn count(self: &Arc<Self>, part: Part, bytes: u64) -> Reservation {
         self.used[part as usize].fetch_add(bytes, Ordering::Relaxed);
-        Reservation { storage: Arc::clone(self), part, bytes }
+        Reservation {
+            storage: Arc::clone(self),
+            part,
+            bytes,
+        }
     }
 
     /// An empty reservation, to be grown.
@@ -113,7 +124,11 @@ impl Storage {
     }
 
     fn evict_until(&self, done: impl Fn() -> bool, target: u64) {
-        let evictors: Vec<_> = self.evictors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let evictors: Vec<_> = self
+            .evictors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         for evictor in evictors.iter().filter_map(Weak::upgrade) {
             if done() {
                 return;
@@ -143,9 +158,14 @@ impl Reservation {
         if !self.storage.try_take(self.part, more) {
             let limit = self.storage.limit();
             let target = (limit / 100 * EVICT_TO_PERCENT).min(limit.saturating_sub(more));
-            self.storage.evict_until(|| self.storage.used_in_all() <= target, target);
+            self.storage
+                .evict_until(|| self.storage.used_in_all() <= target, target);
             if !self.storage.try_take(self.part, more) {
-                return Err(StorageFull { wanted: more, used: self.storage.used_in_all(), limit });
+                return Err(StorageFull {
+                    wanted: more,
+                    used: self.storage.used_in_all(),
+                    limit,
+                });
             }
         }
         self.bytes += more;

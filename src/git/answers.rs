@@ -105,8 +105,13 @@ impl Answers {
             return Found::Kept(AnswerReader::of(answer));
         }
         let answer = Arc::new(Answer {
-            path: self.folder.join(self.files.fetch_add(1, Ordering::Relaxed).to_string()),
-            state: watch::Sender::new(State { bytes: 0, end: None }),
+            path: self
+                .folder
+                .join(self.files.fetch_add(1, Ordering::Relaxed).to_string()),
+            state: watch::Sender::new(State {
+                bytes: 0,
+                end: None,
+            }),
             blocks: Mutex::default(),
             reservation: Mutex::new(self.storage.nothing(Part::Answers)),
             readers: AtomicUsize::new(0),
@@ -120,7 +125,14 @@ impl Answers {
             self.forget_oldest(|kept, _| kept.len() > MOST_ANSWERS * 9 / 10);
         }
         let reader = AnswerReader::of(&answer);
-        Found::New(reader, AnswerWriter { answers: Arc::clone(self), id, answer: Some(answer) })
+        Found::New(
+            reader,
+            AnswerWriter {
+                answers: Arc::clone(self),
+                id,
+                answer: Some(answer),
+            },
+        )
     }
 
     /// Forgets the answers of `repo`, for instance when it is evicted.
@@ -136,7 +148,10 @@ impl Answers {
     }
 
     /// Forgets finished answers that nobody reads, the least recently used first, while `more` says so.
-    fn forget_oldest(&self, more: impl Fn(&HashMap<(RepoName, AnswerKey), Arc<Answer>>, u64) -> bool) {
+    fn forget_oldest(
+        &self,
+        more: impl Fn(&HashMap<(RepoName, AnswerKey), Arc<Answer>>, u64) -> bool,
+    ) {
         let mut gone = Vec::new();
         let mut kept = self.kept();
         let mut idle: Vec<_> = kept
@@ -173,7 +188,10 @@ impl Evict for Answers {
 
 impl Answer {
     fn reserved(&self) -> u64 {
-        self.reservation.lock().unwrap_or_else(PoisonError::into_inner).bytes()
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes()
     }
 }
 
@@ -206,7 +224,12 @@ pub struct AnswerReader {
 impl AnswerReader {
     fn of(answer: &Arc<Answer>) -> Self {
         answer.readers.fetch_add(1, Ordering::Relaxed);
-        Self { answer: Arc::clone(answer), file: None, state: answer.state.subscribe(), block: 0 }
+        Self {
+            answer: Arc::clone(answer),
+            file: None,
+            state: answer.state.subscribe(),
+            block: 0,
+        }
     }
 
     /// Whether the next block can be read without waiting for the writer.
@@ -241,9 +264,10 @@ impl AnswerReader {
         let answer = Arc::clone(&self.answer);
         let file = self.file.clone();
         let block = self.block;
-        let (file, bytes) = tokio::task::spawn_blocking(move || answer.read_block(file, block, length))
-            .await
-            .map_err(io::Error::other)??;
+        let (file, bytes) =
+            tokio::task::spawn_blocking(move || answer.read_block(file, block, length))
+                .await
+                .map_err(io::Error::other)??;
         self.file = Some(file);
         self.block += 1;
         Ok(Some(bytes))
@@ -269,7 +293,12 @@ impl Answer {
         };
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, (block * BLOCK) as u64)?;
-        let expected = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).get(block).copied();
+        let expected = self
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(block)
+            .copied();
         if expected != Some(crc32fast::hash(&bytes)) {
             return Err(AnswerError::Damaged);
         }
@@ -295,16 +324,29 @@ impl AnswerWriter {
         make: impl FnOnce(&mut dyn Write, &dyn Fn() -> bool) -> Result<PackStats, ObjectError>,
     ) -> Result<PackStats, ObjectError> {
         // Stays in `self` until it is ended, so that readers hear of a panic as well.
-        let Some(answer) = self.answer.clone() else { return Err(ObjectError::Cancelled) };
-        let cancelled = || answer.readers.load(Ordering::Relaxed) == 0 && !answer.ahead.load(Ordering::Relaxed);
+        let Some(answer) = self.answer.clone() else {
+            return Err(ObjectError::Cancelled);
+        };
+        let cancelled =
+            || answer.readers.load(Ordering::Relaxed) == 0 && !answer.ahead.load(Ordering::Relaxed);
         let result = (|| {
             let file = File::create_new(&answer.path)?;
-            let mut framed = Framed::new(Blocks { answer: &answer, file, block: Vec::with_capacity(BLOCK) });
+            let mut framed = Framed::new(Blocks {
+                answer: &answer,
+                file,
+                block: Vec::with_capacity(BLOCK),
+            });
             let stats = make(&mut framed, &cancelled)?;
             framed.finish()?.send()?;
             Ok(stats)
         })();
-        self.end(&answer, result.as_ref().map_err(|error: &ObjectError| error.to_string().into()).copied());
+        self.end(
+            &answer,
+            result
+                .as_ref()
+                .map_err(|error: &ObjectError| error.to_string().into())
+                .copied(),
+        );
         self.answer = None;
         result
     }
@@ -337,9 +379,17 @@ impl Blocks<'_> {
             return Ok(());
         }
         let length = self.block.len() as u64;
-        self.answer.reservation.lock().unwrap_or_else(PoisonError::into_inner).grow(length)?;
+        self.answer
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .grow(length)?;
         self.file.write_all(&self.block)?;
-        self.answer.blocks.lock().unwrap_or_else(PoisonError::into_inner).push(crc32fast::hash(&self.block));
+        self.answer
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(crc32fast::hash(&self.block));
         self.answer.state.send_modify(|state| state.bytes += length);
         self.block.clear();
         Ok(())

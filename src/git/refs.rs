@@ -46,7 +46,11 @@ pub struct Refs {
 
 impl Default for Refs {
     fn default() -> Self {
-        Self { head: Head::Unknown, names: BTreeMap::new(), kept: BTreeMap::new() }
+        Self {
+            head: Head::Unknown,
+            names: BTreeMap::new(),
+            kept: BTreeMap::new(),
+        }
     }
 }
 
@@ -89,7 +93,10 @@ impl Refs {
     /// # Errors
     /// A file that is missing or that is not of git's format.
     pub fn read(folder: &Path) -> std::io::Result<Self> {
-        let mut refs = Self { head: parse_head(&std::fs::read(folder.join("HEAD"))?)?, ..Self::default() };
+        let mut refs = Self {
+            head: parse_head(&std::fs::read(folder.join("HEAD"))?)?,
+            ..Self::default()
+        };
         let packed = match std::fs::read(folder.join("packed-refs")) {
             Ok(packed) => packed,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -104,7 +111,9 @@ impl Refs {
                 }
                 continue;
             }
-            let (id, name) = line.split_once_str(" ").ok_or_else(|| invalid("a line without a name"))?;
+            let (id, name) = line
+                .split_once_str(" ")
+                .ok_or_else(|| invalid("a line without a name"))?;
             let id = parse_id(id)?;
             match name.strip_prefix(KEPT_PREFIX.as_bytes()) {
                 Some(kept) => {
@@ -132,16 +141,33 @@ impl Refs {
             Head::Unknown => b"ref: refs/heads/master\n".to_vec(),
         };
         let path = folder.join("HEAD");
-        if std::fs::read(&path).ok().as_deref() == Some(&head) { Ok(()) } else { durable::write_file(&path, &head) }
+        if std::fs::read(&path).ok().as_deref() == Some(&head) {
+            Ok(())
+        } else {
+            durable::write_file(&path, &head)
+        }
     }
 
     fn packed(&self) -> Vec<u8> {
         let kept = self.kept.iter().map(|(id, since)| {
-            let seconds = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            (BString::from(format!("{KEPT_PREFIX}{seconds:012}-{id}")), Target { id: *id, peeled: None })
+            let seconds = since
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs();
+            (
+                BString::from(format!("{KEPT_PREFIX}{seconds:012}-{id}")),
+                Target {
+                    id: *id,
+                    peeled: None,
+                },
+            )
         });
-        let all: BTreeMap<BString, Target> =
-            self.names.iter().map(|(name, target)| (name.clone(), *target)).chain(kept).collect();
+        let all: BTreeMap<BString, Target> = self
+            .names
+            .iter()
+            .map(|(name, target)| (name.clone(), *target))
+            .chain(kept)
+            .collect();
         // Not "fully-peeled": what is kept is not peeled, and git then looks for itself.
         let mut out = b"# pack-refs with: peeled sorted \n".to_vec();
         for (name, target) in all {
@@ -170,12 +196,20 @@ fn parse_id(hex: &[u8]) -> std::io::Result<ObjectId> {
 }
 
 fn parse_kept_since(name: &[u8]) -> std::io::Result<SystemTime> {
-    let seconds = name.split(|byte| *byte == b'-').next().and_then(|text| text.to_str().ok()?.parse().ok());
-    seconds.map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds)).ok_or_else(|| invalid("a kept tip without a time"))
+    let seconds = name
+        .split(|byte| *byte == b'-')
+        .next()
+        .and_then(|text| text.to_str().ok()?.parse().ok());
+    seconds
+        .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds))
+        .ok_or_else(|| invalid("a kept tip without a time"))
 }
 
 fn invalid(what: &str) -> std::io::Error {
-    std::io::Error::new(std::io::ErrorKind::InvalidData, format!("the mirror's references have {what}"))
+    std::io::Error::new(
+        std::io::ErrorKind::InvalidData,
+        format!("the mirror's references have {what}"),
+    )
 }
 
 #[cfg(test)]
@@ -187,16 +221,34 @@ mod tests {
     }
 
     fn refs(branches: &[(&str, char)]) -> Refs {
-        let names = branches.iter().map(|(name, digit)| ((*name).into(), Target { id: id(*digit), peeled: None }));
-        Refs { head: Head::Branch("refs/heads/main".into()), names: names.collect(), kept: BTreeMap::new() }
+        let names = branches.iter().map(|(name, digit)| {
+            (
+                (*name).into(),
+                Target {
+                    id: id(*digit),
+                    peeled: None,
+                },
+            )
+        });
+        Refs {
+            head: Head::Branch("refs/heads/main".into()),
+            names: names.collect(),
+            kept: BTreeMap::new(),
+        }
     }
 
     #[test]
     fn reads_what_it_wrote() {
         let folder = tempfile::tempdir().unwrap();
         let mut written = refs(&[("refs/heads/main", '1'), ("refs/tags/v1", '2')]);
-        written.names.get_mut(&BString::from("refs/tags/v1")).unwrap().peeled = Some(id('3'));
-        written.kept.insert(id('4'), UNIX_EPOCH + Duration::from_secs(7));
+        written
+            .names
+            .get_mut(&BString::from("refs/tags/v1"))
+            .unwrap()
+            .peeled = Some(id('3'));
+        written
+            .kept
+            .insert(id('4'), UNIX_EPOCH + Duration::from_secs(7));
         written.write(folder.path()).unwrap();
         assert_eq!(Refs::read(folder.path()).unwrap(), written);
     }
@@ -208,7 +260,10 @@ mod tests {
         let old = refs(&[("refs/heads/main", '1'), ("refs/heads/gone", '2')]);
         let new = refs(&[("refs/heads/main", '3')]);
         let after = old.replaced_by(new.clone(), start, day);
-        assert_eq!(after.kept.keys().copied().collect::<Vec<_>>(), [id('1'), id('2')]);
+        assert_eq!(
+            after.kept.keys().copied().collect::<Vec<_>>(),
+            [id('1'), id('2')]
+        );
         let later = after.replaced_by(new.clone(), start + day / 2, day);
         assert_eq!(later.kept.len(), 2);
         assert!(later.replaced_by(new, start + day, day).kept.is_empty());
@@ -217,8 +272,16 @@ mod tests {
     #[test]
     fn what_comes_back_is_kept_no_longer() {
         let old = refs(&[("refs/heads/main", '1')]);
-        let moved = old.replaced_by(refs(&[("refs/heads/main", '2')]), UNIX_EPOCH, Duration::from_secs(9));
-        let back = moved.replaced_by(refs(&[("refs/heads/main", '1')]), UNIX_EPOCH, Duration::from_secs(9));
+        let moved = old.replaced_by(
+            refs(&[("refs/heads/main", '2')]),
+            UNIX_EPOCH,
+            Duration::from_secs(9),
+        );
+        let back = moved.replaced_by(
+            refs(&[("refs/heads/main", '1')]),
+            UNIX_EPOCH,
+            Duration::from_secs(9),
+        );
         assert_eq!(back.kept.keys().copied().collect::<Vec<_>>(), [id('2')]);
     }
 }

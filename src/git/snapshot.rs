@@ -31,9 +31,16 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`ObjectError`] when a reference names what is not in the packs, or history has a hole.
-    pub fn new(packs: PackSet, refs: Refs, commits: Arc<RwLock<Commits>>) -> Result<Self, ObjectError> {
-        let peeled: HashMap<ObjectId, ObjectId> =
-            refs.names.values().filter_map(|target| Some((target.id, target.peeled?))).collect();
+    pub fn new(
+        packs: PackSet,
+        refs: Refs,
+        commits: Arc<RwLock<Commits>>,
+    ) -> Result<Self, ObjectError> {
+        let peeled: HashMap<ObjectId, ObjectId> = refs
+            .names
+            .values()
+            .filter_map(|target| Some((target.id, target.peeled?)))
+            .collect();
         let mut reader = Reader::new(&packs);
         let mut tips = Vec::new();
         {
@@ -50,7 +57,10 @@ impl Snapshot {
             }
         }
         if !tips.is_empty() {
-            commits.write().unwrap_or_else(PoisonError::into_inner).extend(&tips, &mut reader)?;
+            commits
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(&tips, &mut reader)?;
         }
         Ok(Self {
             packs,
@@ -85,7 +95,11 @@ impl Snapshot {
     /// Whether nothing but what references reach is in the packs, as far as commits tell.
     pub fn all_live(&self, commits: &Commits) -> bool {
         *self.all_live.get_or_init(|| {
-            let tips: Vec<CommitNumber> = self.refs.tips().filter_map(|tip| self.commit_of(&tip, commits)).collect();
+            let tips: Vec<CommitNumber> = self
+                .refs
+                .tips()
+                .filter_map(|tip| self.commit_of(&tip, commits))
+                .collect();
             commits.reachable(tips, &commits.no_commits()).len() == commits.len()
         })
     }

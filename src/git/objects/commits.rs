@@ -41,7 +41,11 @@ impl Commits {
     ///
     /// # Errors
     /// [`ObjectError::Missing`] when history has a hole; nothing is added then.
-    pub fn extend(&mut self, tips: &[ObjectId], reader: &mut Reader<'_>) -> Result<(), ObjectError> {
+    pub fn extend(
+        &mut self,
+        tips: &[ObjectId],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), ObjectError> {
         let before = self.commits.len();
         let result = self.read_history(tips, reader);
         if result.is_err() {
@@ -52,7 +56,11 @@ impl Commits {
         result
     }
 
-    fn read_history(&mut self, tips: &[ObjectId], reader: &mut Reader<'_>) -> Result<(), ObjectError> {
+    fn read_history(
+        &mut self,
+        tips: &[ObjectId],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), ObjectError> {
         let before = self.commits.len();
         let mut found: Vec<Vec<ObjectId>> = Vec::new();
         let mut todo: Vec<ObjectId> = tips.to_vec();
@@ -62,20 +70,33 @@ impl Commits {
                 continue;
             }
             reader.read_kind(&id, Kind::Commit, &mut buffer)?;
-            let damaged =
-                |_| ObjectError::Damaged { pack: "?".to_owned(), what: format!("commit {id} cannot be parsed") };
+            let damaged = |_| ObjectError::Damaged {
+                pack: "?".to_owned(),
+                what: format!("commit {id} cannot be parsed"),
+            };
             let mut fields = CommitRefIter::from_bytes(&buffer, HashKind::Sha1);
             let tree = fields.tree_id().map_err(damaged)?;
             let parents: Vec<ObjectId> = fields.clone().parent_ids().collect();
             // A commit whose date no one can read still has its place in history.
             let time = fields.committer().map_or(0, |who| who.seconds());
-            todo.extend(parents.iter().filter(|parent| !self.numbers.contains_key(*parent)));
-            self.numbers.insert(id, CommitNumber(self.commits.len() as u32));
-            self.commits.push(Commit { id, tree, parents: Vec::new(), time });
+            todo.extend(
+                parents
+                    .iter()
+                    .filter(|parent| !self.numbers.contains_key(*parent)),
+            );
+            self.numbers
+                .insert(id, CommitNumber(self.commits.len() as u32));
+            self.commits.push(Commit {
+                id,
+                tree,
+                parents: Vec::new(),
+                time,
+            });
             found.push(parents);
         }
         for (at, parents) in found.into_iter().enumerate() {
-            self.commits[before + at].parents = parents.iter().map(|parent| self.numbers[parent]).collect();
+            self.commits[before + at].parents =
+                parents.iter().map(|parent| self.numbers[parent]).collect();
         }
         Ok(())
     }
@@ -98,11 +119,18 @@ impl Commits {
 
     /// An empty set that can hold any of these commits.
     pub fn no_commits(&self) -> CommitSet {
-        CommitSet { seen: vec![false; self.commits.len()], members: Vec::new() }
+        CommitSet {
+            seen: vec![false; self.commits.len()],
+            members: Vec::new(),
+        }
     }
 
     /// The commits that `tips` reach, tips included. A commit in `cuts` is reached, its parents are not through it.
-    pub fn reachable(&self, tips: impl IntoIterator<Item = CommitNumber>, cuts: &CommitSet) -> CommitSet {
+    pub fn reachable(
+        &self,
+        tips: impl IntoIterator<Item = CommitNumber>,
+        cuts: &CommitSet,
+    ) -> CommitSet {
         self.reachable_without(tips, cuts, &self.no_commits())
     }
 
@@ -179,7 +207,11 @@ const DEEPEST_TAG: usize = 32;
 /// # Errors
 /// [`ObjectError`] when an object is missing or damaged.
 pub fn peel(id: ObjectId, reader: &mut Reader<'_>) -> Result<Peeled, ObjectError> {
-    let mut peeled = Peeled { id, kind: Kind::Commit, tags: Vec::new() };
+    let mut peeled = Peeled {
+        id,
+        kind: Kind::Commit,
+        tags: Vec::new(),
+    };
     let mut buffer = Vec::new();
     loop {
         let number = reader.packs().require(&peeled.id)?;
@@ -187,13 +219,17 @@ pub fn peel(id: ObjectId, reader: &mut Reader<'_>) -> Result<Peeled, ObjectError
         if peeled.kind != Kind::Tag {
             return Ok(peeled);
         }
-        let damaged =
-            || ObjectError::Damaged { pack: "?".to_owned(), what: format!("tag {} cannot be parsed", peeled.id) };
+        let damaged = || ObjectError::Damaged {
+            pack: "?".to_owned(),
+            what: format!("tag {} cannot be parsed", peeled.id),
+        };
         if peeled.tags.len() == DEEPEST_TAG {
             return Err(damaged());
         }
         reader.read(number, &mut buffer)?;
-        let target = TagRefIter::from_bytes(&buffer, HashKind::Sha1).target_id().map_err(|_| damaged())?;
+        let target = TagRefIter::from_bytes(&buffer, HashKind::Sha1)
+            .target_id()
+            .map_err(|_| damaged())?;
         peeled.tags.push(peeled.id);
         peeled.id = target;
     }
@@ -218,6 +254,11 @@ pub fn closure(
         }
     }
     let included = commits.reachable(starts, &commits.no_commits());
-    walk.add_commits(commits, &included, &commits.no_commits(), &commits.no_commits())?;
+    walk.add_commits(
+        commits,
+        &included,
+        &commits.no_commits(),
+        &commits.no_commits(),
+    )?;
     Ok(walk.finish().objects)
 }

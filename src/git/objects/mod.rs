@@ -17,7 +17,11 @@ pub enum ObjectError {
     #[error("pack {pack} is damaged: {what}")]
     Damaged { pack: String, what: String },
     #[error("object {id} is a {found}, expected a {expected}")]
-    Kind { id: ObjectId, expected: gix_object::Kind, found: gix_object::Kind },
+    Kind {
+        id: ObjectId,
+        expected: gix_object::Kind,
+        found: gix_object::Kind,
+    },
     #[error("cannot read the packs: {0}")]
     Io(#[from] std::io::Error),
     #[error("nobody waits for this pack any more")]

@@ -35,7 +35,10 @@ impl Pack {
     /// # Errors
     /// A file that is missing, truncated, or not of the other one.
     pub fn open(index_path: &Path) -> Result<Self, ObjectError> {
-        let damaged = |what: String| ObjectError::Damaged { pack: name_of(index_path), what };
+        let damaged = |what: String| ObjectError::Damaged {
+            pack: name_of(index_path),
+            what,
+        };
         let index = gix_pack::index::File::at(index_path, HashKind::Sha1)
             .map_err(|err| damaged(format!("its index does not open: {err}")))?;
         let mut data = gix_pack::data::File::at(index_path.with_extension("pack"), HashKind::Sha1)
@@ -49,11 +52,17 @@ impl Pack {
             )));
         }
         if data.checksum() != index.pack_checksum() {
-            return Err(damaged("its checksum is not the one in its index".to_owned()));
+            return Err(damaged(
+                "its checksum is not the one in its index".to_owned(),
+            ));
         }
         // gix derives it from the path; caches need it to be unique.
         data.id = NEXT_PACK_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { index, data, by_offset: OnceLock::new() })
+        Ok(Self {
+            index,
+            data,
+            by_offset: OnceLock::new(),
+        })
     }
 
     /// The path of the pack file.
@@ -76,7 +85,10 @@ impl Pack {
     /// [`ObjectError::Damaged`] names the first thing that differs.
     pub fn verify(&self) -> Result<(), ObjectError> {
         let end = self.data.pack_end() as u64;
-        let body = self.data.entry_slice(0..end).ok_or_else(|| self.damaged("it is truncated"))?;
+        let body = self
+            .data
+            .entry_slice(0..end)
+            .ok_or_else(|| self.damaged("it is truncated"))?;
         let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, body);
         if sum.as_ref() != self.data.checksum().as_slice() {
             return Err(self.damaged("its content does not have its checksum"));
@@ -87,8 +99,9 @@ impl Pack {
     /// Offsets in ascending order, each with its position in the index.
     pub(super) fn by_offset(&self) -> &[(u64, u32)] {
         self.by_offset.get_or_init(|| {
-            let mut order: Vec<(u64, u32)> =
-                (0..self.index.num_objects()).map(|at| (self.index.pack_offset_at_index(at), at)).collect();
+            let mut order: Vec<(u64, u32)> = (0..self.index.num_objects())
+                .map(|at| (self.index.pack_offset_at_index(at), at))
+                .collect();
             order.sort_unstable();
             order
         })
@@ -97,7 +110,9 @@ impl Pack {
     /// The index position of the entry that starts at `offset`.
     pub(super) fn position_at(&self, offset: u64) -> Option<u32> {
         let order = self.by_offset();
-        let found = order.binary_search_by_key(&offset, |(offset, _)| *offset).ok()?;
+        let found = order
+            .binary_search_by_key(&offset, |(offset, _)| *offset)
+            .ok()?;
         Some(order[found].1)
     }
 
@@ -105,20 +120,35 @@ impl Pack {
     pub(super) fn checked_entry_bytes(&self, nth: usize) -> Result<&[u8], ObjectError> {
         let order = self.by_offset();
         let (start, position) = order[nth];
-        let end = order.get(nth + 1).map_or(self.data.pack_end() as u64, |(next, _)| *next);
-        let bytes = self.data.entry_slice(start..end).ok_or_else(|| self.damaged("an entry lies outside of it"))?;
-        if self.index.crc32_at_index(position).is_some_and(|expected| expected != crc32fast::hash(bytes)) {
-            return Err(self.damaged(&format!("the entry at byte {start} does not have its CRC-32")));
+        let end = order
+            .get(nth + 1)
+            .map_or(self.data.pack_end() as u64, |(next, _)| *next);
+        let bytes = self
+            .data
+            .entry_slice(start..end)
+            .ok_or_else(|| self.damaged("an entry lies outside of it"))?;
+        if self
+            .index
+            .crc32_at_index(position)
+            .is_some_and(|expected| expected != crc32fast::hash(bytes))
+        {
+            return Err(self.damaged(&format!(
+                "the entry at byte {start} does not have its CRC-32"
+            )));
         }
         Ok(bytes)
     }
 
     pub(super) fn bytes_at(&self, range: std::ops::Range<u64>) -> Result<&[u8], ObjectError> {
-        self.data.entry_slice(range).ok_or_else(|| self.damaged("an entry lies outside of it"))
+        self.data
+            .entry_slice(range)
+            .ok_or_else(|| self.damaged("an entry lies outside of it"))
     }
 
     pub(super) fn entry(&self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
-        self.data.entry(offset).map_err(|err| self.damaged(&err.to_string()))
+        self.data
+            .entry(offset)
+            .map_err(|err| self.damaged(&err.to_string()))
     }
 
     pub(super) fn id_at(&self, position: u32) -> &oid {
@@ -126,12 +156,18 @@ impl Pack {
     }
 
     pub(super) fn damaged(&self, what: &str) -> ObjectError {
-        ObjectError::Damaged { pack: name_of(self.data.path()), what: what.to_owned() }
+        ObjectError::Damaged {
+            pack: name_of(self.data.path()),
+            what: what.to_owned(),
+        }
     }
 }
 
 fn name_of(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// The packs of a mirror at one moment. An object that stands in several packs has the number that it has in the
@@ -146,7 +182,11 @@ pub struct PackSet {
 impl PackSet {
     /// Puts `packs` in order, the largest first: most objects are found at the first look.
     pub fn new(mut packs: Vec<Arc<Pack>>) -> Self {
-        packs.sort_by(|a, b| b.objects().cmp(&a.objects()).then_with(|| a.path().cmp(b.path())));
+        packs.sort_by(|a, b| {
+            b.objects()
+                .cmp(&a.objects())
+                .then_with(|| a.path().cmp(b.path()))
+        });
         let mut first = Vec::with_capacity(packs.len() + 1);
         let mut next = 0;
         for pack in &packs {
@@ -207,7 +247,8 @@ impl PackSet {
     /// # Errors
     /// [`ObjectError::Missing`].
     pub fn require(&self, id: &oid) -> Result<ObjectNumber, ObjectError> {
-        self.find(id).ok_or_else(|| ObjectError::Missing(id.to_owned()))
+        self.find(id)
+            .ok_or_else(|| ObjectError::Missing(id.to_owned()))
     }
 
     pub fn id(&self, object: ObjectNumber) -> ObjectId {
@@ -234,7 +275,11 @@ impl PackSet {
         self.packs[..packs]
             .iter()
             .zip(&self.first)
-            .find_map(|(pack, first)| pack.index.lookup(id).map(|position| ObjectNumber(first + position)))
+            .find_map(|(pack, first)| {
+                pack.index
+                    .lookup(id)
+                    .map(|position| ObjectNumber(first + position))
+            })
     }
 }
 
@@ -248,7 +293,9 @@ pub fn index_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     };
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "idx") && path.with_extension("pack").exists() {
+        if path.extension().is_some_and(|extension| extension == "idx")
+            && path.with_extension("pack").exists()
+        {
             found.push(path);
         }
     }
@@ -283,18 +330,31 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`ObjectError::Damaged`] when it does not decode.
-    pub fn read(&mut self, object: ObjectNumber, out: &mut Vec<u8>) -> Result<gix_object::Kind, ObjectError> {
+    pub fn read(
+        &mut self,
+        object: ObjectNumber,
+        out: &mut Vec<u8>,
+    ) -> Result<gix_object::Kind, ObjectError> {
         let (pack, position) = self.packs.locate(object);
         let pack = &self.packs.packs[pack];
         let entry = pack.entry(pack.index.pack_offset_at_index(position))?;
         let in_pack = |id: &oid, _: &mut Vec<u8>| {
-            let Some(position) = pack.index.lookup(id) else { return Ok(None) };
-            pack.data.entry(pack.index.pack_offset_at_index(position)).map(|entry| Some(ResolvedBase::InPack(entry)))
+            let Some(position) = pack.index.lookup(id) else {
+                return Ok(None);
+            };
+            pack.data
+                .entry(pack.index.pack_offset_at_index(position))
+                .map(|entry| Some(ResolvedBase::InPack(entry)))
         };
         let outcome = pack
             .data
             .decode_entry(entry, out, &mut self.inflate, &in_pack, &mut self.cache)
-            .map_err(|err| pack.damaged(&format!("object {} does not decode: {err}", self.packs.id(object))))?;
+            .map_err(|err| {
+                pack.damaged(&format!(
+                    "object {} does not decode: {err}",
+                    self.packs.id(object)
+                ))
+            })?;
         out.truncate(outcome.object_size as usize);
         Ok(outcome.kind)
     }
@@ -311,7 +371,11 @@ impl<'a> Reader<'a> {
     ) -> Result<(), ObjectError> {
         let found = self.read(self.packs.require(id)?, out)?;
         if found != expected {
-            return Err(ObjectError::Kind { id: id.to_owned(), expected, found });
+            return Err(ObjectError::Kind {
+                id: id.to_owned(),
+                expected,
+                found,
+            });
         }
         Ok(())
     }
@@ -329,8 +393,12 @@ impl<'a> Reader<'a> {
             return Ok((kind, entry.decompressed_size));
         }
         let in_pack = |id: &oid| {
-            let Some(position) = pack.index.lookup(id) else { return Ok(None) };
-            pack.data.entry(pack.index.pack_offset_at_index(position)).map(|entry| Some(ResolvedBase::InPack(entry)))
+            let Some(position) = pack.index.lookup(id) else {
+                return Ok(None);
+            };
+            pack.data
+                .entry(pack.index.pack_offset_at_index(position))
+                .map(|entry| Some(ResolvedBase::InPack(entry)))
         };
         let outcome = pack
             .data
@@ -341,13 +409,18 @@ impl<'a> Reader<'a> {
 }
 
 /// The base of a delta entry, as a position in the index of its pack.
-pub(super) fn base_position(pack: &Pack, entry: &gix_pack::data::Entry) -> Result<Option<u32>, ObjectError> {
+pub(super) fn base_position(
+    pack: &Pack,
+    entry: &gix_pack::data::Entry,
+) -> Result<Option<u32>, ObjectError> {
     let position = match entry.header {
-        Header::OfsDelta { base_distance } => {
-            entry.checked_base_pack_offset(base_distance).and_then(|offset| pack.position_at(offset))
-        }
+        Header::OfsDelta { base_distance } => entry
+            .checked_base_pack_offset(base_distance)
+            .and_then(|offset| pack.position_at(offset)),
         Header::RefDelta { base_id } => pack.index.lookup(base_id),
         _ => return Ok(None),
     };
-    position.map(Some).ok_or_else(|| pack.damaged("the base of a delta is not in it"))
+    position
+        .map(Some)
+        .ok_or_else(|| pack.damaged("the base of a delta is not in it"))
 }

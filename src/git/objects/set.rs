@@ -12,7 +12,10 @@ pub struct ObjectSet {
 impl ObjectSet {
     /// An empty set with room for `objects` objects.
     pub fn with_room_for(objects: u32) -> Self {
-        Self { words: vec![0; (objects as usize).div_ceil(64)], len: 0 }
+        Self {
+            words: vec![0; (objects as usize).div_ceil(64)],
+            len: 0,
+        }
     }
 
     /// Adds `object`; true when it was not in the set before.
@@ -34,7 +37,11 @@ impl ObjectSet {
         for (word, gone) in self.words.iter_mut().zip(&other.words) {
             *word &= !gone;
         }
-        self.len = self.words.iter().map(|word| word.count_ones() as usize).sum();
+        self.len = self
+            .words
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum();
     }
 
     /// The number of objects in the set.

@@ -34,7 +34,10 @@ impl Filter {
     }
 
     fn walks_trees(&self) -> bool {
-        self.reaches(0) && self.kind.is_none_or(|only| matches!(only, Kind::Tree | Kind::Blob))
+        self.reaches(0)
+            && self
+                .kind
+                .is_none_or(|only| matches!(only, Kind::Tree | Kind::Blob))
     }
 }
 
@@ -64,12 +67,19 @@ impl<'w, 'p> Walk<'w, 'p> {
     }
 
     /// A walk that stops with [`ObjectError::Cancelled`] once `cancelled` says so.
-    pub fn filtered(reader: &'w mut Reader<'p>, filter: Filter, cancelled: &'w dyn Fn() -> bool) -> Self {
+    pub fn filtered(
+        reader: &'w mut Reader<'p>,
+        filter: Filter,
+        cancelled: &'w dyn Fn() -> bool,
+    ) -> Self {
         let room = reader.packs().room();
         Self {
             reader,
             filter,
-            found: Walked { objects: ObjectSet::with_room_for(room), known: ObjectSet::with_room_for(room) },
+            found: Walked {
+                objects: ObjectSet::with_room_for(room),
+                known: ObjectSet::with_room_for(room),
+            },
             depths: HashMap::new(),
             trees: TreeCache::new(),
             cancelled,
@@ -125,7 +135,9 @@ impl<'w, 'p> Walk<'w, 'p> {
                 EntryKind::Tree => self.mark_known_tree(&entry.id)?,
                 EntryKind::Commit => {}
                 _ => {
-                    self.found.known.insert(self.reader.packs().require(&entry.id)?);
+                    self.found
+                        .known
+                        .insert(self.reader.packs().require(&entry.id)?);
                 }
             }
         }
@@ -147,7 +159,9 @@ impl<'w, 'p> Walk<'w, 'p> {
         for number in included.iter() {
             let commit = commits.get(number);
             if self.filter.takes(Kind::Commit) {
-                self.found.objects.insert(self.reader.packs().require(&commit.id)?);
+                self.found
+                    .objects
+                    .insert(self.reader.packs().require(&commit.id)?);
             }
             if !self.filter.walks_trees() {
                 continue;
@@ -155,7 +169,10 @@ impl<'w, 'p> Walk<'w, 'p> {
             let bases: Vec<Base> = if cuts.contains(number) {
                 Vec::new()
             } else {
-                let base = |parent: &_| Base { tree: commits.get(*parent).tree, theirs: theirs.contains(*parent) };
+                let base = |parent: &_| Base {
+                    tree: commits.get(*parent).tree,
+                    theirs: theirs.contains(*parent),
+                };
                 commit.parents.iter().map(base).collect()
             };
             self.add_tree(&commit.tree, &bases, 0)?;
@@ -187,24 +204,35 @@ impl<'w, 'p> Walk<'w, 'p> {
             }
             base_trees.push((self.tree(number, &base.tree)?, base.theirs));
         }
-        let mut base_entries: Vec<_> =
-            base_trees.iter().map(|(tree, theirs)| (Entries::of(tree).peekable(), *theirs)).collect();
+        let mut base_entries: Vec<_> = base_trees
+            .iter()
+            .map(|(tree, theirs)| (Entries::of(tree).peekable(), *theirs))
+            .collect();
 
         for entry in Entries::of(&tree) {
             // The entries of the same name in the bases; the entry is old when one of them is the same.
             let mut old = false;
             let mut below = Vec::new();
             for (entries, theirs) in &mut base_entries {
-                while entries.peek().is_some_and(|other| other.cmp_in_tree(&entry) == Ordering::Less) {
+                while entries
+                    .peek()
+                    .is_some_and(|other| other.cmp_in_tree(&entry) == Ordering::Less)
+                {
                     entries.next();
                 }
-                let Some(other) = entries.peek().filter(|other| other.cmp_in_tree(&entry) == Ordering::Equal) else {
+                let Some(other) = entries
+                    .peek()
+                    .filter(|other| other.cmp_in_tree(&entry) == Ordering::Equal)
+                else {
                     continue;
                 };
                 if other.id == entry.id {
                     old = true;
                 } else if entry.kind == EntryKind::Tree && other.kind == EntryKind::Tree {
-                    below.push(Base { tree: other.id, theirs: *theirs });
+                    below.push(Base {
+                        tree: other.id,
+                        theirs: *theirs,
+                    });
                 } else if *theirs && let Some(base) = self.reader.packs().find(&other.id) {
                     self.found.known.insert(base);
                 }
@@ -222,7 +250,10 @@ impl<'w, 'p> Walk<'w, 'p> {
     }
 
     fn add_blob(&mut self, id: &ObjectId, depth: u64) -> Result<(), ObjectError> {
-        if !self.filter.takes(Kind::Blob) || !self.filter.reaches(depth) || self.filter.blob_limit == Some(0) {
+        if !self.filter.takes(Kind::Blob)
+            || !self.filter.reaches(depth)
+            || self.filter.blob_limit == Some(0)
+        {
             return Ok(());
         }
         let number = self.reader.packs().require(id)?;
@@ -259,7 +290,11 @@ impl<'w, 'p> Walk<'w, 'p> {
         let mut buffer = Vec::new();
         let found = self.reader.read(number, &mut buffer)?;
         if found != Kind::Tree {
-            return Err(ObjectError::Kind { id: *id, expected: Kind::Tree, found });
+            return Err(ObjectError::Kind {
+                id: *id,
+                expected: Kind::Tree,
+                found,
+            });
         }
         Ok(self.trees.put(number, buffer.into()))
     }
@@ -281,12 +316,20 @@ impl Entry<'_> {
     /// The order of entries in a tree: folders sort as if their names ended in `/`.
     fn cmp_in_tree(&self, other: &Self) -> Ordering {
         let common = self.name.len().min(other.name.len());
-        self.name[..common].cmp(&other.name[..common]).then_with(|| {
-            let end = |entry: &Self| {
-                entry.name.get(common).copied().or((entry.kind == EntryKind::Tree).then_some(b'/'))
-            };
-            end(self).cmp(&end(other)).then_with(|| self.name.len().cmp(&other.name.len()))
-        })
+        self.name[..common]
+            .cmp(&other.name[..common])
+            .then_with(|| {
+                let end = |entry: &Self| {
+                    entry
+                        .name
+                        .get(common)
+                        .copied()
+                        .or((entry.kind == EntryKind::Tree).then_some(b'/'))
+                };
+                end(self)
+                    .cmp(&end(other))
+                    .then_with(|| self.name.len().cmp(&other.name.len()))
+            })
     }
 }
 
@@ -305,7 +348,11 @@ impl<'t> Iterator for Entries<'t> {
     /// author stored.
     fn next(&mut self) -> Option<Entry<'t>> {
         let entry = self.0.next()?.ok()?;
-        Some(Entry { kind: entry.mode.kind(), name: entry.filename, id: entry.oid.to_owned() })
+        Some(Entry {
+            kind: entry.mode.kind(),
+            name: entry.filename,
+            id: entry.oid.to_owned(),
+        })
     }
 }
 
@@ -320,7 +367,9 @@ const LARGEST_CACHED_TREE: usize = 16 << 10;
 
 impl TreeCache {
     fn new() -> Self {
-        Self { slots: vec![None; TREE_SLOTS] }
+        Self {
+            slots: vec![None; TREE_SLOTS],
+        }
     }
 
     fn get(&self, number: ObjectNumber) -> Option<Rc<[u8]>> {

@@ -47,12 +47,22 @@ pub fn write_pack(
     cancelled: &dyn Fn() -> bool,
 ) -> Result<PackStats, ObjectError> {
     let packs = reader.packs();
-    let count = u32::try_from(objects.len()).map_err(|_| std::io::Error::other("more objects than a pack can hold"))?;
-    let mut out = HashedOut { out, sum: digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY), written: 0 };
+    let count = u32::try_from(objects.len())
+        .map_err(|_| std::io::Error::other("more objects than a pack can hold"))?;
+    let mut out = HashedOut {
+        out,
+        sum: digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+        written: 0,
+    };
     out.write(b"PACK\0\0\0\x02")?;
     out.write(&count.to_be_bytes())?;
 
-    let mut job = Job { packs, objects, format, offsets: vec![0; packs.room() as usize] };
+    let mut job = Job {
+        packs,
+        objects,
+        format,
+        offsets: vec![0; packs.room() as usize],
+    };
     let mut reencoded = 0;
     for (at, pack) in packs.packs().iter().enumerate() {
         let mut run = Run::default();
@@ -89,7 +99,11 @@ pub fn write_pack(
     }
     let sum = out.sum.finish();
     out.out.write_all(sum.as_ref())?;
-    Ok(PackStats { objects: u64::from(count), bytes: out.written + sum.as_ref().len() as u64, reencoded })
+    Ok(PackStats {
+        objects: u64::from(count),
+        bytes: out.written + sum.as_ref().len() as u64,
+        reencoded,
+    })
 }
 
 enum Encoding {
@@ -115,14 +129,21 @@ impl Job<'_> {
         entry: &gix_pack::data::Entry,
         here: u64,
     ) -> Result<Encoding, ObjectError> {
-        let Some(position) = base_position(pack, entry)? else { return Ok(Encoding::Verbatim) };
+        let Some(position) = base_position(pack, entry)? else {
+            return Ok(Encoding::Verbatim);
+        };
         let base = self.packs.canonical(at, position);
         let by_id = || match entry.header {
             Header::RefDelta { .. } => Encoding::Verbatim,
-            _ => Encoding::OtherHeader(Header::RefDelta { base_id: self.packs.id(base) }),
+            _ => Encoding::OtherHeader(Header::RefDelta {
+                base_id: self.packs.id(base),
+            }),
         };
         if !self.objects.contains(base) {
-            let thin = self.format.thin_bases.is_some_and(|known| known.contains(base));
+            let thin = self
+                .format
+                .thin_bases
+                .is_some_and(|known| known.contains(base));
             return Ok(if thin { by_id() } else { Encoding::Whole });
         }
         let base_offset = self.offsets[base.0 as usize];
@@ -131,7 +152,9 @@ impl Job<'_> {
         }
         let base_distance = here - base_offset;
         Ok(match entry.header {
-            Header::OfsDelta { base_distance: stored } if stored == base_distance => Encoding::Verbatim,
+            Header::OfsDelta {
+                base_distance: stored,
+            } if stored == base_distance => Encoding::Verbatim,
             _ => Encoding::OtherHeader(Header::OfsDelta { base_distance }),
         })
     }
@@ -152,7 +175,13 @@ impl Run {
         self.end - self.start
     }
 
-    fn extend(&mut self, bytes: &[u8], offset: u64, pack: &Pack, out: &mut HashedOut<'_>) -> Result<(), ObjectError> {
+    fn extend(
+        &mut self,
+        bytes: &[u8],
+        offset: u64,
+        pack: &Pack,
+        out: &mut HashedOut<'_>,
+    ) -> Result<(), ObjectError> {
         if self.end != offset || self.len() >= LONGEST_RUN {
             self.flush(pack, out)?;
             self.start = offset;

@@ -44,7 +44,9 @@ impl Advertisements {
     /// The advertisement of versions 0 and 1: references, with the capabilities behind the first.
     pub fn v0(&self, refs: &Refs, version: Version, policy: WantPolicy) -> Bytes {
         let mut kept = self.v0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.entry((version, policy)).or_insert_with(|| advertise_v0(refs, version, policy).into()).clone()
+        kept.entry((version, policy))
+            .or_insert_with(|| advertise_v0(refs, version, policy).into())
+            .clone()
     }
 
     /// The answer to `ls-refs`.
@@ -98,7 +100,10 @@ fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {
     capabilities.push_str(&format!(" filter object-format=sha1 {AGENT}"));
 
     let head = refs.head_id().map(|id| (b"HEAD".as_slice(), id, None));
-    let others = refs.names.iter().map(|(name, target)| (name.as_slice(), target.id, target.peeled));
+    let others = refs
+        .names
+        .iter()
+        .map(|(name, target)| (name.as_slice(), target.id, target.peeled));
     let mut first = true;
     let mut line = |name: &[u8], id: gix_hash::ObjectId| {
         let mut data = format!("{id} ").into_bytes();
@@ -117,7 +122,10 @@ fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {
         }
     }
     if refs.head_id().is_none() && refs.names.is_empty() {
-        line(b"capabilities^{}", gix_hash::ObjectId::null(gix_hash::Kind::Sha1));
+        line(
+            b"capabilities^{}",
+            gix_hash::ObjectId::null(gix_hash::Kind::Sha1),
+        );
     }
     out.extend_from_slice(FLUSH);
     out
@@ -125,7 +133,11 @@ fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {
 
 fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
     let wanted = |name: &[u8]| {
-        arguments.prefixes.is_empty() || arguments.prefixes.iter().any(|prefix| name.starts_with(prefix))
+        arguments.prefixes.is_empty()
+            || arguments
+                .prefixes
+                .iter()
+                .any(|prefix| name.starts_with(prefix))
     };
     let mut out = Vec::new();
     let mut line = |data: &[u8]| pktline::write_data(&mut out, &[data, b"\n"].concat());
@@ -136,7 +148,11 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
             }
             (Some(id), _) => line(format!("{id} HEAD").as_bytes()),
             (None, Head::Branch(name)) if arguments.unborn => {
-                let target = if arguments.symrefs { [b" symref-target:", name.as_slice()].concat() } else { Vec::new() };
+                let target = if arguments.symrefs {
+                    [b" symref-target:", name.as_slice()].concat()
+                } else {
+                    Vec::new()
+                };
                 line(&[b"unborn HEAD".as_slice(), &target].concat());
             }
             _ => {}

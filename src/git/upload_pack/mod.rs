@@ -32,7 +32,9 @@ pub enum Version {
 impl Version {
     /// Reads `version=2` and the like from a colon-separated list; what is not understood is version 0.
     pub fn from_parameters(parameters: &str) -> Self {
-        let versions = parameters.split(':').filter_map(|parameter| parameter.strip_prefix("version="));
+        let versions = parameters
+            .split(':')
+            .filter_map(|parameter| parameter.strip_prefix("version="));
         versions.fold(Self::V0, |best, version| match (version, best) {
             ("2", _) => Self::V2,
             ("1", Self::V0) => Self::V1,

@@ -13,12 +13,18 @@ pub struct Common {
 
 impl Common {
     pub fn none(commits: &Commits) -> Self {
-        Self { commits: commits.no_commits(), last: None }
+        Self {
+            commits: commits.no_commits(),
+            last: None,
+        }
     }
 
     /// Takes one `have`; true when we have it as well.
     pub fn take(&mut self, have: &ObjectId, snapshot: &Snapshot, commits: &Commits) -> bool {
-        let Some(commit) = snapshot.commit_of(have, commits).filter(|_| snapshot.packs.contains(have)) else {
+        let Some(commit) = snapshot
+            .commit_of(have, commits)
+            .filter(|_| snapshot.packs.contains(have))
+        else {
             return false;
         };
         self.commits.insert(commit);
@@ -60,11 +66,17 @@ impl Common {
                     Reach::Unknown => {
                         state[index(commit)] = Reach::Open;
                         let parents = &commits.get(commit).parents;
-                        path.extend(parents.iter().filter(|parent| state[index(**parent)] == Reach::Unknown));
+                        path.extend(
+                            parents
+                                .iter()
+                                .filter(|parent| state[index(**parent)] == Reach::Unknown),
+                        );
                     }
                     Reach::Open => {
                         let parents = &commits.get(commit).parents;
-                        let found = parents.iter().any(|parent| state[index(*parent)] == Reach::Yes);
+                        let found = parents
+                            .iter()
+                            .any(|parent| state[index(*parent)] == Reach::Yes);
                         state[index(commit)] = if found { Reach::Yes } else { Reach::No };
                         path.pop();
                     }

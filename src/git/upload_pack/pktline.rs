@@ -21,7 +21,9 @@ pub enum Packet<'a> {
 pub enum PacketError {
     #[error("expected a pkt-line length of four hexadecimal digits, found {0:?}")]
     Length(String),
-    #[error("expected {expected} more bytes of a pkt-line, found {found}: the request is truncated")]
+    #[error(
+        "expected {expected} more bytes of a pkt-line, found {found}: the request is truncated"
+    )]
     Truncated { expected: usize, found: usize },
 }
 
@@ -50,7 +52,10 @@ impl<'a> Packets<'a> {
             return Ok(None);
         }
         let truncated = |expected, found| PacketError::Truncated { expected, found };
-        let (head, rest) = self.rest.split_at_checked(4).ok_or_else(|| truncated(4, self.rest.len()))?;
+        let (head, rest) = self
+            .rest
+            .split_at_checked(4)
+            .ok_or_else(|| truncated(4, self.rest.len()))?;
         let length = std::str::from_utf8(head)
             .ok()
             .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -63,8 +68,9 @@ impl<'a> Packets<'a> {
             2 => Packet::ResponseEnd,
             3 => return Err(PacketError::Length("0003".to_owned())),
             _ => {
-                let (data, rest) =
-                    rest.split_at_checked(length - 4).ok_or_else(|| truncated(length - 4, rest.len()))?;
+                let (data, rest) = rest
+                    .split_at_checked(length - 4)
+                    .ok_or_else(|| truncated(length - 4, rest.len()))?;
                 self.rest = rest;
                 Packet::Data(data)
             }
@@ -115,13 +121,26 @@ mod tests {
         bytes.extend_from_slice(DELIM);
         write_data(&mut bytes, b"");
         bytes.extend_from_slice(FLUSH);
-        let expected = [Packet::Data(b"want\n"), Packet::Delim, Packet::Data(b""), Packet::Flush];
+        let expected = [
+            Packet::Data(b"want\n"),
+            Packet::Delim,
+            Packet::Data(b""),
+            Packet::Flush,
+        ];
         assert_eq!(read_all(&bytes).unwrap(), expected);
     }
 
     #[test]
     fn refuses_what_is_no_packet() {
-        for bytes in [&b"zzzz"[..], b"0003", b"+123", b"-001", b"00", b"0009done", b"\xff\xff\xff\xff"] {
+        for bytes in [
+            &b"zzzz"[..],
+            b"0003",
+            b"+123",
+            b"-001",
+            b"00",
+            b"0009done",
+            b"\xff\xff\xff\xff",
+        ] {
             assert!(read_all(bytes).is_err(), "{bytes:?}");
         }
     }

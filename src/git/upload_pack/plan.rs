@@ -79,10 +79,15 @@ pub fn check_wants(
 ) -> Result<Vec<CommitNumber>, Refusal> {
     let mut reader = None;
     let mut found = Vec::with_capacity(wants.len());
-    let tips = (policy == WantPolicy::Advertised)
-        .then(|| snapshot.refs.tips().collect::<std::collections::HashSet<ObjectId>>());
+    let tips = (policy == WantPolicy::Advertised).then(|| {
+        snapshot
+            .refs
+            .tips()
+            .collect::<std::collections::HashSet<ObjectId>>()
+    });
     for want in wants {
-        if tips.as_ref().is_some_and(|tips| !tips.contains(want)) || !snapshot.packs.contains(want) {
+        if tips.as_ref().is_some_and(|tips| !tips.contains(want)) || !snapshot.packs.contains(want)
+        {
             return Err(Refusal::NotOurRef(*want));
         }
         if let Some(commit) = snapshot.commit_of(want, commits) {
@@ -122,7 +127,12 @@ pub fn plan(
     if plain && request.ofs_delta && wants_nearly_all(wants, snapshot, commits) {
         let mut key = KeyBuilder::new("whole");
         for pack in snapshot.packs.packs() {
-            key.add(pack.path().file_name().unwrap_or_default().as_encoded_bytes());
+            key.add(
+                pack.path()
+                    .file_name()
+                    .unwrap_or_default()
+                    .as_encoded_bytes(),
+            );
         }
         return Ok(Plan {
             key: key.finish(),
@@ -160,7 +170,9 @@ pub fn plan(
 /// packs that no reference reaches.
 fn wants_nearly_all(wants: &[CommitNumber], snapshot: &Snapshot, commits: &Commits) -> bool {
     snapshot.all_live(commits)
-        && commits.reachable(wants.iter().copied(), &commits.no_commits()).len() as f64
+        && commits
+            .reachable(wants.iter().copied(), &commits.no_commits())
+            .len() as f64
             >= WHOLE_FROM * commits.len() as f64
 }
 
@@ -196,14 +208,26 @@ impl Plan {
         let mut reader = Reader::new(&snapshot.packs);
         let exact = match &self.content {
             Content::Whole => {
-                let format = PackFormat { ofs_delta: true, thin_bases: None };
+                let format = PackFormat {
+                    ofs_delta: true,
+                    thin_bases: None,
+                };
                 return write_pack(&mut reader, snapshot.everything(), format, out, cancelled);
             }
             Content::Exact(exact) => exact,
         };
         let walked = exact.walk(snapshot, &mut reader, cancelled)?;
         let thin_bases = exact.thin.then_some(&walked.known);
-        write_pack(&mut reader, &walked.objects, PackFormat { ofs_delta: self.ofs_delta, thin_bases }, out, cancelled)
+        write_pack(
+            &mut reader,
+            &walked.objects,
+            PackFormat {
+                ofs_delta: self.ofs_delta,
+                thin_bases,
+            },
+            out,
+            cancelled,
+        )
     }
 }
 
@@ -219,7 +243,11 @@ impl Exact {
         let mut walk = Walk::filtered(reader, self.filter, cancelled);
         if self.moves_boundary {
             // History grows behind these: what they have must not be sent again.
-            for edge in self.client_cuts.iter().filter(|edge| theirs.contains(*edge)) {
+            for edge in self
+                .client_cuts
+                .iter()
+                .filter(|edge| theirs.contains(*edge))
+            {
                 walk.mark_known_tree(&commits.get(edge).tree)?;
             }
         }
@@ -238,8 +266,15 @@ impl Exact {
             walk.add_object(&id)?;
         }
         if self.include_tag {
-            for target in snapshot.refs.names.values().filter(|target| target.peeled.is_some()) {
-                let sent = snapshot.commit_of(&target.id, &commits).is_some_and(|commit| included.contains(commit));
+            for target in snapshot
+                .refs
+                .names
+                .values()
+                .filter(|target| target.peeled.is_some())
+            {
+                let sent = snapshot
+                    .commit_of(&target.id, &commits)
+                    .is_some_and(|commit| included.contains(commit));
                 if sent {
                     walk.peel_into(target.id)?;
                 }
@@ -266,7 +301,12 @@ impl Exact {
         key.add(format!("{:?}", self.filter).as_bytes());
         if self.include_tag {
             // Which tags follow depends on the tags there are.
-            for target in snapshot.refs.names.values().filter(|target| target.peeled.is_some()) {
+            for target in snapshot
+                .refs
+                .names
+                .values()
+                .filter(|target| target.peeled.is_some())
+            {
                 key.add(target.id.as_slice());
             }
         }

@@ -89,18 +89,31 @@ impl FetchRequest {
 
 fn push_id(ids: &mut Vec<ObjectId>, what: &str, hex: &[u8]) -> Result<(), Refusal> {
     if ids.len() >= MAX_IDS {
-        return Err(Refusal::Malformed(format!("expected at most {MAX_IDS} `{what}` lines, found more")));
+        return Err(Refusal::Malformed(format!(
+            "expected at most {MAX_IDS} `{what}` lines, found more"
+        )));
     }
-    let id = ObjectId::from_hex(hex).ok().filter(|id| id.kind() == gix_hash::Kind::Sha1);
+    let id = ObjectId::from_hex(hex)
+        .ok()
+        .filter(|id| id.kind() == gix_hash::Kind::Sha1);
     ids.push(id.ok_or_else(|| {
-        Refusal::Malformed(format!("expected a SHA-1 object id after `{what}`, found {:?}", shown(hex)))
+        Refusal::Malformed(format!(
+            "expected a SHA-1 object id after `{what}`, found {:?}",
+            shown(hex)
+        ))
     })?);
     Ok(())
 }
 
 fn parse_depth(value: &[u8]) -> Result<u32, Refusal> {
     let depth: u32 = parse_number("deepen", value)?;
-    if depth == 0 { Err(Refusal::Malformed("expected a depth above 0, found 0".to_owned())) } else { Ok(depth) }
+    if depth == 0 {
+        Err(Refusal::Malformed(
+            "expected a depth above 0, found 0".to_owned(),
+        ))
+    } else {
+        Ok(depth)
+    }
 }
 
 fn parse_number<N: std::str::FromStr>(what: &str, value: &[u8]) -> Result<N, Refusal> {
@@ -108,7 +121,12 @@ fn parse_number<N: std::str::FromStr>(what: &str, value: &[u8]) -> Result<N, Ref
         .to_str()
         .ok()
         .and_then(|text| text.parse().ok())
-        .ok_or_else(|| Refusal::Malformed(format!("expected a number after `{what}`, found {:?}", shown(value))))
+        .ok_or_else(|| {
+            Refusal::Malformed(format!(
+                "expected a number after `{what}`, found {:?}",
+                shown(value)
+            ))
+        })
 }
 
 /// Filters as `git rev-list --filter` writes them; what several of them combined leave out is left out.
@@ -193,21 +211,44 @@ mod tests {
 
     #[test]
     fn filters_are_read() {
-        let limit = |blob_limit| Filter { blob_limit: Some(blob_limit), ..Filter::default() };
+        let limit = |blob_limit| Filter {
+            blob_limit: Some(blob_limit),
+            ..Filter::default()
+        };
         assert_eq!(parse_filter(b"blob:none").unwrap(), limit(0));
         assert_eq!(parse_filter(b"blob:limit=2k").unwrap(), limit(2048));
-        assert_eq!(parse_filter(b"object:type=tree").unwrap().kind, Some(Kind::Tree));
+        assert_eq!(
+            parse_filter(b"object:type=tree").unwrap().kind,
+            Some(Kind::Tree)
+        );
         let both = parse_filter(b"combine:blob:none+tree%3A3").unwrap();
         assert_eq!((both.blob_limit, both.tree_depth), (Some(0), Some(3)));
-        for wrong in ["sparse:oid=main", "blob:limit=", "tree:x", "combine:combine:blob:none", "combine:%zz", ""] {
+        for wrong in [
+            "sparse:oid=main",
+            "blob:limit=",
+            "tree:x",
+            "combine:combine:blob:none",
+            "combine:%zz",
+            "",
+        ] {
             assert!(parse_filter(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn lines_with_wrong_values_are_refused() {
-        for line in ["want 123", "have zz", "deepen 0", "deepen x", "deepen-since soon", "filter sparse:path=x"] {
-            assert!(FetchRequest::default().take_line(line.as_bytes()).is_err(), "{line}");
+        for line in [
+            "want 123",
+            "have zz",
+            "deepen 0",
+            "deepen x",
+            "deepen-since soon",
+            "filter sparse:path=x",
+        ] {
+            assert!(
+                FetchRequest::default().take_line(line.as_bytes()).is_err(),
+                "{line}"
+            );
         }
         assert!(!FetchRequest::default().take_line(b"thin-pack").unwrap());
     }

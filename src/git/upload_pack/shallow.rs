@@ -38,13 +38,23 @@ impl Boundary {
         for commit in request.shallow.iter().filter_map(|id| commits.number(id)) {
             client_cuts.insert(commit);
         }
-        let mut boundary =
-            Self { shallow: Vec::new(), unshallow: Vec::new(), cuts: client_cuts.clone(), client_cuts };
+        let mut boundary = Self {
+            shallow: Vec::new(),
+            unshallow: Vec::new(),
+            cuts: client_cuts.clone(),
+            client_cuts,
+        };
         if !request.deepen.is_asked() {
             return Ok(boundary);
         }
 
-        let (inside, edge) = included(&request.deepen, wants, &boundary.client_cuts, snapshot, commits)?;
+        let (inside, edge) = included(
+            &request.deepen,
+            wants,
+            &boundary.client_cuts,
+            snapshot,
+            commits,
+        )?;
         boundary.cuts = commits.no_commits();
         for commit in edge.iter() {
             boundary.cuts.insert(commit);
@@ -76,7 +86,10 @@ fn included(
         Some(Deepen::INFINITE) => Ok((commits.no_commits(), commits.no_commits())),
         Some(depth) if deepen.relative && !client_cuts.is_empty() => {
             let reachable = commits.reachable(wants.iter().copied(), &commits.no_commits());
-            let starts: Vec<_> = client_cuts.iter().filter(|cut| reachable.contains(*cut)).collect();
+            let starts: Vec<_> = client_cuts
+                .iter()
+                .filter(|cut| reachable.contains(*cut))
+                .collect();
             Ok(to_depth(&starts, depth.saturating_add(1), commits))
         }
         Some(depth) => Ok(to_depth(wants, depth, commits)),
@@ -97,7 +110,13 @@ fn to_depth(starts: &[CommitNumber], depth: u32, commits: &Commits) -> (CommitSe
             edge.insert(commit);
         } else {
             inside.insert(commit);
-            queue.extend(commits.get(commit).parents.iter().map(|parent| (*parent, at + 1)));
+            queue.extend(
+                commits
+                    .get(commit)
+                    .parents
+                    .iter()
+                    .map(|parent| (*parent, at + 1)),
+            );
         }
     }
     (inside, edge)
@@ -111,23 +130,37 @@ fn by_limits(
 ) -> Result<(CommitSet, CommitSet), Refusal> {
     let mut not = Vec::new();
     for name in &deepen.not {
-        let id = resolve(&snapshot.refs, name.as_bstr()).ok_or_else(|| Refusal::UnknownRef(name.clone()))?;
+        let id = resolve(&snapshot.refs, name.as_bstr())
+            .ok_or_else(|| Refusal::UnknownRef(name.clone()))?;
         not.extend(snapshot.commit_of(&id, commits));
     }
     let mut outside = commits.reachable(not, &commits.no_commits());
     let since = deepen.since.unwrap_or(i64::MIN);
     let reachable = commits.reachable(wants.iter().copied(), &commits.no_commits());
-    for commit in reachable.iter().filter(|commit| commits.get(*commit).time < since) {
+    for commit in reachable
+        .iter()
+        .filter(|commit| commits.get(*commit).time < since)
+    {
         outside.insert(commit);
     }
     let taken = commits.reachable_without(wants.iter().copied(), &commits.no_commits(), &outside);
     if taken.is_empty() {
-        return Err(Refusal::Malformed("no commits selected for shallow requests".to_owned()));
+        return Err(Refusal::Malformed(
+            "no commits selected for shallow requests".to_owned(),
+        ));
     }
     let (mut inside, mut edge) = (commits.no_commits(), commits.no_commits());
     for commit in taken.iter() {
-        let whole = commits.get(commit).parents.iter().all(|parent| taken.contains(*parent));
-        if whole { inside.insert(commit) } else { edge.insert(commit) };
+        let whole = commits
+            .get(commit)
+            .parents
+            .iter()
+            .all(|parent| taken.contains(*parent));
+        if whole {
+            inside.insert(commit)
+        } else {
+            edge.insert(commit)
+        };
     }
     Ok((inside, edge))
 }
@@ -137,8 +170,10 @@ fn resolve(refs: &Refs, name: &BStr) -> Option<ObjectId> {
     if name == "HEAD" {
         return refs.head_id();
     }
-    ["", "refs/", "refs/tags/", "refs/heads/"].iter().find_map(|prefix| {
-        let full: BString = [prefix.as_bytes(), name].concat().into();
-        refs.names.get(&full).map(|target| target.id)
-    })
+    ["", "refs/", "refs/tags/", "refs/heads/"]
+        .iter()
+        .find_map(|prefix| {
+            let full: BString = [prefix.as_bytes(), name].concat().into();
+            refs.names.get(&full).map(|target| target.id)
+        })
 }

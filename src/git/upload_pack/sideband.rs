@@ -24,7 +24,10 @@ const HEAD: usize = 5;
 
 impl<W: Write> Framed<W> {
     pub fn new(out: W) -> Self {
-        Self { out, packet: head() }
+        Self {
+            out,
+            packet: head(),
+        }
     }
 
     /// Sends what does not fill a packet and gives back the writer.
@@ -120,7 +123,11 @@ pub struct Reframe {
 
 impl Reframe {
     pub fn to(band: Band) -> Self {
-        Self { band, head: Vec::with_capacity(HEAD), left: 0 }
+        Self {
+            band,
+            head: Vec::with_capacity(HEAD),
+            left: 0,
+        }
     }
 
     /// Whether bytes pass as they are.
@@ -149,7 +156,11 @@ impl Reframe {
             match self.band {
                 Band::None => out.extend_from_slice(data),
                 Band::Small | Band::Large => {
-                    for part in data.chunks(if self.band == Band::Small { SMALL_PAYLOAD } else { LARGE_PAYLOAD }) {
+                    for part in data.chunks(if self.band == Band::Small {
+                        SMALL_PAYLOAD
+                    } else {
+                        LARGE_PAYLOAD
+                    }) {
                         out.extend_from_slice(&packet(self.band, PACK, part));
                     }
                 }
@@ -176,10 +187,16 @@ mod tests {
         assert_eq!(&stored[..5], b"fff0\x01");
         for step in [1, 3, 7, 4096, stored.len()] {
             let mut bare = Reframe::to(Band::None);
-            let bytes: Vec<u8> = stored.chunks(step).flat_map(|chunk| bare.push(chunk)).collect();
+            let bytes: Vec<u8> = stored
+                .chunks(step)
+                .flat_map(|chunk| bare.push(chunk))
+                .collect();
             assert!(bytes == data, "chunks of {step}");
             let mut small = Reframe::to(Band::Small);
-            let small: Vec<u8> = stored.chunks(step).flat_map(|chunk| small.push(chunk)).collect();
+            let small: Vec<u8> = stored
+                .chunks(step)
+                .flat_map(|chunk| small.push(chunk))
+                .collect();
             let mut back = Reframe::to(Band::None);
             assert!(back.push(&small) == data, "small, chunks of {step}");
         }

@@ -3,9 +3,9 @@
 use gix_hash::ObjectId;
 use gix_object::bstr::ByteSlice;
 
+use super::advertise::WantPolicy;
 use super::negotiate::Common;
 use super::pktline::{self, FLUSH, Packet, Packets};
-use super::advertise::WantPolicy;
 use super::plan;
 use super::request::{Band, FetchRequest, shown};
 use super::{PackResponse, Refusal, Response};
@@ -45,15 +45,32 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
                 if std::mem::take(&mut first) {
                     line = request.take_capabilities(line)?;
                 }
-                if !matches!(line.split_once_str(" "), Some((b"want" | b"shallow" | b"deepen" | b"deepen-since" | b"deepen-not" | b"filter", _)))
-                    || !request.fetch.take_line(line)?
+                if !matches!(
+                    line.split_once_str(" "),
+                    Some((
+                        b"want"
+                            | b"shallow"
+                            | b"deepen"
+                            | b"deepen-since"
+                            | b"deepen-not"
+                            | b"filter",
+                        _
+                    ))
+                ) || !request.fetch.take_line(line)?
                 {
-                    return Err(Refusal::Malformed(format!("expected `want <id>`, found {:?}", shown(line))));
+                    return Err(Refusal::Malformed(format!(
+                        "expected `want <id>`, found {:?}",
+                        shown(line)
+                    )));
                 }
             }
             Some(Packet::Flush) => break,
             None if first => return Ok(request),
-            other => return Err(Refusal::Malformed(format!("expected a want or a flush, found {other:?}"))),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected a want or a flush, found {other:?}"
+                )));
+            }
         }
     }
     let mut batch = Vec::new();
@@ -61,8 +78,13 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
         match packets.next_packet()? {
             Some(Packet::Data(data)) => {
                 let line = pktline::text(data);
-                if !(line.starts_with(b"have ") || line == b"done") || !request.fetch.take_line(line)? {
-                    return Err(Refusal::Malformed(format!("expected `have <id>` or `done`, found {:?}", shown(line))));
+                if !(line.starts_with(b"have ") || line == b"done")
+                    || !request.fetch.take_line(line)?
+                {
+                    return Err(Refusal::Malformed(format!(
+                        "expected `have <id>` or `done`, found {:?}",
+                        shown(line)
+                    )));
                 }
                 if request.fetch.done {
                     request.batches.push(batch);
@@ -72,7 +94,11 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
             }
             Some(Packet::Flush) => request.batches.push(std::mem::take(&mut batch)),
             None => return Ok(request),
-            other => return Err(Refusal::Malformed(format!("expected a have or a flush, found {other:?}"))),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected a have or a flush, found {other:?}"
+                )));
+            }
         }
     }
 }
@@ -86,7 +112,9 @@ impl Request {
         for capability in capabilities.split(|byte| *byte == b' ') {
             let fetch = &mut self.fetch;
             match capability {
-                b"multi_ack" if self.multi_ack == MultiAck::None => self.multi_ack = MultiAck::Continue,
+                b"multi_ack" if self.multi_ack == MultiAck::None => {
+                    self.multi_ack = MultiAck::Continue
+                }
                 b"multi_ack_detailed" => self.multi_ack = MultiAck::Detailed,
                 b"no-done" => self.no_done = true,
                 b"thin-pack" => fetch.thin_pack = true,
@@ -116,7 +144,11 @@ impl Request {
 ///
 /// # Errors
 /// [`Refusal`], whose text goes to the client.
-pub fn respond(request: &Request, snapshot: &Snapshot, policy: WantPolicy) -> Result<Response, Refusal> {
+pub fn respond(
+    request: &Request,
+    snapshot: &Snapshot,
+    policy: WantPolicy,
+) -> Result<Response, Refusal> {
     let fetch = &request.fetch;
     let mut out = Vec::new();
     if fetch.wants.is_empty() {
@@ -125,7 +157,8 @@ pub fn respond(request: &Request, snapshot: &Snapshot, policy: WantPolicy) -> Re
     let commits = snapshot.commits();
     let wants = plan::check_wants(&fetch.wants, snapshot, &commits, policy)?;
     if fetch.deepen.is_asked() {
-        plan::plan(fetch, &wants, &Common::none(&commits), snapshot, &commits)?.write_boundary(&mut out);
+        plan::plan(fetch, &wants, &Common::none(&commits), snapshot, &commits)?
+            .write_boundary(&mut out);
         out.extend_from_slice(FLUSH);
     }
 
@@ -137,8 +170,12 @@ pub fn respond(request: &Request, snapshot: &Snapshot, policy: WantPolicy) -> Re
             if common.take(have, snapshot, &commits) {
                 got_common = true;
                 match request.multi_ack {
-                    MultiAck::Detailed => pktline::write_line(&mut out, &format!("ACK {have} common")),
-                    MultiAck::Continue => pktline::write_line(&mut out, &format!("ACK {have} continue")),
+                    MultiAck::Detailed => {
+                        pktline::write_line(&mut out, &format!("ACK {have} common"))
+                    }
+                    MultiAck::Continue => {
+                        pktline::write_line(&mut out, &format!("ACK {have} continue"))
+                    }
                     MultiAck::None if common.commits().len() == 1 => {
                         pktline::write_line(&mut out, &format!("ACK {have}"));
                     }
@@ -147,7 +184,11 @@ pub fn respond(request: &Request, snapshot: &Snapshot, policy: WantPolicy) -> Re
             } else {
                 got_other = true;
                 if request.multi_ack != MultiAck::None && common.is_enough_for(&wants, &commits) {
-                    let word = if request.multi_ack == MultiAck::Detailed { "ready" } else { "continue" };
+                    let word = if request.multi_ack == MultiAck::Detailed {
+                        "ready"
+                    } else {
+                        "continue"
+                    };
                     ready |= request.multi_ack == MultiAck::Detailed;
                     pktline::write_line(&mut out, &format!("ACK {have} {word}"));
                 }
@@ -169,7 +210,10 @@ pub fn respond(request: &Request, snapshot: &Snapshot, policy: WantPolicy) -> Re
         if common.is_empty() || request.multi_ack != MultiAck::None {
             pktline::write_line(&mut out, "NAK");
         }
-        if request.no_done && ready && let Some(last) = common.last() {
+        if request.no_done
+            && ready
+            && let Some(last) = common.last()
+        {
             pktline::write_line(&mut out, &format!("ACK {last}"));
             return with_pack(out, fetch, &wants, &common, snapshot, &commits);
         }
@@ -179,7 +223,9 @@ pub fn respond(request: &Request, snapshot: &Snapshot, policy: WantPolicy) -> Re
     }
     match common.last() {
         None => pktline::write_line(&mut out, "NAK"),
-        Some(last) if request.multi_ack != MultiAck::None => pktline::write_line(&mut out, &format!("ACK {last}")),
+        Some(last) if request.multi_ack != MultiAck::None => {
+            pktline::write_line(&mut out, &format!("ACK {last}"))
+        }
         Some(_) => {}
     }
     with_pack(out, fetch, &wants, &common, snapshot, &commits)
@@ -194,8 +240,15 @@ fn with_pack(
     commits: &crate::git::objects::commits::Commits,
 ) -> Result<Response, Refusal> {
     let plan = plan::plan(fetch, wants, common, snapshot, commits)?;
-    let pack = PackResponse { plan, band: fetch.band, progress: !fetch.no_progress };
-    Ok(Response { head, pack: Some(pack) })
+    let pack = PackResponse {
+        plan,
+        band: fetch.band,
+        progress: !fetch.no_progress,
+    };
+    Ok(Response {
+        head,
+        pack: Some(pack),
+    })
 }
 
 #[cfg(test)]
@@ -207,17 +260,25 @@ mod tests {
     fn body(lines: &[&str]) -> Vec<u8> {
         let mut body = Vec::new();
         for line in lines {
-            if *line == "0000" { body.extend_from_slice(FLUSH) } else { pktline::write_line(&mut body, line) }
+            if *line == "0000" {
+                body.extend_from_slice(FLUSH)
+            } else {
+                pktline::write_line(&mut body, line)
+            }
         }
         body
     }
 
     #[test]
     fn libgit2s_request_is_read() {
-        let want = format!("want {ID} multi_ack_detailed side-band-64k include-tag thin-pack ofs-delta ");
+        let want =
+            format!("want {ID} multi_ack_detailed side-band-64k include-tag thin-pack ofs-delta ");
         let have = format!("have {ID}");
         let request = parse(&body(&[&want, "0000", &have, "0000", &have, "done"])).unwrap();
-        assert_eq!(request.batches.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(
+            request.batches.iter().map(Vec::len).collect::<Vec<_>>(),
+            [1, 1]
+        );
         assert_eq!(request.multi_ack, MultiAck::Detailed);
         assert!(request.fetch.done && request.fetch.thin_pack && request.fetch.include_tag);
         assert_eq!(request.fetch.band, Band::Large);
@@ -226,7 +287,13 @@ mod tests {
     #[test]
     fn what_is_no_request_is_refused_with_what_was_expected() {
         let want = format!("want {ID}");
-        for lines in [&["hello"][..], &[&want], &[&want, "0000", "want x"], &["want 12", "0000"], &[&want, "0000", "nope"]] {
+        for lines in [
+            &["hello"][..],
+            &[&want],
+            &[&want, "0000", "want x"],
+            &["want 12", "0000"],
+            &[&want, "0000", "nope"],
+        ] {
             let refusal = parse(&body(lines)).unwrap_err().to_string();
             assert!(refusal.contains("expected"), "{lines:?}: {refusal}");
         }

@@ -28,11 +28,15 @@ pub fn parse(body: &[u8]) -> Result<Command, Refusal> {
     let command = match packets.next_packet()? {
         None | Some(Packet::Flush) => return Ok(Command::Nothing),
         Some(Packet::Data(data)) => pktline::text(data),
-        Some(other) => return Err(Refusal::Malformed(format!("expected a command, found {other:?}"))),
+        Some(other) => {
+            return Err(Refusal::Malformed(format!(
+                "expected a command, found {other:?}"
+            )));
+        }
     };
-    let name = command
-        .strip_prefix(b"command=")
-        .ok_or_else(|| Refusal::Malformed(format!("expected `command=…`, found {:?}", shown(command))))?;
+    let name = command.strip_prefix(b"command=").ok_or_else(|| {
+        Refusal::Malformed(format!("expected `command=…`, found {:?}", shown(command)))
+    })?;
     let has_arguments = parse_capabilities(&mut packets)?;
     let mut arguments = Vec::new();
     if has_arguments {
@@ -41,7 +45,9 @@ pub fn parse(body: &[u8]) -> Result<Command, Refusal> {
                 Some(Packet::Data(data)) => arguments.push(pktline::text(data)),
                 Some(Packet::Flush) => break,
                 other => {
-                    return Err(Refusal::Malformed(format!("expected an argument or a flush, found {other:?}")));
+                    return Err(Refusal::Malformed(format!(
+                        "expected an argument or a flush, found {other:?}"
+                    )));
                 }
             }
         }
@@ -49,7 +55,10 @@ pub fn parse(body: &[u8]) -> Result<Command, Refusal> {
     match name {
         b"ls-refs" => Ok(Command::LsRefs(parse_ls_refs(&arguments))),
         b"fetch" => parse_fetch(&arguments).map(|request| Command::Fetch(Box::new(request))),
-        _ => Err(Refusal::Malformed(format!("expected the command ls-refs or fetch, found {:?}", shown(name)))),
+        _ => Err(Refusal::Malformed(format!(
+            "expected the command ls-refs or fetch, found {:?}",
+            shown(name)
+        ))),
     }
 }
 
@@ -70,7 +79,11 @@ fn parse_capabilities(packets: &mut Packets<'_>) -> Result<bool, Refusal> {
             }
             Some(Packet::Delim) => return Ok(true),
             Some(Packet::Flush) => return Ok(false),
-            other => return Err(Refusal::Malformed(format!("expected a capability, found {other:?}"))),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected a capability, found {other:?}"
+                )));
+            }
         }
     }
 }
@@ -82,7 +95,9 @@ fn parse_ls_refs(arguments: &[&[u8]]) -> LsRefs {
             b"symrefs" => request.symrefs = true,
             b"peel" => request.peel = true,
             b"unborn" => request.unborn = true,
-            other => request.prefixes.extend(other.strip_prefix(b"ref-prefix ").map(Into::into)),
+            other => request
+                .prefixes
+                .extend(other.strip_prefix(b"ref-prefix ").map(Into::into)),
         }
     }
     if request.prefixes.len() > MAX_PREFIXES {
@@ -92,7 +107,10 @@ fn parse_ls_refs(arguments: &[&[u8]]) -> LsRefs {
 }
 
 fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
-    let mut request = FetchRequest { band: Band::Large, ..FetchRequest::default() };
+    let mut request = FetchRequest {
+        band: Band::Large,
+        ..FetchRequest::default()
+    };
     for argument in arguments {
         match *argument {
             b"thin-pack" => request.thin_pack = true,
@@ -105,7 +123,10 @@ fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
                 if let Some(name) = line.strip_prefix(b"want-ref ") {
                     request.want_refs.push(name.into());
                 } else if !request.take_line(line)? {
-                    return Err(Refusal::Malformed(format!("expected an argument of fetch, found {:?}", shown(line))));
+                    return Err(Refusal::Malformed(format!(
+                        "expected an argument of fetch, found {:?}",
+                        shown(line)
+                    )));
                 }
             }
         }
@@ -117,7 +138,11 @@ fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
 ///
 /// # Errors
 /// [`Refusal`], whose text goes to the client.
-pub fn fetch(mut request: FetchRequest, snapshot: &Snapshot, policy: WantPolicy) -> Result<Response, Refusal> {
+pub fn fetch(
+    mut request: FetchRequest,
+    snapshot: &Snapshot,
+    policy: WantPolicy,
+) -> Result<Response, Refusal> {
     let mut out = Vec::new();
     let mut wanted_refs = Vec::new();
     for name in &request.want_refs {
@@ -136,8 +161,12 @@ pub fn fetch(mut request: FetchRequest, snapshot: &Snapshot, policy: WantPolicy)
     let commits = snapshot.commits();
     let wants = plan::check_wants(&request.wants, snapshot, &commits, policy)?;
     let mut common = Common::none(&commits);
-    let acknowledged: Vec<_> =
-        request.haves.iter().filter(|have| common.take(have, snapshot, &commits)).copied().collect();
+    let acknowledged: Vec<_> = request
+        .haves
+        .iter()
+        .filter(|have| common.take(have, snapshot, &commits))
+        .copied()
+        .collect();
     if !request.haves.is_empty() && !request.done {
         pktline::write_line(&mut out, "acknowledgments");
         if acknowledged.is_empty() {
@@ -168,8 +197,15 @@ pub fn fetch(mut request: FetchRequest, snapshot: &Snapshot, policy: WantPolicy)
         out.extend_from_slice(DELIM);
     }
     pktline::write_line(&mut out, "packfile");
-    let pack = PackResponse { plan, band: request.band, progress: !request.no_progress };
-    Ok(Response { head: out, pack: Some(pack) })
+    let pack = PackResponse {
+        plan,
+        band: request.band,
+        progress: !request.no_progress,
+    };
+    Ok(Response {
+        head: out,
+        pack: Some(pack),
+    })
 }
 
 #[cfg(test)]
@@ -190,12 +226,32 @@ mod tests {
 
     #[test]
     fn commands_are_read() {
-        let body = request(&["command=ls-refs", "agent=git/2", "0001", "peel", "ref-prefix refs/heads/", "0000"]);
-        let expected = LsRefs { peel: true, prefixes: vec!["refs/heads/".into()], ..LsRefs::default() };
+        let body = request(&[
+            "command=ls-refs",
+            "agent=git/2",
+            "0001",
+            "peel",
+            "ref-prefix refs/heads/",
+            "0000",
+        ]);
+        let expected = LsRefs {
+            peel: true,
+            prefixes: vec!["refs/heads/".into()],
+            ..LsRefs::default()
+        };
         assert_eq!(parse(&body).unwrap(), Command::LsRefs(expected));
         assert_eq!(parse(b"0000").unwrap(), Command::Nothing);
-        let body = request(&["command=fetch", "object-format=sha1", "0001", "thin-pack", "done", "0000"]);
-        assert!(matches!(parse(&body).unwrap(), Command::Fetch(fetch) if fetch.thin_pack && fetch.done));
+        let body = request(&[
+            "command=fetch",
+            "object-format=sha1",
+            "0001",
+            "thin-pack",
+            "done",
+            "0000",
+        ]);
+        assert!(
+            matches!(parse(&body).unwrap(), Command::Fetch(fetch) if fetch.thin_pack && fetch.done)
+        );
     }
 
     #[test]

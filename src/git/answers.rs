@@ -34,6 +34,8 @@ pub struct Answers {
     storage: Arc<Storage>,
     /// SECURITY: the repository is part of the key, so no answer of one is ever found by asking another.
     kept: Mutex<HashMap<(RepoName, AnswerKey), Arc<Answer>>>,
+    /// The answers that hold all that a repository has.
+    whole: Mutex<HashMap<RepoName, AnswerKey>>,
     clock: AtomicU64,
     files: AtomicU64,
 }
@@ -79,6 +81,7 @@ impl Answers {
             folder,
             storage: Arc::clone(&storage),
             kept: Mutex::default(),
+            whole: Mutex::default(),
             clock: AtomicU64::new(0),
             files: AtomicU64::new(0),
         });
@@ -138,6 +141,14 @@ impl Answers {
     /// Forgets the answers of `repo`, for instance when it is evicted.
     pub fn forget_repo(&self, repo: &RepoName) {
         self.kept().retain(|(of, _), _| of != repo);
+    }
+
+    /// `key` holds everything that `repo` has now: the answer that held everything before is worth its space no more.
+    pub fn supersede_whole(&self, repo: &RepoName, key: AnswerKey) {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = whole.insert(repo.clone(), key).filter(|old| *old != key) {
+            self.kept().remove(&(repo.clone(), old));
+        }
     }
 
     fn forget(&self, id: &(RepoName, AnswerKey), answer: &Arc<Answer>) {

@@ -14,7 +14,7 @@ use super::shallow::Boundary;
 use super::{Refusal, advertise::WantPolicy};
 use crate::git::objects::commits::{CommitNumber, CommitSet, Commits};
 use crate::git::objects::packs::Reader;
-use crate::git::objects::walk::{Filter, Walk};
+use crate::git::objects::walk::{Filter, Walk, Walked};
 use crate::git::objects::writer::{PackFormat, PackStats, write_pack};
 use crate::git::objects::{ObjectError, commits};
 use crate::git::snapshot::Snapshot;
@@ -52,15 +52,17 @@ enum Content {
 
 /// Just what is asked for.
 struct Exact {
+    /// What is asked for, and the tags that follow it unasked.
     wants: Vec<ObjectId>,
-    /// What the client has, as the tips of it.
-    common: CommitSet,
+    /// The commits to send.
+    included: CommitSet,
+    /// The commits that the client has.
+    theirs: CommitSet,
     cuts: CommitSet,
-    client_cuts: CommitSet,
-    moves_boundary: bool,
+    /// Commits of the client's, behind which history grows: it has their trees.
+    edges: Vec<CommitNumber>,
     filter: Filter,
     thin: bool,
-    include_tag: bool,
 }
 
 /// A pack that holds everything is sent when at least this share of the commits is wanted: what is too much costs
@@ -143,22 +145,9 @@ pub fn plan(
         });
     }
 
-    let mut wanted = request.wants.clone();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let exact = Exact {
-        wants: wanted,
-        common: common.commits().clone(),
-        moves_boundary: request.deepen.is_asked() || !request.shallow.is_empty(),
-        // A partial clone may lack the base of a delta.
-        thin: request.thin_pack && request.filter == Filter::default(),
-        filter: request.filter,
-        include_tag: request.include_tag,
-        cuts: boundary.cuts,
-        client_cuts: boundary.client_cuts,
-    };
+    let exact = Exact::of(request, wants, common, &boundary, snapshot, commits);
     Ok(Plan {
-        key: exact.key(request.ofs_delta, snapshot, commits),
+        key: exact.key(request, common, &boundary, commits),
         content: Content::Exact(Box::new(exact)),
         ofs_delta: request.ofs_delta,
         shallow: boundary.shallow,
@@ -232,63 +221,86 @@ impl Plan {
 }
 
 impl Exact {
+    fn of(
+        request: &FetchRequest,
+        starts: &[CommitNumber],
+        common: &Common,
+        boundary: &Boundary,
+        snapshot: &Snapshot,
+        commits: &Commits,
+    ) -> Self {
+        let theirs = commits.reachable(common.commits().iter(), &boundary.client_cuts);
+        let included = commits.reachable_without(starts.iter().copied(), &boundary.cuts, &theirs);
+        let moves = request.deepen.is_asked() || !request.shallow.is_empty();
+        let edges = boundary
+            .client_cuts
+            .iter()
+            .filter(|edge| moves && theirs.contains(*edge))
+            .collect();
+        let tags = snapshot
+            .refs
+            .names
+            .values()
+            .filter(|target| request.include_tag && target.peeled.is_some());
+        let follows = |tag: &ObjectId| {
+            snapshot
+                .commit_of(tag, commits)
+                .is_some_and(|commit| included.contains(commit))
+        };
+        let mut wants: Vec<ObjectId> = tags.map(|target| target.id).filter(follows).collect();
+        wants.extend(&request.wants);
+        wants.sort_unstable();
+        wants.dedup();
+        Self {
+            wants,
+            theirs,
+            edges,
+            cuts: boundary.cuts.clone(),
+            filter: request.filter,
+            // A partial clone may lack the base of a delta.
+            thin: request.thin_pack && !common.is_empty() && request.filter == Filter::default(),
+            included,
+        }
+    }
+
     fn walk(
         &self,
         snapshot: &Snapshot,
         reader: &mut Reader<'_>,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<crate::git::objects::walk::Walked, ObjectError> {
+    ) -> Result<Walked, ObjectError> {
         let commits = snapshot.commits();
-        let theirs = commits.reachable(self.common.iter(), &self.client_cuts);
         let mut walk = Walk::filtered(reader, self.filter, cancelled);
-        if self.moves_boundary {
-            // History grows behind these: what they have must not be sent again.
-            for edge in self
-                .client_cuts
-                .iter()
-                .filter(|edge| theirs.contains(*edge))
-            {
-                walk.mark_known_tree(&commits.get(edge).tree)?;
-            }
+        for edge in &self.edges {
+            walk.mark_known_tree(&commits.get(*edge).tree)?;
         }
-        let mut starts = Vec::new();
         let mut explicit = Vec::new();
         for want in &self.wants {
             let peeled = walk.peel_into(*want)?;
-            match commits.number(&peeled.id) {
-                Some(commit) => starts.push(commit),
-                None => explicit.push(peeled.id),
+            if peeled.kind != Kind::Commit {
+                explicit.push(peeled.id);
             }
         }
-        let included = commits.reachable_without(starts, &self.cuts, &theirs);
-        walk.add_commits(&commits, &included, &theirs, &self.cuts)?;
+        walk.add_commits(&commits, &self.included, &self.theirs, &self.cuts)?;
         for id in explicit {
             walk.add_object(&id)?;
-        }
-        if self.include_tag {
-            for target in snapshot
-                .refs
-                .names
-                .values()
-                .filter(|target| target.peeled.is_some())
-            {
-                let sent = snapshot
-                    .commit_of(&target.id, &commits)
-                    .is_some_and(|commit| included.contains(commit));
-                if sent {
-                    walk.peel_into(target.id)?;
-                }
-            }
         }
         Ok(walk.finish())
     }
 
-    fn key(&self, ofs_delta: bool, snapshot: &Snapshot, commits: &Commits) -> AnswerKey {
+    /// What follows from objects alone, not from references: an answer stays right for ever.
+    fn key(
+        &self,
+        request: &FetchRequest,
+        common: &Common,
+        boundary: &Boundary,
+        commits: &Commits,
+    ) -> AnswerKey {
         let mut key = KeyBuilder::new("exact");
         for want in &self.wants {
             key.add(want.as_slice());
         }
-        for set in [&self.common, &self.cuts, &self.client_cuts] {
+        for set in [common.commits(), &boundary.cuts, &boundary.client_cuts] {
             let mut ids: Vec<ObjectId> = set.iter().map(|commit| commits.get(commit).id).collect();
             ids.sort_unstable();
             key.add(b"set");
@@ -296,20 +308,8 @@ impl Exact {
                 key.add(id.as_slice());
             }
         }
-        let flags = [self.moves_boundary, self.thin, self.include_tag, ofs_delta].map(u8::from);
-        key.add(&flags);
+        key.add(&[!self.edges.is_empty(), self.thin, request.ofs_delta].map(u8::from));
         key.add(format!("{:?}", self.filter).as_bytes());
-        if self.include_tag {
-            // Which tags follow depends on the tags there are.
-            for target in snapshot
-                .refs
-                .names
-                .values()
-                .filter(|target| target.peeled.is_some())
-            {
-                key.add(target.id.as_slice());
-            }
-        }
         key.finish()
     }
 }

@@ -140,6 +140,18 @@ impl Request {
     }
 }
 
+/// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
+pub fn certain_head(request: &Request) -> Option<Vec<u8>> {
+    let fetch = &request.fetch;
+    let plain =
+        fetch.done && fetch.haves.is_empty() && !fetch.deepen.is_asked() && !fetch.wants.is_empty();
+    (plain && fetch.band != Band::None).then(|| {
+        let mut out = Vec::new();
+        pktline::write_line(&mut out, "NAK");
+        out
+    })
+}
+
 /// Answers a request that came whole (stateless-rpc).
 ///
 /// # Errors

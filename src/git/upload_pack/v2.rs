@@ -134,6 +134,20 @@ fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
     Ok(request)
 }
 
+/// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
+pub fn certain_head(request: &FetchRequest) -> Option<Vec<u8>> {
+    let plain = request.haves.is_empty()
+        && request.shallow.is_empty()
+        && !request.deepen.is_asked()
+        && request.want_refs.is_empty()
+        && !request.wants.is_empty();
+    plain.then(|| {
+        let mut out = Vec::new();
+        pktline::write_line(&mut out, "packfile");
+        out
+    })
+}
+
 /// Answers `fetch`.
 ///
 /// # Errors

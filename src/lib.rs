@@ -19,5 +19,10 @@
 //! upload-pack decides what to send, answers sends it.
 #![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod client_config;
 pub mod config;
 pub mod git;
+pub mod healthcheck;
+pub mod logging;
+pub mod server;

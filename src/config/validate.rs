@@ -215,13 +215,13 @@ impl Validator<'_> {
         given: Option<&Given<String>>,
         hosts: &mut HashSet<String>,
     ) -> Option<String> {
-        let host = self.required(key, given)?.to_ascii_lowercase();
+        let expected = "a host name such as \"github.com\" or \"git.corp.example:8443\"";
+        let Some(given) = given else {
+            return self.missing(key, expected);
+        };
+        let host = self.read(key, given)?.to_ascii_lowercase();
         if !name::is_host(&host) {
-            return self.wrong(
-                key,
-                quote(&host),
-                "a host name such as \"github.com\" or \"git.corp.example:8443\"",
-            );
+            return self.wrong(key, quote(&host), expected);
         }
         if !hosts.insert(host.clone()) {
             return self.wrong(

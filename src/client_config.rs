@@ -38,6 +38,9 @@ const HEAD: &str = "\
 # Nothing else changes: Cargo.toml, Cargo.lock and remotes keep the addresses they have, and git and cargo
 # replace the beginning of an address by the one in brackets when they connect.
 # Where warmdock wants a token, use a credential helper; the user name does not matter.
+# warmdock takes no pushes. On a machine that pushes, send them past it with one such entry for each address:
+#   [url \"https://github.com/\"]
+#       pushInsteadOf = https://github.com/
 ";
 
 /// A gitconfig with every host of `config`, in the forms in which people write its addresses.

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 use warmdock::cli::{Cli, Client, Command, Serve};
@@ -32,7 +31,7 @@ fn main() -> ExitCode {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .expect("nobody has installed a provider before");
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::of_process() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way as well. Nobody is left to tell when they cannot be printed.
@@ -117,7 +116,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
     };
     Ok(async move {
         let signal = next().await;
-        info!(signal, "stopping; a second signal stops at once");
+        info!(signal, "asked to stop; a second signal stops at once");
         tokio::spawn(async move {
             let signal = next().await;
             warn!(signal, "stopped at once, answers under way are cut");

@@ -25,9 +25,6 @@ pub mod upstream_url;
 pub mod validate;
 pub mod warnings;
 
-#[cfg(test)]
-mod validate_tests;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -48,15 +48,22 @@ pub fn warnings(config: &Config) -> Vec<String> {
         }
     }
     for (index, token) in config.access.tokens.iter().enumerate() {
+        let key = format!("access.tokens[{index}].repos");
+        if !token.repos.texts().is_empty() && config.access.anonymous == Anonymous::Read {
+            warnings.push(format!(
+                "{key}: keeps nothing from anybody while access.anonymous is \"read\", which lets clients without a \
+                 token read everything"
+            ));
+        }
         for pattern in token
             .repos
             .texts()
             .iter()
-            .filter(|pattern| !crosses_segments(pattern))
+            .filter(|pattern| names_no_upstream(pattern, config))
         {
             warnings.push(format!(
-                "access.tokens[{index}].repos: {pattern:?} matches no repository, as names here begin with the host, \
-                 such as \"github.com/my-org/*\""
+                "{key}: {pattern:?} matches no repository, as names here begin with a host of git.upstreams, such as \
+                 \"github.com/my-org/*\""
             ));
         }
     }
@@ -68,6 +75,17 @@ pub fn warnings(config: &Config) -> Vec<String> {
 
 fn crosses_segments(pattern: &str) -> bool {
     pattern.contains('/') || pattern.contains("**")
+}
+
+/// Whether the pattern of a token can match no host. Hosts are in lower case.
+fn names_no_upstream(pattern: &str, config: &Config) -> bool {
+    if pattern.contains("**") {
+        return false;
+    }
+    let Some((host, _)) = pattern.split_once('/') else {
+        return true;
+    };
+    !host.contains(['*', '?', '[', '{', '\\']) && config.upstream(host).is_none()
 }
 
 fn is_loopback(url: &url::Url) -> bool {
@@ -101,7 +119,7 @@ mod tests {
         let text = format!(
             r#"{{"listen": {{"http": "0.0.0.0:0"}},
                 "git": {{"upstreams": [{{"host": "h", "url": "http://h/", "token_file": {token:?}, "repos": ["*"]}}]}},
-                "access": {{"tokens": [{{"name": "ci", "token_file": {token:?}, "repos": ["my-org"]}}]}}}}"#
+                "access": {{"tokens": [{{"name": "ci", "token_file": {token:?}, "repos": ["my-org/*", "h/**", "*/a/*"]}}]}}}}"#
         );
         let found = of(&text);
         for part in [
@@ -112,6 +130,7 @@ mod tests {
         ] {
             assert!(found.contains(part), "{part} in {found}");
         }
+        assert_eq!(found.lines().count(), 5, "{found}");
         assert!(!found.contains("hunter2"));
         assert!(
             of(r#"{"git": {"upstreams": []}, "access": {"anonymous": "none"}}"#)

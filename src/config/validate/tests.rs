@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::environment::Environment;
-use super::problem::Problems;
-use super::{AllowWants, Anonymous, Config, UpstreamAuth, WhenUpstreamFails};
+use crate::config::environment::Environment;
+use crate::config::file;
+use crate::config::problem::Problems;
+use crate::config::{AllowWants, Anonymous, Config, UpstreamAuth, WhenUpstreamFails};
 
 fn environment() -> Environment {
     Environment {
@@ -119,13 +120,13 @@ git.upstreams[0].host | [{"url": "https://x"}] | nothing | HOST
 git.upstreams[0].host | [{"host": "a/b", "url": "https://x"}] | "a/b" | HOST
 git.upstreams[1].host | [{"host": "x", "url": "https://x"}, {"host": "X", "url": "https://x"}] | "x" a second time | each host once
 git.upstreams[0].url | [{"host": "x"}] | nothing | URL
-git.upstreams[0].url | [{"host": "x", "url": "x"}] | text that is no URL ("x") | URL
+git.upstreams[0].url | [{"host": "x", "url": "x"}] | no URL but "x" | URL
 git.upstreams[0].url | [{"host": "x", "url": "ftp://x"}] | a URL of the scheme `ftp` | URL
 git.upstreams[0].url | [{"host": "x", "url": "file://srv/git"}] | a `file` URL with the host `srv` | URL
 git.upstreams[0].url | [{"host": "x", "url": "https://me:hunter2@x"}] | a URL with a user name or password in it (not shown) | URL
 git.upstreams[0].url | [{"host": "x", "url": "ssh://git@x:22"}] | an `ssh://` URL, and SSH upstreams are not available in this version | URL
 git.upstreams[0].auth | [{"host": "x", "url": "https://x", "auth": "digest"}] | "digest" | one of "basic", "bearer"
-git.upstreams[0].user | [{"host": "x", "url": "https://x", "user": "a:b"}] | "a:b" | a user name of printable ASCII without `:` and spaces
+git.upstreams[0].user | [{"host": "x", "url": "https://x", "user": "a:b"}] | another text (not shown, it may be a secret) | a user name of printable ASCII without `:` and spaces
 git.upstreams[0].repos[1] | [{"host": "x", "url": "https://x", "repos": ["a/*", "/b"]}] | "/b" (it begins or ends with `/`, which no repository's name does) | a glob pattern such as "my-org/*"
 git.upstreams[0].token_file | [{"host": "x", "url": "https://x", "token_file": "hunter2"}] | text that is no absolute path (not shown, it may be a secret) | FILE
 access.anonymous | "write" | "write" | one of "read", "none"
@@ -344,7 +345,7 @@ fn what_check_prints_is_a_configuration_without_secrets() {
 
 #[test]
 fn the_example_is_valid_and_names_no_file_that_may_be_missing() {
-    let config = config(include_str!("../../config/app_config.json")).unwrap();
+    let config = config(include_str!("../../../config/app_config.json")).unwrap();
     assert_eq!(config.listen.http, "0.0.0.0:8080".parse().unwrap());
     assert_eq!(config.git.upstreams.len(), 4);
 }
@@ -352,7 +353,7 @@ fn the_example_is_valid_and_names_no_file_that_may_be_missing() {
 /// The schema knows the keys that the types know, refuses others and has the defaults.
 #[test]
 fn the_schema_follows_the_types() {
-    let schema = super::file::schema().to_value();
+    let schema = file::schema().to_value();
     let printed: serde_json::Value =
         serde_json::from_str(&Config::embedded(&environment()).to_json()).unwrap();
     for (section, value) in printed.as_object().unwrap() {

@@ -211,6 +211,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn any_certificate_will_do() {
+        let made = rcgen::generate_simple_self_signed(["warmdock.example".to_string()]).unwrap();
+        let key = made.signing_key.serialize_der().try_into().unwrap();
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![made.cert.der().clone()], key)
+                .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = acceptor.accept(stream).await.unwrap();
+            let mut request = [0; 1024];
+            stream.read(&mut request).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            // Closed without TLS's goodbye, as some do.
+            stream.flush().await.unwrap();
+        });
+        assert_eq!(ask(address, true).await, Ok(()));
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn nobody_there_is_not_ready() {
         let free = TcpListener::bind("127.0.0.1:0")
             .await

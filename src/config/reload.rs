@@ -285,6 +285,48 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_is_followed_and_tls_itself_waits() {
+        let files = Files::new();
+        let write_pair = || {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+            std::fs::write(files.path("crt"), made.cert.pem()).unwrap();
+            std::fs::write(files.path("key"), made.signing_key.serialize_pem()).unwrap();
+        };
+        write_pair();
+        let (cert, key) = (files.path("crt"), files.path("key"));
+        let text = format!(r#"{{"listen": {{"tls": {{"cert": {cert:?}, "key": {key:?}}}}}}}"#);
+        std::fs::write(files.path("config.json"), &text).unwrap();
+        let mut reload = files.reload();
+        let shown = |reload: &Reload| {
+            let tls = reload.current().listen.tls.as_ref().unwrap();
+            tls.identity.certified_key().cert.clone()
+        };
+        let first = shown(&reload);
+
+        let old_cert = std::fs::read(&cert).unwrap();
+        write_pair();
+        std::fs::write(&cert, old_cert).unwrap();
+        let Some(Outcome::Refused(problems)) = reload.look() else {
+            panic!("not refused")
+        };
+        let wrong =
+            format!("listen.tls.key: found {key:?}, which does not belong to the certificate");
+        assert!(problems.to_string().starts_with(&wrong), "{problems}");
+        assert_eq!(shown(&reload), first);
+
+        write_pair();
+        assert!(matches!(reload.look(), Some(Outcome::Applied(_, waiting)) if waiting.is_empty()));
+        assert_ne!(shown(&reload), first);
+
+        std::fs::write(files.path("config.json"), "{}").unwrap();
+        let Some(Outcome::Applied(config, waiting)) = reload.look() else {
+            panic!("not applied")
+        };
+        assert_eq!(waiting, ["listen.tls"]);
+        assert!(config.listen.tls.is_some());
+    }
+
+    #[test]
     fn the_embedded_default_can_be_loaded_again() {
         let mut reload = Reload::first(Source::find(None, Environment::default())).unwrap();
         assert!(matches!(reload.load(), Outcome::Applied(_, waiting) if waiting.is_empty()));

@@ -19,10 +19,15 @@
 //! upload-pack decides what to send, answers sends it.
 #![forbid(unsafe_code)]
 
+pub mod access;
+pub mod app;
 pub mod cli;
 pub mod client_config;
 pub mod config;
+pub mod error;
 pub mod git;
 pub mod healthcheck;
 pub mod logging;
+pub mod ops;
 pub mod server;
+pub mod storage;

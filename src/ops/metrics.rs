@@ -1,0 +1,389 @@
+//! What the service counts. How it is written out for Prometheus is in [`super::scrape`].
+//!
+//! Every label has a bounded set of values: routes are templates, methods and statuses are few, and repositories are
+//! limited to [`MAX_REPO_LABELS`].
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::git::name::RepoName;
+
+/// How many repositories get a series of their own; the others share `repo="other"`. A thousand series cost
+/// Prometheus next to nothing, and clients cannot make more by asking for repositories.
+pub const MAX_REPO_LABELS: usize = 1000;
+
+/// Where the bytes of a Git answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// The packs of the mirror as they are on disk.
+    Whole,
+    /// A finished answer, kept from an equal request; also one that was still being made.
+    Cached,
+    /// A pack made for this request.
+    Made,
+    /// Passed through from the upstream.
+    Relayed,
+}
+
+/// How a fetch from an upstream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchResult {
+    /// With new references or objects.
+    Ok,
+    /// Without anything new.
+    Unchanged,
+    /// Not at all.
+    Failed,
+}
+
+/// Where requests wait for their turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// For a thread that makes a pack.
+    Pack,
+    /// For the first fetch of a repository.
+    FirstClone,
+}
+
+/// All counters and gauges of the service. Cheap to update from anywhere.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    request_duration: Family<RouteLabel, Histogram>,
+    response_bytes: Counter,
+    in_flight: Gauge,
+    connections: Gauge,
+    answers: Family<KindLabel, Counter>,
+    answer_bytes: Family<KindLabel, Counter>,
+    fetches: Family<ResultLabel, Counter>,
+    fetch_duration: Histogram,
+    queues: Family<QueueLabel, Gauge>,
+    damaged_packs: Counter,
+    answers_stored: Gauge,
+    stale_served: Mutex<StaleServed>,
+}
+
+/// Counts something as long as it lives.
+#[must_use = "counts only as long as it lives"]
+pub struct Counted(Gauge);
+
+/// Answers from mirrors whose upstream could not be asked, by repository up to the limit of labels.
+#[derive(Default)]
+pub(super) struct StaleServed {
+    pub(super) repos: BTreeMap<RepoName, u64>,
+    pub(super) others: u64,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    route: String,
+    method: &'static str,
+    status: u16,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RouteLabel {
+    route: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct QueueLabel {
+    queue: &'static str,
+}
+
+/// From a fetch that finds nothing new on a near host to a large first clone, in seconds.
+const FETCH_BUCKETS: [f64; 12] = [
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0,
+];
+/// From a health check to a large clone on a slow line, in seconds.
+const REQUEST_BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All at zero, so that a first scrape already shows what there is.
+    pub fn new() -> Self {
+        let metrics = Self {
+            registry: Registry::with_prefix("warmdock"),
+            requests: Family::default(),
+            request_duration: Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
+            response_bytes: Counter::default(),
+            in_flight: Gauge::default(),
+            connections: Gauge::default(),
+            answers: Family::default(),
+            answer_bytes: Family::default(),
+            fetches: Family::default(),
+            fetch_duration: Histogram::new(FETCH_BUCKETS),
+            queues: Family::default(),
+            damaged_packs: Counter::default(),
+            answers_stored: Gauge::default(),
+            stale_served: Mutex::default(),
+        };
+        for kind in [
+            AnswerKind::Whole,
+            AnswerKind::Cached,
+            AnswerKind::Made,
+            AnswerKind::Relayed,
+        ] {
+            drop(metrics.answers.get_or_create(&kind.label()));
+            drop(metrics.answer_bytes.get_or_create(&kind.label()));
+        }
+        for result in [FetchResult::Ok, FetchResult::Unchanged, FetchResult::Failed] {
+            drop(metrics.fetches.get_or_create(&result.label()));
+        }
+        for queue in [Queue::Pack, Queue::FirstClone] {
+            metrics.set_queue_length(queue, 0);
+        }
+        metrics.registered()
+    }
+
+    /// Counts a request when its response begins. `route` is the template, never the path.
+    pub fn http_request(&self, route: &str, method: &Method, status: StatusCode) {
+        let labels = RequestLabels {
+            route: route.into(),
+            method: method_label(method),
+            status: status.as_u16(),
+        };
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts the end of a response: how long from the request's head to the end of the body, and the body's bytes.
+    pub fn http_response(&self, route: &str, duration: Duration, bytes: u64) {
+        self.request_duration
+            .get_or_create(&RouteLabel {
+                route: route.into(),
+            })
+            .observe(duration.as_secs_f64());
+        self.response_bytes.inc_by(bytes);
+    }
+
+    /// A request that is being answered.
+    pub fn http_in_flight(&self) -> Counted {
+        Counted::of(&self.in_flight)
+    }
+
+    /// An open connection.
+    pub fn connection(&self) -> Counted {
+        Counted::of(&self.connections)
+    }
+
+    /// Counts an answer of upload-pack that was sent, with its bytes.
+    pub fn answer(&self, kind: AnswerKind, bytes: u64) {
+        self.answers.get_or_create(&kind.label()).inc();
+        self.answer_bytes.get_or_create(&kind.label()).inc_by(bytes);
+    }
+
+    /// Counts a fetch from an upstream.
+    pub fn fetch(&self, result: FetchResult, duration: Duration) {
+        self.fetches.get_or_create(&result.label()).inc();
+        self.fetch_duration.observe(duration.as_secs_f64());
+    }
+
+    /// Somebody who waits in a queue. Use either this or [`Self::set_queue_length`] for one queue.
+    pub fn queued(&self, queue: Queue) -> Counted {
+        Counted::of(&self.queues.get_or_create(&queue.label()))
+    }
+
+    /// How many wait in a queue now.
+    pub fn set_queue_length(&self, queue: Queue, length: usize) {
+        self.queues
+            .get_or_create(&queue.label())
+            .set(saturating(length as u64));
+    }
+
+    /// Counts an answer that was made although the upstream could not be asked.
+    pub fn stale_served(&self, repo: &RepoName) {
+        let mut served = self.stale_served_by_repo();
+        if let Some(count) = served.repos.get_mut(repo) {
+            *count += 1;
+        } else if served.repos.len() < MAX_REPO_LABELS {
+            served.repos.insert(repo.clone(), 1);
+        } else {
+            served.others += 1;
+        }
+    }
+
+    /// Counts a pack whose bytes on disk do not fit its checksums.
+    pub fn damaged_pack(&self) {
+        self.damaged_packs.inc();
+    }
+
+    /// How many bytes of disk the finished answers take.
+    pub fn set_answers_stored(&self, bytes: u64) {
+        self.answers_stored.set(saturating(bytes));
+    }
+
+    /// What [`Self::set_answers_stored`] was told last, in bytes.
+    pub fn answers_stored(&self) -> u64 {
+        self.answers_stored.get().try_into().unwrap_or(0)
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn stale_served_by_repo(&self) -> MutexGuard<'_, StaleServed> {
+        self.stale_served
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn registered(mut self) -> Self {
+        let r = &mut self.registry;
+        r.register(
+            "build",
+            "The version that runs",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        r.register(
+            "http_requests",
+            "Requests by route, method and status",
+            self.requests.clone(),
+        );
+        r.register_with_unit(
+            "http_request_duration",
+            "From the head of a request to the end of the answer's body",
+            Unit::Seconds,
+            self.request_duration.clone(),
+        );
+        r.register_with_unit(
+            "http_response",
+            "Bodies that were sent",
+            Unit::Bytes,
+            self.response_bytes.clone(),
+        );
+        r.register(
+            "http_requests_in_flight",
+            "Requests that are being answered",
+            self.in_flight.clone(),
+        );
+        r.register(
+            "http_connections",
+            "Open connections",
+            self.connections.clone(),
+        );
+        r.register(
+            "git_answers",
+            "Answers to fetches by where their bytes came from",
+            self.answers.clone(),
+        );
+        r.register_with_unit(
+            "git_answer",
+            "The same in bytes",
+            Unit::Bytes,
+            self.answer_bytes.clone(),
+        );
+        r.register(
+            "git_fetches",
+            "Fetches from upstreams by result",
+            self.fetches.clone(),
+        );
+        r.register_with_unit(
+            "git_fetch_duration",
+            "How long fetches from upstreams took",
+            Unit::Seconds,
+            self.fetch_duration.clone(),
+        );
+        r.register(
+            "git_queue_length",
+            "Requests that wait for their turn",
+            self.queues.clone(),
+        );
+        r.register(
+            "git_damaged_packs",
+            "Packs whose bytes did not fit their checksums",
+            self.damaged_packs.clone(),
+        );
+        self
+    }
+}
+
+impl Counted {
+    fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl AnswerKind {
+    fn label(self) -> KindLabel {
+        let kind = match self {
+            Self::Whole => "whole",
+            Self::Cached => "cached",
+            Self::Made => "made",
+            Self::Relayed => "relayed",
+        };
+        KindLabel { kind }
+    }
+}
+
+impl FetchResult {
+    fn label(self) -> ResultLabel {
+        let result = match self {
+            Self::Ok => "ok",
+            Self::Unchanged => "unchanged",
+            Self::Failed => "failed",
+        };
+        ResultLabel { result }
+    }
+}
+
+impl Queue {
+    fn label(self) -> QueueLabel {
+        let queue = match self {
+            Self::Pack => "pack",
+            Self::FirstClone => "first_clone",
+        };
+        QueueLabel { queue }
+    }
+}
+
+/// A client may send any word as method.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// Gauges are signed.
+pub(super) fn saturating(value: u64) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}

@@ -228,7 +228,8 @@ mod tests {
             let (stream, _) = listener.accept().await.unwrap();
             let mut stream = acceptor.accept(stream).await.unwrap();
             let mut request = [0; 1024];
-            stream.read(&mut request).await.unwrap();
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /readyz "));
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
             // Closed without TLS's goodbye, as some do.
             stream.flush().await.unwrap();

@@ -25,4 +25,5 @@ pub mod config;
 pub mod error;
 pub mod git;
 pub mod ops;
+pub mod router;
 pub mod server;

@@ -29,5 +29,6 @@ pub mod git;
 pub mod healthcheck;
 pub mod logging;
 pub mod ops;
+pub mod router;
 pub mod server;
 pub mod storage;

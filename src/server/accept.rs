@@ -1,0 +1,115 @@
+//! The accept loop and the drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::activity::Times;
+use super::connection::{self, Shared};
+use crate::config::Config;
+use crate::ops::metrics::Metrics;
+
+/// After an error that is not the client's, such as too many open files: time for some of them to be closed.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
+/// A crowd fills the connections many times a second; the log needs to hear of it once in a while.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// Accepts connections until `shared.draining` is cancelled, then lets them finish what is under way for at most
+/// `limits.drain_timeout` and returns how many had to be cut.
+pub async fn run(
+    listener: TcpListener,
+    config: watch::Receiver<Arc<Config>>,
+    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
+) -> usize {
+    let slots = Slots::new(config.borrow().limits.connections);
+    let connections = TaskTracker::new();
+    let draining = shared.draining.clone();
+    let accepting = async {
+        let mut slots = slots;
+        loop {
+            let slot = slots.next().await;
+            let (stream, address) = accept(&listener).await;
+            let times = Times::of(&config.borrow().limits);
+            let (shared, counted) = (shared.clone(), metrics.connection());
+            connections.spawn(async move {
+                let _held = (slot, counted);
+                connection::serve(stream, address, times, shared).await;
+            });
+        }
+    };
+    tokio::select! {
+        () = draining.cancelled() => {}
+        () = accepting => {}
+    }
+    drop(listener);
+    drain(&connections, &config, &shared).await
+}
+
+async fn drain(connections: &TaskTracker, config: &watch::Receiver<Arc<Config>>, shared: &Shared) -> usize {
+    let limit = config.borrow().limits.drain_timeout;
+    connections.close();
+    tracing::info!(connections = connections.len(), limit_s = limit.as_secs(), "draining");
+    if timeout(limit, connections.wait()).await.is_ok() {
+        tracing::info!("drained");
+        return 0;
+    }
+    let cut = connections.len();
+    tracing::warn!(connections = cut, limit_s = limit.as_secs(), "connections cut: they did not finish in time");
+    shared.cut.cancel();
+    connections.wait().await;
+    cut
+}
+
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if is_of_one_client(&error) => tracing::debug!(%error, "a client went away"),
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections, trying again");
+                sleep(PAUSE_AFTER_ERROR).await;
+            }
+        }
+    }
+}
+
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// The connections that may be open. When all are taken nobody is refused: the system's queue holds who comes next.
+struct Slots {
+    free: Arc<Semaphore>,
+    limit: usize,
+    warned: Option<Instant>,
+}
+
+impl Slots {
+    fn new(limit: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS))),
+            limit,
+            warned: None,
+        }
+    }
+
+    async fn next(&mut self) -> OwnedSemaphorePermit {
+        if let Ok(permit) = self.free.clone().try_acquire_owned() {
+            return permit;
+        }
+        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(limit = self.limit, "all connections of limits.connections are taken, others wait");
+        }
+        let free = self.free.clone().acquire_owned();
+        free.await.expect("nobody closes this semaphore")
+    }
+}

@@ -1,0 +1,313 @@
+//! What goes on on one connection, and when it has been too little.
+//!
+//! Defences in this file, each against clients that hold a connection without using it:
+//! - the first request has to come within `header` of the connection (also where the version of HTTP is undecided,
+//!   and where HTTP/2 is spoken without any request);
+//! - the head of each further HTTP/1.1 request has to come within `header` of its first byte;
+//! - a connection without requests is closed after `idle`;
+//! - a response whose next piece nobody takes ends the connection after `stall`: with HTTP/2 a closed window stops a
+//!   stream without stopping the socket.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// The times that bound a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// For a TLS handshake.
+    pub handshake: Duration,
+    /// For the head of a request.
+    pub header: Duration,
+    /// For a pause in a request body.
+    pub body_idle: Duration,
+    /// For a pause between requests.
+    pub idle: Duration,
+    /// For a pause in which the client takes nothing of a response.
+    pub stall: Duration,
+}
+
+/// Longer than the 60 s after which common load balancers drop idle connections of theirs: if the server were first, a
+/// request of theirs could meet the closing connection and fail.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// How many times the pause that a sender may make a reader may make: readers stop for reasons of their own (a full
+/// disk cache, `index-pack` at work), and a stopped reader costs one buffer. With the default of 30 s this is 5 min.
+const STALL_FACTOR: u32 = 10;
+
+impl Times {
+    /// From the configuration.
+    pub fn of(limits: &crate::config::Limits) -> Self {
+        Self {
+            handshake: limits.tls_handshake_timeout,
+            header: limits.header_timeout,
+            body_idle: limits.body_idle_timeout,
+            idle: KEEP_ALIVE,
+            stall: limits.body_idle_timeout.saturating_mul(STALL_FACTOR),
+        }
+    }
+}
+
+/// Why a connection is not worth keeping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// No request since it was opened.
+    NoRequest,
+    /// A request's head began and does not end.
+    SlowHead,
+    /// No request since the last one.
+    Idle,
+    /// A response that is not taken.
+    StalledReader,
+}
+
+/// The state of one connection, shared by its IO, its requests and its task.
+pub struct Activity {
+    times: Times,
+    state: Mutex<State>,
+}
+
+struct State {
+    opened: Instant,
+    requests: u64,
+    in_flight: usize,
+    http2: bool,
+    closing: bool,
+    /// When something was last sent, or a request ended.
+    last: Instant,
+    /// When the first byte of a further HTTP/1.1 request came.
+    head_began: Option<Instant>,
+    /// By request: since when nobody asked for the next piece of its response.
+    untaken: BTreeMap<u64, Instant>,
+}
+
+/// A request that is under way, up to the end of its response's body.
+pub struct Exchange {
+    activity: Arc<Activity>,
+    id: u64,
+}
+
+impl Activity {
+    /// For a connection that begins now.
+    pub fn new(times: Times) -> Arc<Self> {
+        let now = Instant::now();
+        let state = State {
+            opened: now,
+            requests: 0,
+            in_flight: 0,
+            http2: false,
+            closing: false,
+            last: now,
+            head_began: None,
+            untaken: BTreeMap::new(),
+        };
+        Arc::new(Self {
+            times,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// The TLS handshake is done: the time for the first request begins.
+    pub fn opened(&self) {
+        self.state().opened = Instant::now();
+    }
+
+    /// Bytes came from the client.
+    pub fn received(&self) {
+        let mut state = self.state();
+        // Idle HTTP/2 connections exchange pings.
+        if state.requests > 0 && state.in_flight == 0 && !state.http2 && state.head_began.is_none() {
+            state.head_began = Some(Instant::now());
+        }
+    }
+
+    /// Bytes went to the client.
+    pub fn sent(&self) {
+        self.state().last = Instant::now();
+    }
+
+    /// A request's head has come.
+    pub fn request(self: &Arc<Self>, http2: bool) -> Exchange {
+        let mut state = self.state();
+        state.requests += 1;
+        state.in_flight += 1;
+        state.http2 = http2;
+        state.head_began = None;
+        Exchange {
+            activity: self.clone(),
+            id: state.requests,
+        }
+    }
+
+    /// The client has been told to end the connection: it has as long for that as for a request's head.
+    pub fn closing(&self) {
+        let mut state = self.state();
+        state.closing = true;
+        state.last = Instant::now();
+    }
+
+    /// Returns when the connection is not worth keeping any more.
+    pub async fn expired(&self) -> Expired {
+        loop {
+            let (deadline, why) = self.deadline();
+            if deadline <= Instant::now() {
+                return why;
+            }
+            // Deadlines move: whatever happens until then is seen when this one is over.
+            sleep_until(deadline).await;
+        }
+    }
+
+    fn deadline(&self) -> (Instant, Expired) {
+        let Times {
+            header, idle, stall, ..
+        } = self.times;
+        let state = self.state();
+        if state.in_flight > 0 {
+            return match state.untaken.values().min() {
+                Some(since) => (*since + stall, Expired::StalledReader),
+                // Our turn to work. Look again when a reader could have stalled at the earliest.
+                None => (Instant::now() + stall, Expired::StalledReader),
+            };
+        }
+        if state.requests == 0 {
+            (state.opened + header, Expired::NoRequest)
+        } else if let Some(began) = state.head_began {
+            (began + header, Expired::SlowHead)
+        } else {
+            (state.last + if state.closing { header } else { idle }, Expired::Idle)
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Exchange {
+    /// The connection asks for the next piece of the response.
+    pub fn asked(&self) {
+        self.activity.state().untaken.remove(&self.id);
+    }
+
+    /// The connection got a piece of the response, and will ask again when the client has taken enough.
+    pub fn given(&self) {
+        self.activity.state().untaken.insert(self.id, Instant::now());
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let mut state = self.activity.state();
+        state.untaken.remove(&self.id);
+        state.in_flight -= 1;
+        state.last = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn connection() -> Arc<Activity> {
+        Activity::new(Times {
+            handshake: SECOND,
+            header: SECOND * 10,
+            body_idle: SECOND * 30,
+            idle: SECOND * 75,
+            stall: SECOND * 300,
+        })
+    }
+
+    async fn within(activity: &Activity, seconds: u32) -> Option<Expired> {
+        timeout(SECOND * seconds, activity.expired()).await.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_request_expires() {
+        let activity = connection();
+        activity.received();
+        activity.sent();
+        assert_eq!(within(&activity, 9).await, None);
+        assert_eq!(within(&activity, 2).await, Some(Expired::NoRequest));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_does_not_take_from_the_time_for_the_request() {
+        let activity = connection();
+        sleep(SECOND * 9).await;
+        activity.opened();
+        assert_eq!(within(&activity, 9).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_take_hours_when_we_are_the_slow_ones() {
+        let activity = connection();
+        let exchange = activity.request(false);
+        assert_eq!(within(&activity, 7200).await, None);
+        exchange.given();
+        exchange.asked();
+        assert_eq!(within(&activity, 7200).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_response_that_nobody_takes_expires_beside_others_that_are_taken() {
+        let activity = connection();
+        let stalled = activity.request(true);
+        let busy = activity.request(true);
+        stalled.given();
+        for _ in 0..29 {
+            sleep(SECOND * 10).await;
+            busy.asked();
+            busy.given();
+        }
+        assert_eq!(within(&activity, 9).await, None);
+        assert_eq!(within(&activity, 2).await, Some(Expired::StalledReader));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_expires_after_what_it_still_sent() {
+        let activity = connection();
+        drop(activity.request(false));
+        sleep(SECOND * 60).await;
+        activity.sent();
+        assert_eq!(within(&activity, 74).await, None);
+        assert_eq!(within(&activity, 2).await, Some(Expired::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_head_expires_before_an_idle_connection() {
+        let activity = connection();
+        drop(activity.request(false));
+        sleep(SECOND * 60).await;
+        for _ in 0..9 {
+            activity.received();
+            assert_eq!(within(&activity, 1).await, None);
+        }
+        assert_eq!(within(&activity, 2).await, Some(Expired::SlowHead));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_of_idle_http2_are_no_head() {
+        let activity = connection();
+        drop(activity.request(true));
+        activity.received();
+        assert_eq!(within(&activity, 74).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_connection_has_little_time() {
+        let activity = connection();
+        drop(activity.request(true));
+        sleep(SECOND * 60).await;
+        activity.closing();
+        assert_eq!(within(&activity, 9).await, None);
+        assert_eq!(within(&activity, 2).await, Some(Expired::Idle));
+    }
+}

@@ -1,0 +1,196 @@
+//! One connection, from its handshake to its end.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use super::activity::{Activity, Exchange, Expired, Times};
+use super::body::RequestBody;
+use super::io::Guarded;
+
+/// What all connections share.
+pub struct Shared {
+    /// Answers the requests.
+    pub router: Router,
+    /// With TLS or without.
+    pub tls: Option<TlsAcceptor>,
+    /// Cancelled when the service stops: finish what is under way.
+    pub draining: CancellationToken,
+    /// Cancelled when that has taken too long.
+    pub cut: CancellationToken,
+}
+
+/// Where a request comes from; an extension of every request.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// The address of the client, or of the proxy before us.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS with us.
+    pub tls: bool,
+}
+
+/// A request body is read into memory as far as the window goes, so this is per connection what a client can make us
+/// hold; large answers are limited by the client's windows, not by these.
+const HTTP2_WINDOW: u32 = 1 << 20;
+/// What waits in memory for a client's window, per stream: some pieces of a pack, so that a fast client never waits.
+const HTTP2_SEND_BUFFER: usize = 512 << 10;
+/// Git opens one stream at a time, browsers some.
+const HTTP2_STREAMS: u32 = 100;
+/// The head of a request: nothing that we serve needs more, and hyper's 400 KiB for each of a thousand clients is much.
+const HEAD_SIZE: usize = 32 << 10;
+
+/// Serves `stream` until either side ends it.
+pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared: Arc<Shared>) {
+    // Answers are written in large pieces; the last, small one should not wait for an acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, peer = %address, "no TCP_NODELAY");
+    }
+    let activity = Activity::new(times);
+    let stream = Guarded::new(stream, activity.clone(), times.stall);
+    let Some(tls) = &shared.tls else {
+        return http(stream, Peer { address, tls: false }, times, activity, &shared).await;
+    };
+    let handshake = tokio::select! {
+        handshake = timeout(times.handshake, tls.accept(stream)) => handshake,
+        () = shared.draining.cancelled() => return,
+    };
+    match handshake {
+        Ok(Ok(stream)) => {
+            activity.opened();
+            http(stream, Peer { address, tls: true }, times, activity, &shared).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, peer = %address, "TLS handshake failed"),
+        Err(_) => tracing::debug!(peer = %address, "TLS handshake took too long"),
+    }
+}
+
+async fn http<T>(stream: T, peer: Peer, times: Times, activity: Arc<Activity>, shared: &Shared)
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let exchange = activity.request(request.version() == Version::HTTP_2);
+        answer(shared.router.clone(), request, exchange, peer, times)
+    });
+    let builder = builder(times);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut closing = false;
+    loop {
+        tokio::select! {
+            // First of all the connection itself: a request that has come is served, also when we are to stop.
+            biased;
+            end = &mut connection => {
+                if let Err(error) = end {
+                    tracing::debug!(error = %Causes(&*error), peer = %peer.address, "connection ended");
+                }
+                return;
+            }
+            () = shared.cut.cancelled() => return,
+            () = shared.draining.cancelled(), if !closing => {}
+            why = activity.expired() => {
+                tracing::debug!(?why, peer = %peer.address, "connection closed");
+                if closing || why != Expired::Idle {
+                    return;
+                }
+            }
+        }
+        closing = true;
+        activity.closing();
+        connection.as_mut().graceful_shutdown();
+    }
+}
+
+fn builder(times: Times) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Runs from the end of the last response on, so it bounds idle connections; see `activity` for heads.
+        .header_read_timeout(times.idle)
+        .max_buf_size(HEAD_SIZE);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(HTTP2_WINDOW)
+        .initial_connection_window_size(HTTP2_WINDOW)
+        .max_send_buf_size(HTTP2_SEND_BUFFER)
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_header_list_size(HEAD_SIZE as u32)
+        .keep_alive_interval(times.body_idle)
+        .keep_alive_timeout(times.body_idle);
+    builder
+}
+
+async fn answer(
+    router: Router,
+    request: Request<Incoming>,
+    exchange: Exchange,
+    peer: Peer,
+    times: Times,
+) -> Result<Response<Tracked>, Infallible> {
+    let mut request = request.map(|body| Body::new(RequestBody::new(body, times.body_idle)));
+    request.extensions_mut().insert(peer);
+    let response = router.oneshot(request).await?;
+    Ok(response.map(|inner| Tracked { inner, exchange }))
+}
+
+/// A response body that reports how it is taken.
+struct Tracked {
+    inner: Body,
+    exchange: Exchange,
+}
+
+impl http_body::Body for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.exchange.asked();
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(_))) = &frame {
+            self.exchange.given();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An error with its causes: hyper's own message rarely has the reason.
+struct Causes<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(current) = cause {
+            write!(f, ": {current}")?;
+            cause = current.source();
+        }
+        Ok(())
+    }
+}

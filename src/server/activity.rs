@@ -118,7 +118,8 @@ impl Activity {
     pub fn received(&self) {
         let mut state = self.state();
         // Idle HTTP/2 connections exchange pings.
-        if state.requests > 0 && state.in_flight == 0 && !state.http2 && state.head_began.is_none() {
+        if state.requests > 0 && state.in_flight == 0 && !state.http2 && state.head_began.is_none()
+        {
             state.head_began = Some(Instant::now());
         }
     }
@@ -162,7 +163,10 @@ impl Activity {
 
     fn deadline(&self) -> (Instant, Expired) {
         let Times {
-            header, idle, stall, ..
+            header,
+            idle,
+            stall,
+            ..
         } = self.times;
         let state = self.state();
         if state.in_flight > 0 {
@@ -177,12 +181,17 @@ impl Activity {
         } else if let Some(began) = state.head_began {
             (began + header, Expired::SlowHead)
         } else {
-            (state.last + if state.closing { header } else { idle }, Expired::Idle)
+            (
+                state.last + if state.closing { header } else { idle },
+                Expired::Idle,
+            )
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -194,7 +203,10 @@ impl Exchange {
 
     /// The connection got a piece of the response, and will ask again when the client has taken enough.
     pub fn given(&self) {
-        self.activity.state().untaken.insert(self.id, Instant::now());
+        self.activity
+            .state()
+            .untaken
+            .insert(self.id, Instant::now());
     }
 }
 

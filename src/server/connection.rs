@@ -66,7 +66,17 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     let activity = Activity::new(times);
     let stream = Guarded::new(stream, activity.clone(), times.stall);
     let Some(tls) = &shared.tls else {
-        return http(stream, Peer { address, tls: false }, times, activity, &shared).await;
+        return http(
+            stream,
+            Peer {
+                address,
+                tls: false,
+            },
+            times,
+            activity,
+            &shared,
+        )
+        .await;
     };
     let handshake = tokio::select! {
         handshake = timeout(times.handshake, tls.accept(stream)) => handshake,
@@ -75,7 +85,14 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     match handshake {
         Ok(Ok(stream)) => {
             activity.opened();
-            http(stream, Peer { address, tls: true }, times, activity, &shared).await;
+            http(
+                stream,
+                Peer { address, tls: true },
+                times,
+                activity,
+                &shared,
+            )
+            .await;
         }
         Ok(Err(error)) => tracing::debug!(%error, peer = %address, "TLS handshake failed"),
         Err(_) => tracing::debug!(peer = %address, "TLS handshake took too long"),
@@ -162,7 +179,10 @@ impl http_body::Body for Tracked {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.exchange.asked();
         let frame = Pin::new(&mut self.inner).poll_frame(cx);
         if let Poll::Ready(Some(Ok(_))) = &frame {

@@ -230,7 +230,14 @@ impl Exact {
         commits: &Commits,
     ) -> Self {
         let theirs = commits.reachable(common.commits().iter(), &boundary.client_cuts);
-        let included = commits.reachable_without(starts.iter().copied(), &boundary.cuts, &theirs);
+        // What the client has ends at its boundary; where that moves, history goes on behind it.
+        let moved = boundary
+            .client_cuts
+            .iter()
+            .filter(|edge| !boundary.cuts.contains(*edge));
+        let behind = moved.flat_map(|edge| commits.get(edge).parents.iter().copied());
+        let starts = starts.iter().copied().chain(behind);
+        let included = commits.reachable_without(starts, &boundary.cuts, &theirs);
         let moves = request.deepen.is_asked() || !request.shallow.is_empty();
         let edges = boundary
             .client_cuts

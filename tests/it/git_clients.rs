@@ -291,12 +291,7 @@ fn fetch_with_local_commits(protocol: u8) {
     let setup = setup(protocol);
     setup.clone_both(&["--branch", "main"]);
     for repo in ["ours", "direct"] {
-        for number in 0..40 {
-            let (message, date) = (format!("local {number}"), format!("{} +0000", FIRST_DAY + (1000 + number) * DAY));
-            let mut command = setup.client.command(&["commit", "--quiet", "--allow-empty", "-m", &message]);
-            command.current_dir(setup.client.path(repo)).env("GIT_AUTHOR_DATE", &date).env("GIT_COMMITTER_DATE", &date);
-            crate::support::process::run(command, b"", crate::support::PATIENCE).ok();
-        }
+        Repo::at(&setup.client.path(repo).join(".git")).commits("main", 70);
     }
     setup.repo.commit("main", &[("new.txt", b"new\n")]);
     setup.git_both(&["fetch", "--quiet"]);
@@ -348,8 +343,9 @@ fn fetch_by_tag_object_id(protocol: u8) {
 
 fn fetch_of_a_missing_id(protocol: u8) {
     let setup = setup(protocol);
-    setup.client.git(&["init", "--quiet", "--bare", "ours"]).ok();
-    let output = setup.ours(&["fetch", &setup.url(), "0123456789012345678901234567890123456789"]).failed();
+    setup.client.git(&["init", "--quiet", "--bare", "empty"]).ok();
+    let args = ["fetch", &setup.url(), "0123456789012345678901234567890123456789"];
+    let output = setup.client.git_in("empty", &args).failed();
     assert!(output.stderr.contains("not our ref 0123456789012345678901234567890123456789"), "{}", output.describe());
     // And the client that does this does no harm to the next one.
     setup.clone_both(&["--bare"]);
@@ -369,7 +365,7 @@ fn tags_come_with_their_commits(protocol: u8) {
     let commit = setup.repo.commit("main", &[("released.txt", b"1.2\n")]);
     setup.repo.git(&["-c", "user.name=T", "-c", "user.email=t@example.test", "tag", "-a", "-m", "1.2", "v1.2", &commit]);
     setup.repo.git(&["tag", "light", &commit]);
-    setup.git_both(&["fetch", "--quiet", "origin", "main"]);
+    setup.git_both(&["fetch", "--quiet", "origin"]);
     setup.assert_same(Objects::Reachable);
     setup.ours(&["rev-parse", "--verify", "v1.2^{tag}"]).ok();
 }
@@ -459,20 +455,12 @@ fn tags_of_tags_trees_and_blobs(protocol: u8) {
 /// Request bodies become so large that git compresses them, and sends them as chunks.
 fn many_references(protocol: u8) {
     let setup = setup(protocol);
-    let commits = setup.repo.git(&["rev-list", "main"]);
-    let commits: Vec<&str> = commits.lines().collect();
-    let lines: Vec<String> = (0..3000)
-        .map(|number| format!("create refs/tags/many/{number:04} {}\n", commits[number % commits.len()]))
-        .collect();
-    crate::support::client::git_at(&setup.repo.path, &["update-ref", "--stdin"], lines.concat().as_bytes()).ok();
-    setup.client.write_gitconfig(&format!(
-        "[protocol]\n\tversion = {protocol}\n[transfer]\n\tfsckObjects = true\n[http]\n\tpostBuffer = 4096\n"
-    ));
+    setup.repo.tag_often(2000);
+    // The smallest that git takes: above it a body is sent in chunks.
+    setup.client.git(&["config", "--global", "http.postBuffer", "70000"]).ok();
     setup.clone_both(&["--mirror"]);
     setup.assert_same(Objects::Exactly);
-    for number in 0..40 {
-        setup.repo.commit(&format!("many/{number}"), &[("x", format!("{number}").as_bytes())]);
-    }
+    setup.repo.commit("topic", &[("x", b"x\n")]);
     setup.git_both(&["fetch", "--quiet"]);
     setup.assert_same(Objects::Exactly);
 }

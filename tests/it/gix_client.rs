@@ -1,4 +1,4 @@
-//! gitoxide as a client: bare clones and fetches with each protocol version.
+//! gitoxide as a client: clones and fetches with each protocol version.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -9,13 +9,13 @@ use gix::remote::{Direction, fetch::Shallow};
 use crate::support::compare::{Objects, assert_same};
 use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, warmdock};
 
-/// Clones `url` into `into` without a work tree.
+/// Clones `url` into `into` without checking anything out.
 fn clone(url: &str, into: &Path, protocol: u8, shallow: Shallow) -> gix::Repository {
     // The reqwest in gix takes whichever TLS the process has chosen, also for plain HTTP.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let options = gix::open::Options::isolated().config_overrides([format!("protocol.version={protocol}")]);
     let create = gix::create::Options::default();
-    let fetch = gix::clone::PrepareFetch::new(url, into, gix::create::Kind::Bare, create, options).unwrap();
+    let fetch = gix::clone::PrepareFetch::new(url, into, gix::create::Kind::WithWorktree, create, options).unwrap();
     let (repo, _) = fetch.with_shallow(shallow).fetch_only(Discard, &AtomicBool::new(false)).unwrap();
     repo
 }

@@ -39,6 +39,11 @@ impl Repo {
         repo
     }
 
+    /// A repository that is there already.
+    pub fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), commits: AtomicU64::new(2000) }
+    }
+
     /// A repository with branches, merges, renames, deletions, binary files, nested folders, a submodule, a symbolic
     /// link, an executable, and tags of all kinds. Equal seeds give equal object ids.
     pub fn sample(path: &Path, seed: u64) -> Self {
@@ -104,6 +109,35 @@ impl Repo {
         let text = format!("instead of {old}\n");
         let new = self.commit_to(&reference, Some(&parent), &[("rewritten.txt", text.as_bytes())]);
         (old, new)
+    }
+
+    /// That many commits in a row on top of `branch`.
+    pub fn commits(&self, branch: &str, count: u64) {
+        let reference = format!("refs/heads/{branch}");
+        let mut stream = Vec::new();
+        for number in 1..=count {
+            let day = self.commits.fetch_add(1, Ordering::Relaxed);
+            begin_commit(&mut stream, &reference, number, day, &format!("one of many: {number}"));
+            if number == 1 {
+                stream.extend(format!("from {}\n", self.id(&reference)).bytes());
+            }
+            stream.extend(b"M 100644 inline counter\n");
+            data(&mut stream, number.to_string().as_bytes());
+        }
+        self.import(&stream);
+    }
+
+    /// That many annotated tags `many/…` on the commits of `main`.
+    pub fn tag_often(&self, count: usize) {
+        let commits = self.git(&["rev-list", "main"]);
+        let mut stream = Vec::new();
+        for (number, commit) in commits.lines().cycle().take(count).enumerate() {
+            let date = FIRST_DAY + DAY * 500;
+            stream.extend(format!("tag many/{number:05}\nfrom {commit}\n").bytes());
+            stream.extend(format!("tagger T <t@example.test> {date} +0000\n").bytes());
+            data(&mut stream, format!("{number}\n").as_bytes());
+        }
+        self.import(&stream);
     }
 
     /// All references with their objects, peeled ones too.

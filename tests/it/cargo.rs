@@ -30,40 +30,64 @@ fn setup(over_http: bool) -> Setup {
     let upstream = Upstream::start();
     let leaf = Repo::empty(&upstream.path("team/leaf"));
     let commit = |branch: &str, who: &str| {
-        leaf.commit(branch, &[("Cargo.toml", CARGO_TOML), ("src/lib.rs", &source(who))])
+        leaf.commit(
+            branch,
+            &[("Cargo.toml", CARGO_TOML), ("src/lib.rs", &source(who))],
+        )
     };
     let rev = commit("trunk", "rev");
     let tag = commit("trunk", "tag");
-    leaf.git(&["-c", "user.name=T", "-c", "user.email=t@example.test", "tag", "-a", "-m", "1.0", "v1.0", &tag]);
+    leaf.git(&[
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@example.test",
+        "tag",
+        "-a",
+        "-m",
+        "1.0",
+        "v1.0",
+        &tag,
+    ]);
     leaf.git(&["branch", "stable", &rev]);
     commit("stable", "branch");
     commit("trunk", "default");
     leaf.git(&["symbolic-ref", "HEAD", "refs/heads/trunk"]);
-    let warmdock = if over_http { warmdock::over_http(&upstream) } else { warmdock::over_files(&upstream) };
+    let warmdock = if over_http {
+        warmdock::over_http(&upstream)
+    } else {
+        warmdock::over_files(&upstream)
+    };
     let client = Client::new(2);
     client.write_gitconfig(&format!(
         "[url \"http://{}/git/{HOST}/\"]\n\tinsteadOf = https://{HOST}/\n[url \"http://{0}/git/github.com/\"]\n\tinsteadOf = https://github.com/\n",
         warmdock.address()
     ));
-    Setup { upstream, leaf, rev, warmdock, client }
+    Setup {
+        upstream,
+        leaf,
+        rev,
+        warmdock,
+        client,
+    }
 }
 
 impl Setup {
     /// Writes the crate `app` that depends on `leaf` in every way.
     fn write_app(&self) {
         let url = format!("https://{HOST}/team/leaf.git");
-        self.write_app_with(
-            &[
-                ("by_branch", format!("git = \"{url}\", branch = \"stable\"")),
-                ("by_tag", format!("git = \"{url}\", tag = \"v1.0\"")),
-                ("by_rev", format!("git = \"{url}\", rev = \"{}\"", self.rev)),
-                ("by_default", format!("git = \"{url}\"")),
-            ],
-        );
+        self.write_app_with(&[
+            ("by_branch", format!("git = \"{url}\", branch = \"stable\"")),
+            ("by_tag", format!("git = \"{url}\", tag = \"v1.0\"")),
+            ("by_rev", format!("git = \"{url}\", rev = \"{}\"", self.rev)),
+            ("by_default", format!("git = \"{url}\"")),
+        ]);
     }
 
     fn write_app_with(&self, dependencies: &[(&str, String)]) {
-        let mut manifest = "[package]\nname = \"app\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[dependencies]\n".to_owned();
+        let mut manifest =
+            "[package]\nname = \"app\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[dependencies]\n"
+                .to_owned();
         let mut main = "fn main() {\n".to_owned();
         for (name, keys) in dependencies {
             manifest += &format!("{name} = {{ package = \"leaf\", {keys} }}\n");
@@ -105,8 +129,13 @@ impl Setup {
     fn build_and_run(&self, home: &str, config: &str) {
         self.cargo(home, config, &["build", "--quiet"]).ok();
         let program = self.client.path("target").join("debug/app");
-        let said = process::run(Command::new(program), b"", Duration::from_secs(10)).ok().text();
-        assert_eq!(said, "by_branch branch\nby_tag tag\nby_rev rev\nby_default default");
+        let said = process::run(Command::new(program), b"", Duration::from_secs(10))
+            .ok()
+            .text();
+        assert_eq!(
+            said,
+            "by_branch branch\nby_tag tag\nby_rev rev\nby_default default"
+        );
     }
 }
 
@@ -129,7 +158,10 @@ fn libgit2_over_a_cold_http_upstream() {
 fn git2_curl_builds_by_branch_tag_rev_and_default() {
     let setup = setup(false);
     setup.write_app();
-    setup.build_and_run("cargo-home", "[http]\ntimeout = 60\nuser-agent = \"somebody\"\n");
+    setup.build_and_run(
+        "cargo-home",
+        "[http]\ntimeout = 60\nuser-agent = \"somebody\"\n",
+    );
 }
 
 #[test]
@@ -147,9 +179,14 @@ fn locked_build_needs_no_upstream() {
     setup.build_and_run("first-home", "");
     setup.warmdock.wait_mirrored("team/leaf", &setup.leaf);
     setup.upstream.fail(Fault::CutOff);
-    for (home, config) in [("second-home", ""), ("third-home", "[net]\ngit-fetch-with-cli = true\n")] {
+    for (home, config) in [
+        ("second-home", ""),
+        ("third-home", "[net]\ngit-fetch-with-cli = true\n"),
+    ] {
         std::fs::remove_dir_all(setup.client.path("target")).unwrap();
-        setup.cargo(home, config, &["build", "--quiet", "--locked"]).ok();
+        setup
+            .cargo(home, config, &["build", "--quiet", "--locked"])
+            .ok();
     }
 }
 
@@ -164,8 +201,13 @@ fn update_follows_new_commits() {
     setup.cargo("cargo-home", "", &["update", "--quiet"]).ok();
     setup.cargo("cargo-home", "", &["build", "--quiet"]).ok();
     let program = setup.client.path("target").join("debug/app");
-    let said = process::run(Command::new(program), b"", Duration::from_secs(10)).ok().text();
-    assert_eq!(said, "by_branch newer branch\nby_tag tag\nby_rev rev\nby_default newer default");
+    let said = process::run(Command::new(program), b"", Duration::from_secs(10))
+        .ok()
+        .text();
+    assert_eq!(
+        said,
+        "by_branch newer branch\nby_tag tag\nby_rev rev\nby_default newer default"
+    );
 }
 
 /// For this host alone cargo asks for one commit by its id: `+SHA:refs/commit/SHA`, over protocol v0. The host itself
@@ -175,7 +217,10 @@ fn one_commit_of_github_by_its_id() {
     let setup = setup(false);
     let mut config = setup.warmdock.config();
     let upstream = config["git"]["upstreams"][0].clone();
-    config["git"]["upstreams"].as_array_mut().unwrap().push(upstream);
+    config["git"]["upstreams"]
+        .as_array_mut()
+        .unwrap()
+        .push(upstream);
     config["git"]["upstreams"][1]["host"] = "github.com".into();
     setup.warmdock.write_config(&config.to_string());
     let Setup { warmdock, .. } = &setup;
@@ -185,12 +230,23 @@ fn one_commit_of_github_by_its_id() {
         (crate::support::http::get(warmdock.address(), target).status == 200).then_some(())
     });
     let url = "https://github.com/team/leaf";
-    setup.write_app_with(&[("by_rev", format!("git = \"{url}\", rev = \"{}\"", setup.rev))]);
-    for (home, config) in [("home-1", ""), ("home-2", "[net]\ngit-fetch-with-cli = true\n")] {
+    setup.write_app_with(&[(
+        "by_rev",
+        format!("git = \"{url}\", rev = \"{}\"", setup.rev),
+    )]);
+    for (home, config) in [
+        ("home-1", ""),
+        ("home-2", "[net]\ngit-fetch-with-cli = true\n"),
+    ] {
         let _ = std::fs::remove_dir_all(setup.client.path("target"));
         let _ = std::fs::remove_file(setup.client.path("app/Cargo.lock"));
         setup.cargo(home, config, &["build", "--quiet"]).ok();
         let program = setup.client.path("target").join("debug/app");
-        assert_eq!(process::run(Command::new(program), b"", Duration::from_secs(10)).ok().text(), "by_rev rev");
+        assert_eq!(
+            process::run(Command::new(program), b"", Duration::from_secs(10))
+                .ok()
+                .text(),
+            "by_rev rev"
+        );
     }
 }

@@ -10,7 +10,9 @@ use crate::support::warmdock::{builder, files_below};
 use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for};
 
 fn warm_service(upstream: &Upstream) -> Warmdock {
-    builder(&upstream.url()).set("/git/warm", json!([format!("{HOST}/{SAMPLE}")])).start()
+    builder(&upstream.url())
+        .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+        .start()
 }
 
 #[track_caller]
@@ -19,8 +21,12 @@ fn all_is_well(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
     warmdock.fsck_mirror(SAMPLE);
     for protocol in [0, 2] {
         let client = Client::new(protocol);
-        client.clone(&warmdock.url(SAMPLE), "ours", &["--bare"]).ok();
-        client.clone(&upstream.direct(SAMPLE), "direct", &["--bare"]).ok();
+        client
+            .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+            .ok();
+        client
+            .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+            .ok();
         assert_same(&client, "ours", "direct", Objects::Reachable);
     }
 }
@@ -29,7 +35,10 @@ fn all_is_well(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
 fn leftovers(data: &Path) -> Vec<PathBuf> {
     let is_leftover = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.contains("tmp") || name.contains("incoming") || name.contains("partial") || name.ends_with(".lock")
+        name.contains("tmp")
+            || name.contains("incoming")
+            || name.contains("partial")
+            || name.ends_with(".lock")
     };
     files_below(data).into_iter().filter(is_leftover).collect()
 }
@@ -55,7 +64,10 @@ fn killed_in_the_middle_of_a_later_fetch() {
     let mut warmdock = warm_service(&upstream);
     warmdock.wait_mirrored(SAMPLE, &repo);
     for round in 0..3 {
-        repo.commit("main", &[("new.txt", &crate::support::repo::Rng(round).bytes(30_000))]);
+        repo.commit(
+            "main",
+            &[("new.txt", &crate::support::repo::Rng(round).bytes(30_000))],
+        );
         repo.force_push("feature/one");
         upstream.fail(Fault::HoldPackAfter(10_000));
         let url = warmdock.url(SAMPLE);
@@ -66,7 +78,9 @@ fn killed_in_the_middle_of_a_later_fetch() {
         let _ = asking.join();
         warmdock.start_again();
         // Somebody asks; a warm repository would also come by itself.
-        Client::new(2).git(&["ls-remote", &warmdock.url(SAMPLE)]).ok();
+        Client::new(2)
+            .git(&["ls-remote", &warmdock.url(SAMPLE)])
+            .ok();
         all_is_well(&upstream, &repo, &warmdock);
         assert_eq!(leftovers(&warmdock.data()), Vec::<PathBuf>::new());
     }
@@ -88,17 +102,26 @@ fn killed_again_and_again() {
         let _ = asking.join();
         warmdock.start_again();
     }
-    Client::new(2).git(&["ls-remote", &warmdock.url(SAMPLE)]).ok();
+    Client::new(2)
+        .git(&["ls-remote", &warmdock.url(SAMPLE)])
+        .ok();
     all_is_well(&upstream, &repo, &warmdock);
 }
 
 /// Changes one byte in the middle of a file. Its size and, as far as one can, its looks stay the same.
 fn flip_a_byte(path: &Path) {
     let mut permissions = path.metadata().unwrap().permissions();
-    #[expect(clippy::permissions_set_readonly_false, reason = "git keeps packs read-only; this is a test's own folder")]
+    #[expect(
+        clippy::permissions_set_readonly_false,
+        reason = "git keeps packs read-only; this is a test's own folder"
+    )]
     permissions.set_readonly(false);
     std::fs::set_permissions(path, permissions).unwrap();
-    let mut file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
     let middle = file.metadata().unwrap().len() / 2;
     let mut byte = [0];
     file.seek(SeekFrom::Start(middle)).unwrap();
@@ -139,9 +162,15 @@ fn a_pack_that_is_damaged_while_running_is_fetched_again() {
 #[track_caller]
 fn clones_become_whole(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
     let client = Client::new(2);
-    client.clone(&upstream.direct(SAMPLE), "direct", &["--bare"]).ok();
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+        .ok();
     // Not what is kept as a finished answer: an exact pack has to be made from what is on disk.
-    let depths: [&[&str]; 3] = [&["--bare"], &["--bare", "--depth=30"], &["--bare", "--single-branch", "--no-tags"]];
+    let depths: [&[&str]; 3] = [
+        &["--bare"],
+        &["--bare", "--depth=30"],
+        &["--bare", "--single-branch", "--no-tags"],
+    ];
     let mut number = 0;
     wait_for("clones to succeed again", || {
         number += 1;
@@ -149,19 +178,27 @@ fn clones_become_whole(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
             let into = format!("ours-{number}-{kind}");
             let output = client.clone(&warmdock.url(SAMPLE), &into, args);
             if output.status.success() {
-                client.git_in(&into, &["fsck", "--strict", "--full", "--no-dangling"]).ok();
+                client
+                    .git_in(&into, &["fsck", "--strict", "--full", "--no-dangling"])
+                    .ok();
             }
             output.status.success()
         });
         whole.then_some(())
     });
-    client.clone(&warmdock.url(SAMPLE), "ours", &["--bare"]).ok();
+    client
+        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+        .ok();
     assert_same(&client, "ours", "direct", Objects::Reachable);
     warmdock.wait_log("an error about the damage", |event| {
         event["level"] == "ERROR" && event.to_string().contains(SAMPLE)
     });
     wait_for("a whole mirror", || {
-        let fsck = crate::support::client::git_at(&warmdock.mirror(SAMPLE), &["fsck", "--strict", "--full"], b"");
+        let fsck = crate::support::client::git_at(
+            &warmdock.mirror(SAMPLE),
+            &["fsck", "--strict", "--full"],
+            b"",
+        );
         (fsck.status.success() && !fsck.stderr.contains("error")).then_some(())
     });
     warmdock.wait_mirrored(SAMPLE, repo);
@@ -182,7 +219,9 @@ fn a_mirror_without_its_files_is_made_anew() {
             let _ = std::fs::remove_file(path);
         }
         warmdock.start_again();
-        Client::new(2).git(&["ls-remote", &warmdock.url(SAMPLE)]).ok();
+        Client::new(2)
+            .git(&["ls-remote", &warmdock.url(SAMPLE)])
+            .ok();
         all_is_well(&upstream, &repo, &warmdock);
     }
 }

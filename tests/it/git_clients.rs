@@ -73,7 +73,12 @@ fn setup_with(protocol: u8, make: impl FnOnce(&std::path::Path) -> Repo) -> Setu
     let upstream = Upstream::start();
     let repo = make(&upstream.path(SAMPLE));
     let warmdock = warmdock::over_files(&upstream);
-    Setup { repo, warmdock, client: Client::new(protocol), upstream }
+    Setup {
+        repo,
+        warmdock,
+        client: Client::new(protocol),
+        upstream,
+    }
 }
 
 impl Setup {
@@ -85,7 +90,9 @@ impl Setup {
     #[track_caller]
     fn clone_both(&self, args: &[&str]) {
         self.client.clone(&self.url(), "ours", args).ok();
-        self.client.clone(&self.upstream.direct(SAMPLE), "direct", args).ok();
+        self.client
+            .clone(&self.upstream.direct(SAMPLE), "direct", args)
+            .ok();
     }
 
     /// Runs the same git command in both clones.
@@ -120,7 +127,13 @@ fn clone_with_checkout(protocol: u8) {
     setup.clone_both(&[]);
     setup.assert_same(Objects::Exactly);
     assert_eq!(setup.ours(&["status", "--porcelain"]).ok().text(), "");
-    assert_eq!(setup.ours(&["rev-parse", "--abbrev-ref", "HEAD"]).ok().text(), "main");
+    assert_eq!(
+        setup
+            .ours(&["rev-parse", "--abbrev-ref", "HEAD"])
+            .ok()
+            .text(),
+        "main"
+    );
 }
 
 fn mirror_clone(protocol: u8) {
@@ -140,7 +153,13 @@ fn single_branch_that_is_small(protocol: u8) {
     // So much else is in the repository that sending all of it would not do.
     let large = crate::support::repo::Rng(3).bytes(400_000);
     setup.repo.commit("main", &[("large.bin", &large)]);
-    setup.clone_both(&["--bare", "--single-branch", "--no-tags", "--branch", "feature/one"]);
+    setup.clone_both(&[
+        "--bare",
+        "--single-branch",
+        "--no-tags",
+        "--branch",
+        "feature/one",
+    ]);
     setup.assert_same(Objects::Exactly);
 }
 
@@ -149,7 +168,10 @@ fn depth_1(protocol: u8) {
     setup.clone_both(&["--depth", "1"]);
     setup.assert_same(Objects::Exactly);
     assert_eq!(shallow(&setup.client, "ours").len(), 1);
-    setup.client.clone(&setup.url(), "again", &["--depth", "1"]).ok();
+    setup
+        .client
+        .clone(&setup.url(), "again", &["--depth", "1"])
+        .ok();
     assert_same(&setup.client, "again", "direct", Objects::Exactly);
 }
 
@@ -194,7 +216,13 @@ fn shallow_exclude(protocol: u8) {
     let setup = setup(protocol);
     setup.clone_both(&["--bare", "--shallow-exclude=v0.1"]);
     setup.assert_same(Objects::Exactly);
-    setup.git_both(&["fetch", "--quiet", "--shallow-exclude=feature/one", "origin", "main"]);
+    setup.git_both(&[
+        "fetch",
+        "--quiet",
+        "--shallow-exclude=feature/one",
+        "origin",
+        "main",
+    ]);
     setup.assert_same(Objects::Reachable);
 }
 
@@ -227,7 +255,9 @@ fn filtered(protocol: u8, filter: &str) {
     setup.git_both(&["checkout", "--quiet", "main"]);
     setup.assert_same(Objects::Partial);
     assert_eq!(setup.ours(&["status", "--porcelain"]).ok().text(), "");
-    setup.ours(&["log", "--patch", "--output=/dev/null", "-5"]).ok();
+    setup
+        .ours(&["log", "--patch", "--output=/dev/null", "-5"])
+        .ok();
 }
 
 fn filter_blob_none(protocol: u8) {
@@ -252,8 +282,20 @@ fn filter_object_type(protocol: u8) {
         setup.client.git(&["init", "--quiet", "--bare", repo]).ok();
     }
     setup.ours(&["remote", "add", "origin", &setup.url()]).ok();
-    setup.client.git_in("direct", &["remote", "add", "origin", &setup.upstream.direct(SAMPLE)]).ok();
-    setup.git_both(&["fetch", "--quiet", "--filter=object:type=commit", "origin", "+refs/heads/*:refs/heads/*"]);
+    setup
+        .client
+        .git_in(
+            "direct",
+            &["remote", "add", "origin", &setup.upstream.direct(SAMPLE)],
+        )
+        .ok();
+    setup.git_both(&[
+        "fetch",
+        "--quiet",
+        "--filter=object:type=commit",
+        "origin",
+        "+refs/heads/*:refs/heads/*",
+    ]);
     setup.assert_same(Objects::Partial);
 }
 
@@ -270,8 +312,14 @@ fn fetch_of_new_commits(protocol: u8) {
     setup.clone_both(&[]);
     for number in 0..3 {
         let text = format!("{number}\n");
-        setup.repo.commit("main", &[("src/deep/er/module1.rs", text.as_bytes()), ("n", b"")]);
-        setup.repo.commit(&format!("topic/{number}"), &[("topic.txt", text.as_bytes())]);
+        setup.repo.commit(
+            "main",
+            &[("src/deep/er/module1.rs", text.as_bytes()), ("n", b"")],
+        );
+        setup.repo.commit(
+            &format!("topic/{number}"),
+            &[("topic.txt", text.as_bytes())],
+        );
         setup.git_both(&["fetch", "--quiet"]);
         setup.assert_same(Objects::Exactly);
     }
@@ -281,7 +329,9 @@ fn fetch_of_a_new_branch_on_old_commits(protocol: u8) {
     let setup = setup(protocol);
     setup.clone_both(&["--bare", "--mirror"]);
     setup.repo.git(&["branch", "from-old", "v0.1~3"]);
-    setup.repo.git(&["branch", "--delete", "--force", "feature/two"]);
+    setup
+        .repo
+        .git(&["branch", "--delete", "--force", "feature/two"]);
     setup.git_both(&["fetch", "--quiet", "--prune"]);
     setup.assert_same(Objects::Reachable);
 }
@@ -313,7 +363,10 @@ fn fetch_after_a_force_push(protocol: u8) {
     setup.git_both(&["fetch", "--quiet"]);
     setup.assert_same(Objects::Reachable);
     setup.client.clone(&setup.url(), "fresh", &["--bare"]).ok();
-    setup.client.clone(&setup.upstream.direct(SAMPLE), "fresh-direct", &["--bare"]).ok();
+    setup
+        .client
+        .clone(&setup.upstream.direct(SAMPLE), "fresh-direct", &["--bare"])
+        .ok();
     assert_same(&setup.client, "fresh", "fresh-direct", Objects::Reachable);
 }
 
@@ -321,32 +374,89 @@ fn fetch_after_a_force_push(protocol: u8) {
 fn fetch_by_commit_id(protocol: u8) {
     let setup = setup(protocol);
     let old = setup.repo.id("main~5");
-    for (number, extra) in [&["--depth=1", "--no-tags"][..], &["--tags"], &[]].into_iter().enumerate() {
-        for (kind, url) in [("ours", setup.url()), ("direct", setup.upstream.direct(SAMPLE))] {
+    for (number, extra) in [&["--depth=1", "--no-tags"][..], &["--tags"], &[]]
+        .into_iter()
+        .enumerate()
+    {
+        for (kind, url) in [
+            ("ours", setup.url()),
+            ("direct", setup.upstream.direct(SAMPLE)),
+        ] {
             let repo = format!("{kind}{number}");
             setup.client.git(&["init", "--quiet", "--bare", &repo]).ok();
-            setup.client.git_in(&repo, &[&["fetch", "--quiet", &url, &format!("{old}:refs/heads/it")], extra].concat()).ok();
+            setup
+                .client
+                .git_in(
+                    &repo,
+                    &[
+                        &["fetch", "--quiet", &url, &format!("{old}:refs/heads/it")],
+                        extra,
+                    ]
+                    .concat(),
+                )
+                .ok();
         }
-        assert_same(&setup.client, &format!("ours{number}"), &format!("direct{number}"), Objects::Reachable);
+        assert_same(
+            &setup.client,
+            &format!("ours{number}"),
+            &format!("direct{number}"),
+            Objects::Reachable,
+        );
     }
 }
 
 fn fetch_by_tag_object_id(protocol: u8) {
     let setup = setup(protocol);
     let (tag, blob) = (setup.repo.id("v1.0"), setup.repo.id("main:bin/run"));
-    setup.client.git(&["init", "--quiet", "--bare", "ours"]).ok();
-    setup.ours(&["fetch", "--quiet", &setup.url(), &format!("{tag}:refs/tags/it")]).ok();
-    assert_eq!(setup.ours(&["cat-file", "-t", "refs/tags/it"]).ok().text(), "tag");
-    setup.ours(&["fetch", "--quiet", &setup.url(), &format!("{blob}:refs/blobs/it")]).ok();
-    assert_eq!(setup.ours(&["cat-file", "-t", "refs/blobs/it"]).ok().text(), "blob");
+    setup
+        .client
+        .git(&["init", "--quiet", "--bare", "ours"])
+        .ok();
+    setup
+        .ours(&[
+            "fetch",
+            "--quiet",
+            &setup.url(),
+            &format!("{tag}:refs/tags/it"),
+        ])
+        .ok();
+    assert_eq!(
+        setup.ours(&["cat-file", "-t", "refs/tags/it"]).ok().text(),
+        "tag"
+    );
+    setup
+        .ours(&[
+            "fetch",
+            "--quiet",
+            &setup.url(),
+            &format!("{blob}:refs/blobs/it"),
+        ])
+        .ok();
+    assert_eq!(
+        setup.ours(&["cat-file", "-t", "refs/blobs/it"]).ok().text(),
+        "blob"
+    );
 }
 
 fn fetch_of_a_missing_id(protocol: u8) {
     let setup = setup(protocol);
-    setup.client.git(&["init", "--quiet", "--bare", "empty"]).ok();
-    let args = ["fetch", &setup.url(), "0123456789012345678901234567890123456789"];
+    setup
+        .client
+        .git(&["init", "--quiet", "--bare", "empty"])
+        .ok();
+    let args = [
+        "fetch",
+        &setup.url(),
+        "0123456789012345678901234567890123456789",
+    ];
     let output = setup.client.git_in("empty", &args).failed();
-    assert!(output.stderr.contains("not our ref 0123456789012345678901234567890123456789"), "{}", output.describe());
+    assert!(
+        output
+            .stderr
+            .contains("not our ref 0123456789012345678901234567890123456789"),
+        "{}",
+        output.describe()
+    );
     // And the client that does this does no harm to the next one.
     setup.clone_both(&["--bare"]);
 }
@@ -363,7 +473,18 @@ fn tags_come_with_their_commits(protocol: u8) {
     let setup = setup(protocol);
     setup.clone_both(&["--single-branch"]);
     let commit = setup.repo.commit("main", &[("released.txt", b"1.2\n")]);
-    setup.repo.git(&["-c", "user.name=T", "-c", "user.email=t@example.test", "tag", "-a", "-m", "1.2", "v1.2", &commit]);
+    setup.repo.git(&[
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@example.test",
+        "tag",
+        "-a",
+        "-m",
+        "1.2",
+        "v1.2",
+        &commit,
+    ]);
     setup.repo.git(&["tag", "light", &commit]);
     setup.git_both(&["fetch", "--quiet", "origin"]);
     setup.assert_same(Objects::Reachable);
@@ -373,8 +494,16 @@ fn tags_come_with_their_commits(protocol: u8) {
 fn ls_remote(protocol: u8) {
     let setup = setup(protocol);
     for args in [&["ls-remote"][..], &["ls-remote", "--symref"]] {
-        let ours = setup.client.git(&[args, &[&setup.url()]].concat()).ok().text();
-        let direct = setup.client.git(&[args, &[&setup.upstream.direct(SAMPLE)]].concat()).ok().text();
+        let ours = setup
+            .client
+            .git(&[args, &[&setup.url()]].concat())
+            .ok()
+            .text();
+        let direct = setup
+            .client
+            .git(&[args, &[&setup.upstream.direct(SAMPLE)]].concat())
+            .ok()
+            .text();
         assert_eq!(ours, direct);
         assert!(ours.contains("refs/tags/v1.0^{}"));
     }
@@ -388,21 +517,48 @@ fn ls_remote_with_patterns(protocol: u8) {
         &["v1.*", "HEAD"],
         &["refs/heads/main", "refs/heads/absent"],
         &["nothing-like-this"],
-        &["refs/heads/main", "refs/heads/main^{}", "refs/tags/main", "refs/tags/main^{}"],
+        &[
+            "refs/heads/main",
+            "refs/heads/main^{}",
+            "refs/tags/main",
+            "refs/tags/main^{}",
+        ],
     ];
     for pattern in patterns {
-        for options in [&["ls-remote"][..], &["ls-remote", "--heads"], &["ls-remote", "--tags"]] {
-            let ask = |url: String| setup.client.git(&[options, &[url.as_str()], pattern].concat()).ok().text();
-            assert_eq!(ask(setup.url()), ask(setup.upstream.direct(SAMPLE)), "{options:?} {pattern:?}");
+        for options in [
+            &["ls-remote"][..],
+            &["ls-remote", "--heads"],
+            &["ls-remote", "--tags"],
+        ] {
+            let ask = |url: String| {
+                setup
+                    .client
+                    .git(&[options, &[url.as_str()], pattern].concat())
+                    .ok()
+                    .text()
+            };
+            assert_eq!(
+                ask(setup.url()),
+                ask(setup.upstream.direct(SAMPLE)),
+                "{options:?} {pattern:?}"
+            );
         }
     }
 }
 
 fn empty_repository(protocol: u8) {
-    let setup = setup_with(protocol, |path| Repo::init(path, &["--initial-branch=trunk"]));
+    let setup = setup_with(protocol, |path| {
+        Repo::init(path, &["--initial-branch=trunk"])
+    });
     setup.clone_both(&[]);
     assert_eq!(setup.ours(&["for-each-ref"]).ok().text(), "");
-    let head = |repo| setup.client.git_in(repo, &["symbolic-ref", "HEAD"]).ok().text();
+    let head = |repo| {
+        setup
+            .client
+            .git_in(repo, &["symbolic-ref", "HEAD"])
+            .ok()
+            .text()
+    };
     assert_eq!(head("ours"), head("direct"));
     if protocol == 2 {
         assert_eq!(head("ours"), "refs/heads/trunk");
@@ -425,17 +581,28 @@ fn detached_head(protocol: u8) {
 
 fn head_is_another_branch(protocol: u8) {
     let setup = setup(protocol);
-    setup.repo.git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
+    setup
+        .repo
+        .git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
     setup.clone_both(&[]);
     setup.assert_same(Objects::Exactly);
-    assert_eq!(setup.ours(&["symbolic-ref", "HEAD"]).ok().text(), "refs/heads/release/1.0");
+    assert_eq!(
+        setup.ours(&["symbolic-ref", "HEAD"]).ok().text(),
+        "refs/heads/release/1.0"
+    );
 }
 
 fn tags_of_tags_trees_and_blobs(protocol: u8) {
     let setup = setup(protocol);
     let tag = |name: &str, target: &str| {
         let who = ["-c", "user.name=T", "-c", "user.email=t@example.test"];
-        setup.repo.git(&[&who[..], &["tag", "--annotate", "--message", name, name, target]].concat());
+        setup.repo.git(
+            &[
+                &who[..],
+                &["tag", "--annotate", "--message", name, name, target],
+            ]
+            .concat(),
+        );
     };
     tag("of-tag", "v1.0");
     tag("of-tag-of-tag", "of-tag");
@@ -447,8 +614,18 @@ fn tags_of_tags_trees_and_blobs(protocol: u8) {
     setup.assert_same(Objects::Exactly);
     let list = |url: String| setup.client.git(&["ls-remote", &url]).ok().text();
     assert_eq!(list(setup.url()), list(setup.upstream.direct(SAMPLE)));
-    setup.client.clone(&setup.url(), "shallow", &["--mirror", "--depth", "1"]).ok();
-    setup.client.clone(&setup.upstream.direct(SAMPLE), "shallow-direct", &["--mirror", "--depth", "1"]).ok();
+    setup
+        .client
+        .clone(&setup.url(), "shallow", &["--mirror", "--depth", "1"])
+        .ok();
+    setup
+        .client
+        .clone(
+            &setup.upstream.direct(SAMPLE),
+            "shallow-direct",
+            &["--mirror", "--depth", "1"],
+        )
+        .ok();
     assert_same(&setup.client, "shallow", "shallow-direct", Objects::Exactly);
 }
 
@@ -457,7 +634,10 @@ fn many_references(protocol: u8) {
     let setup = setup(protocol);
     setup.repo.tag_often(2000);
     // The smallest that git takes: above it a body is sent in chunks.
-    setup.client.git(&["config", "--global", "http.postBuffer", "70000"]).ok();
+    setup
+        .client
+        .git(&["config", "--global", "http.postBuffer", "70000"])
+        .ok();
     setup.clone_both(&["--mirror"]);
     setup.assert_same(Objects::Exactly);
     setup.repo.commit("topic", &[("x", b"x\n")]);
@@ -468,11 +648,18 @@ fn many_references(protocol: u8) {
 fn push_is_refused(protocol: u8) {
     let setup = setup(protocol);
     setup.client.clone(&setup.url(), "ours", &[]).ok();
-    setup.ours(&["commit", "--quiet", "--allow-empty", "-m", "mine"]).ok();
-    let output = setup.ours(&["push", "origin", "HEAD:refs/heads/mine"]).failed();
+    setup
+        .ours(&["commit", "--quiet", "--allow-empty", "-m", "mine"])
+        .ok();
+    let output = setup
+        .ours(&["push", "origin", "HEAD:refs/heads/mine"])
+        .failed();
     assert!(output.stderr.contains("403"), "{}", output.describe());
     assert!(
-        output.stderr.lines().any(|line| line.starts_with("remote: ") && line.contains("push")),
+        output
+            .stderr
+            .lines()
+            .any(|line| line.starts_with("remote: ") && line.contains("push")),
         "git shows the person no reason: {}",
         output.describe()
     );
@@ -484,8 +671,21 @@ fn unrelated_repository_into_the_same_clone(protocol: u8) {
     let other = Repo::sample(&setup.upstream.path("team/other"), 2);
     other.commit("main", &[("other.txt", b"other\n")]);
     setup.clone_both(&["--bare"]);
-    setup.ours(&["remote", "add", "other", &setup.warmdock.url("team/other")]).ok();
-    setup.client.git_in("direct", &["remote", "add", "other", &setup.upstream.direct("team/other")]).ok();
+    setup
+        .ours(&["remote", "add", "other", &setup.warmdock.url("team/other")])
+        .ok();
+    setup
+        .client
+        .git_in(
+            "direct",
+            &[
+                "remote",
+                "add",
+                "other",
+                &setup.upstream.direct("team/other"),
+            ],
+        )
+        .ok();
     setup.git_both(&["fetch", "--quiet", "--no-tags", "other"]);
     setup.assert_same(Objects::Reachable);
 }

@@ -13,10 +13,16 @@ use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, warmdock};
 fn clone(url: &str, into: &Path, protocol: u8, shallow: Shallow) -> gix::Repository {
     // The reqwest in gix takes whichever TLS the process has chosen, also for plain HTTP.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let options = gix::open::Options::isolated().config_overrides([format!("protocol.version={protocol}")]);
+    let options =
+        gix::open::Options::isolated().config_overrides([format!("protocol.version={protocol}")]);
     let create = gix::create::Options::default();
-    let fetch = gix::clone::PrepareFetch::new(url, into, gix::create::Kind::WithWorktree, create, options).unwrap();
-    let (repo, _) = fetch.with_shallow(shallow).fetch_only(Discard, &AtomicBool::new(false)).unwrap();
+    let fetch =
+        gix::clone::PrepareFetch::new(url, into, gix::create::Kind::WithWorktree, create, options)
+            .unwrap();
+    let (repo, _) = fetch
+        .with_shallow(shallow)
+        .fetch_only(Discard, &AtomicBool::new(false))
+        .unwrap();
     repo
 }
 
@@ -24,7 +30,9 @@ fn clone(url: &str, into: &Path, protocol: u8, shallow: Shallow) -> gix::Reposit
 fn fetch(repo: &gix::Repository) {
     let remote = repo.find_remote("origin").unwrap();
     let connection = remote.connect(Direction::Fetch).unwrap();
-    let prepared = connection.prepare_fetch(Discard, gix::remote::ref_map::Options::default()).unwrap();
+    let prepared = connection
+        .prepare_fetch(Discard, gix::remote::ref_map::Options::default())
+        .unwrap();
     prepared.receive(Discard, &AtomicBool::new(false)).unwrap();
 }
 
@@ -38,8 +46,18 @@ fn setup() -> (Upstream, Repo, Warmdock, Client) {
 fn clone_and_fetch(protocol: u8) {
     let (upstream, repo, warmdock, client) = setup();
     let direct_url = format!("{}/{SAMPLE}.git", upstream.url());
-    let ours = clone(&warmdock.url(SAMPLE), &client.path("ours"), protocol, Shallow::NoChange);
-    let direct = clone(&direct_url, &client.path("direct"), protocol, Shallow::NoChange);
+    let ours = clone(
+        &warmdock.url(SAMPLE),
+        &client.path("ours"),
+        protocol,
+        Shallow::NoChange,
+    );
+    let direct = clone(
+        &direct_url,
+        &client.path("direct"),
+        protocol,
+        Shallow::NoChange,
+    );
     assert_same(&client, "ours", "direct", Objects::Exactly);
     repo.commit("main", &[("new.txt", b"new\n")]);
     repo.commit("topic", &[("topic.txt", b"topic\n")]);
@@ -67,8 +85,18 @@ fn v2_clone_and_fetch() {
 fn depth_1(protocol: u8) {
     let (upstream, _repo, warmdock, client) = setup();
     let depth = || Shallow::DepthAtRemote(1.try_into().unwrap());
-    clone(&warmdock.url(SAMPLE), &client.path("ours"), protocol, depth());
-    clone(&format!("{}/{SAMPLE}.git", upstream.url()), &client.path("direct"), protocol, depth());
+    clone(
+        &warmdock.url(SAMPLE),
+        &client.path("ours"),
+        protocol,
+        depth(),
+    );
+    clone(
+        &format!("{}/{SAMPLE}.git", upstream.url()),
+        &client.path("direct"),
+        protocol,
+        depth(),
+    );
     assert_same(&client, "ours", "direct", Objects::Exactly);
 }
 

@@ -13,7 +13,10 @@ use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait
 
 /// The advertisement of protocol v0: never answered without knowing the references.
 fn advertisement(warmdock: &Warmdock, name: &str) -> Response {
-    http::get(warmdock.address(), &format!("{}/info/refs?service=git-upload-pack", target(name)))
+    http::get(
+        warmdock.address(),
+        &format!("{}/info/refs?service=git-upload-pack", target(name)),
+    )
 }
 
 /// A service over HTTP that has mirrored the sample.
@@ -27,16 +30,27 @@ fn mirrored(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warm
 
 /// Asks for an object by its id, with protocol v2: the references are not needed for it.
 fn want(warmdock: &Warmdock, id: &str) -> Response {
-    let headers = [("Git-Protocol", "version=2"), ("Content-Type", "application/x-git-upload-pack-request")];
+    let headers = [
+        ("Git-Protocol", "version=2"),
+        ("Content-Type", "application/x-git-upload-pack-request"),
+    ];
     let target = format!("{}/git-upload-pack", target(SAMPLE));
-    http::request(warmdock.address(), "POST", &target, &headers, &pkt::v2_clone(id))
+    http::request(
+        warmdock.address(),
+        "POST",
+        &target,
+        &headers,
+        &pkt::v2_clone(id),
+    )
 }
 
 #[track_caller]
 fn clone_is_whole(upstream: &Upstream, warmdock: &Warmdock, name: &str) {
     let client = Client::new(2);
     client.clone(&warmdock.url(name), "ours", &["--bare"]).ok();
-    client.clone(&upstream.direct(name), "direct", &["--bare"]).ok();
+    client
+        .clone(&upstream.direct(name), "direct", &["--bare"])
+        .ok();
     assert_same(&client, "ours", "direct", Objects::Reachable);
 }
 
@@ -49,7 +63,11 @@ fn one_fetch_for_many_first_clones() {
         let clones: Vec<_> = (0..20)
             .map(|number| {
                 let url = warmdock.url(SAMPLE);
-                scope.spawn(move || Client::new(number % 3).clone(&url, "ours", &["--bare"]).ok())
+                scope.spawn(move || {
+                    Client::new(number % 3)
+                        .clone(&url, "ours", &["--bare"])
+                        .ok()
+                })
             })
             .collect();
         upstream.wait_held();
@@ -62,11 +80,20 @@ fn one_fetch_for_many_first_clones() {
     });
     warmdock.wait_mirrored(SAMPLE, &repo);
     assert_eq!(upstream.packs_for_mirror(), 1, "{:#?}", agents(&upstream));
-    assert!(upstream.packs() <= 21, "at most one request passed through for each client: {:#?}", agents(&upstream));
+    assert!(
+        upstream.packs() <= 21,
+        "at most one request passed through for each client: {:#?}",
+        agents(&upstream)
+    );
 }
 
 fn agents(upstream: &Upstream) -> Vec<String> {
-    upstream.asked().into_iter().filter(|asked| asked.pack).map(|asked| asked.agent).collect()
+    upstream
+        .asked()
+        .into_iter()
+        .filter(|asked| asked.pack)
+        .map(|asked| asked.agent)
+        .collect()
 }
 
 #[test]
@@ -79,7 +106,11 @@ fn many_refreshes_at_once_are_few_fetches() {
             scope.spawn(|| assert_eq!(advertisement(&warmdock, SAMPLE).status, 200));
         }
     });
-    assert_eq!(upstream.packs_for_mirror() - before, 1, "the objects are new only once");
+    assert_eq!(
+        upstream.packs_for_mirror() - before,
+        1,
+        "the objects are new only once"
+    );
 }
 
 #[test]
@@ -104,12 +135,16 @@ fn within_max_age_nobody_is_asked() {
 fn clone_at(warmdock: &Warmdock, tip: &str) {
     let client = Client::new(2);
     client.clone(&warmdock.url(SAMPLE), "ours", &[]).ok();
-    assert_eq!(client.git_in("ours", &["rev-parse", "HEAD"]).ok().text(), tip);
+    assert_eq!(
+        client.git_in("ours", &["rev-parse", "HEAD"]).ok().text(),
+        tip
+    );
 }
 
 #[test]
 fn a_commit_that_is_present_is_served_without_asking() {
-    let (upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
+    let (upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
     upstream.fail(Fault::CutOff);
     let response = want(&warmdock, &repo.id("main~3"));
     assert_eq!(response.status, 200, "{}", response.text());
@@ -123,35 +158,57 @@ fn a_commit_that_is_not_present_is_fetched_first() {
     let id = repo.commit("main", &[("new.txt", b"new\n")]);
     let client = Client::new(2);
     client.git(&["init", "--quiet", "--bare", "ours"]).ok();
-    client.git_in("ours", &["fetch", "--quiet", "--depth=1", &warmdock.url(SAMPLE), &id]).ok();
+    client
+        .git_in(
+            "ours",
+            &["fetch", "--quiet", "--depth=1", &warmdock.url(SAMPLE), &id],
+        )
+        .ok();
 }
 
 #[test]
 fn serve_stale_serves_what_is_there_and_says_so() {
-    let (upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/when_upstream_fails", "serve_stale"));
+    let (upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "serve_stale"));
     let tip = repo.id("main");
     upstream.fail(Fault::CutOff);
     clone_at(&warmdock, &tip);
     warmdock.wait_log("a warning that the answer is stale", |event| {
-        event["level"] == "WARN" && event.to_string().contains("stale") && event.to_string().contains(SAMPLE)
+        event["level"] == "WARN"
+            && event.to_string().contains("stale")
+            && event.to_string().contains(SAMPLE)
     });
-    assert!(warmdock.metric(|name| name.contains("stale")) > 0.0, "{}", warmdock.metrics());
+    assert!(
+        warmdock.metric(|name| name.contains("stale")) > 0.0,
+        "{}",
+        warmdock.metrics()
+    );
     upstream.release();
     let new = repo.commit("main", &[("new.txt", b"new\n")]);
     wait_for("the service to follow its upstream again", || {
-        advertisement(&warmdock, SAMPLE).text().contains(&new).then_some(())
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains(&new)
+            .then_some(())
     });
 }
 
 #[test]
 fn fail_says_why() {
-    let (upstream, _repo, warmdock) = mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
+    let (upstream, _repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
     upstream.fail(Fault::CutOff);
     let response = advertisement(&warmdock, SAMPLE);
     assert_eq!(response.status, 502);
-    assert!(response.text().contains(HOST), "names the upstream: {}", response.text());
+    assert!(
+        response.text().contains(HOST),
+        "names the upstream: {}",
+        response.text()
+    );
     upstream.release();
-    wait_for("the service to work again", || (advertisement(&warmdock, SAMPLE).status == 200).then_some(()));
+    wait_for("the service to work again", || {
+        (advertisement(&warmdock, SAMPLE).status == 200).then_some(())
+    });
 }
 
 #[test]
@@ -165,11 +222,18 @@ fn warm_repositories_are_refreshed_by_themselves() {
 #[test]
 fn deleted_references_disappear() {
     let (_upstream, repo, warmdock) = mirrored(|builder| builder);
-    assert!(advertisement(&warmdock, SAMPLE).text().contains("refs/heads/feature/two"));
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/feature/two")
+    );
     repo.git(&["branch", "--delete", "--force", "feature/two"]);
     repo.git(&["tag", "--delete", "v0.1"]);
     let text = advertisement(&warmdock, SAMPLE).text();
-    assert!(!text.contains("refs/heads/feature/two") && !text.contains("refs/tags/v0.1"), "{text}");
+    assert!(
+        !text.contains("refs/heads/feature/two") && !text.contains("refs/tags/v0.1"),
+        "{text}"
+    );
 }
 
 /// A file becomes a folder of the same name: what stores references as files trips over it.
@@ -177,13 +241,25 @@ fn deleted_references_disappear() {
 fn a_branch_makes_room_for_a_folder_of_branches() {
     let (_upstream, repo, warmdock) = mirrored(|builder| builder);
     repo.git(&["branch", "topic", "main"]);
-    assert!(advertisement(&warmdock, SAMPLE).text().contains("refs/heads/topic\n"));
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/topic\n")
+    );
     repo.git(&["branch", "--delete", "--force", "topic"]);
     repo.git(&["branch", "topic/one", "main"]);
-    assert!(advertisement(&warmdock, SAMPLE).text().contains("refs/heads/topic/one\n"));
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/topic/one\n")
+    );
     repo.git(&["branch", "--delete", "--force", "topic/one"]);
     repo.git(&["branch", "topic", "main~1"]);
-    assert!(advertisement(&warmdock, SAMPLE).text().contains("refs/heads/topic\n"));
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/topic\n")
+    );
 }
 
 #[test]
@@ -198,23 +274,42 @@ fn a_commit_from_before_a_force_push_is_still_there() {
 
 #[test]
 fn only_tips_under_the_policy_advertised() {
-    let (_upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/allow_wants", "advertised"));
+    let (_upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/allow_wants", "advertised"));
     assert!(pkt::pack_of(&want(&warmdock, &repo.id("v0.2")).body).starts_with(b"PACK"));
     let old = repo.id("main~4");
     let response = want(&warmdock, &old);
     let message = pkt::errors_of(&response.body);
-    assert!(message.contains("not our ref") && message.contains(&old), "{} {message}", response.status);
+    assert!(
+        message.contains("not our ref") && message.contains(&old),
+        "{} {message}",
+        response.status
+    );
 }
 
 #[test]
 fn head_follows_the_upstream() {
     let (_upstream, repo, warmdock) = mirrored(|builder| builder);
     let client = Client::new(2);
-    let head = || client.git(&["ls-remote", "--symref", &warmdock.url(SAMPLE), "HEAD"]).ok().text();
+    let head = || {
+        client
+            .git(&["ls-remote", "--symref", &warmdock.url(SAMPLE), "HEAD"])
+            .ok()
+            .text()
+    };
     assert!(head().contains("ref: refs/heads/main\tHEAD"));
     repo.git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
-    assert!(head().contains("ref: refs/heads/release/1.0\tHEAD"), "{}", head());
-    assert_eq!(git_at(&warmdock.mirror(SAMPLE), &["symbolic-ref", "HEAD"], b"").ok().text(), "refs/heads/release/1.0");
+    assert!(
+        head().contains("ref: refs/heads/release/1.0\tHEAD"),
+        "{}",
+        head()
+    );
+    assert_eq!(
+        git_at(&warmdock.mirror(SAMPLE), &["symbolic-ref", "HEAD"], b"")
+            .ok()
+            .text(),
+        "refs/heads/release/1.0"
+    );
 }
 
 /// Stock git reads the mirror: a person can look into it, and save it.
@@ -224,9 +319,25 @@ fn a_mirror_is_a_bare_repository() {
     repo.commit("main", &[("new.txt", b"new\n")]);
     assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
     warmdock.fsck_mirror(SAMPLE);
-    let refs = git_at(&warmdock.mirror(SAMPLE), &["for-each-ref", "--format=%(objectname) %(refname) %(*objectname)"], b"");
+    let refs = git_at(
+        &warmdock.mirror(SAMPLE),
+        &[
+            "for-each-ref",
+            "--format=%(objectname) %(refname) %(*objectname)",
+        ],
+        b"",
+    );
     assert_eq!(refs.ok().text(), repo.refs());
-    assert_eq!(git_at(&warmdock.mirror(SAMPLE), &["rev-parse", "--is-bare-repository"], b"").ok().text(), "true");
+    assert_eq!(
+        git_at(
+            &warmdock.mirror(SAMPLE),
+            &["rev-parse", "--is-bare-repository"],
+            b""
+        )
+        .ok()
+        .text(),
+        "true"
+    );
 }
 
 /// Small packs from many fetches are put together in the background, and nothing is lost by it.
@@ -237,7 +348,9 @@ fn many_small_packs_are_consolidated() {
         repo.commit("main", &[("counter.txt", format!("{number}\n").as_bytes())]);
         assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
     }
-    wait_for("far fewer packs than fetches", || (warmdock.packs(SAMPLE).len() < 40).then_some(()));
+    wait_for("far fewer packs than fetches", || {
+        (warmdock.packs(SAMPLE).len() < 40).then_some(())
+    });
     warmdock.fsck_mirror(SAMPLE);
     clone_is_whole(&upstream, &warmdock, SAMPLE);
 }
@@ -255,15 +368,27 @@ fn restart_keeps_the_mirrors() {
 #[test]
 fn other_namespaces_by_configuration() {
     let (upstream, repo) = Upstream::with_sample();
-    let id = repo.commit_to("refs/pull/7/head", Some(&repo.id("main")), &[("pull.txt", b"pull\n")]);
+    let id = repo.commit_to(
+        "refs/pull/7/head",
+        Some(&repo.id("main")),
+        &[("pull.txt", b"pull\n")],
+    );
     let plain = warmdock::over_http(&upstream);
     assert!(!advertisement(&plain, SAMPLE).text().contains("refs/pull"));
     let refs = json!(["refs/heads/*", "refs/tags/*", "refs/pull/*"]);
     let warmdock = builder(&upstream.url()).set("/git/refs", refs).start();
-    assert!(advertisement(&warmdock, SAMPLE).text().contains(&format!("{id} refs/pull/7/head")));
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains(&format!("{id} refs/pull/7/head"))
+    );
     let client = Client::new(2);
-    client.clone(&warmdock.url(SAMPLE), "ours", &["--mirror"]).ok();
-    client.clone(&upstream.direct(SAMPLE), "direct", &["--mirror"]).ok();
+    client
+        .clone(&warmdock.url(SAMPLE), "ours", &["--mirror"])
+        .ok();
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--mirror"])
+        .ok();
     assert_same(&client, "ours", "direct", Objects::Exactly);
 }
 
@@ -271,14 +396,26 @@ fn other_namespaces_by_configuration() {
 fn sha256_is_refused_clearly() {
     for over_http in [false, true] {
         let upstream = Upstream::start();
-        let repo = Repo::init(&upstream.path(SAMPLE), &["--initial-branch=main", "--object-format=sha256"]);
+        let repo = Repo::init(
+            &upstream.path(SAMPLE),
+            &["--initial-branch=main", "--object-format=sha256"],
+        );
         repo.commit("main", &[("a.txt", b"a\n")]);
-        let warmdock = if over_http { warmdock::over_http(&upstream) } else { warmdock::over_files(&upstream) };
-        let output = Client::new(2).clone(&warmdock.url(SAMPLE), "ours", &[]).failed();
+        let warmdock = if over_http {
+            warmdock::over_http(&upstream)
+        } else {
+            warmdock::over_files(&upstream)
+        };
+        let output = Client::new(2)
+            .clone(&warmdock.url(SAMPLE), "ours", &[])
+            .failed();
         let response = advertisement(&warmdock, SAMPLE);
         assert!(response.status >= 400, "{}", response.text());
         let text = format!("{} {}", output.stderr, response.text()).to_lowercase();
-        assert!(text.contains("sha256") || text.contains("sha-256"), "{text}");
+        assert!(
+            text.contains("sha256") || text.contains("sha-256"),
+            "{text}"
+        );
     }
 }
 
@@ -289,7 +426,10 @@ fn first_clones_wait_in_order() {
     let (one, two) = (upstream.sample("team/one"), upstream.sample("team/two"));
     let warm = json!([format!("{HOST}/team/one"), format!("{HOST}/team/two")]);
     upstream.fail(Fault::HoldPackAfter(2000));
-    let warmdock = builder(&upstream.url()).set("/git/warm", warm).set("/git/first_clones", 1).start();
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", warm)
+        .set("/git/first_clones", 1)
+        .start();
     upstream.wait_held();
     // Long enough for a second one to begin, if it would.
     std::thread::sleep(std::time::Duration::from_secs(1));
@@ -300,33 +440,58 @@ fn first_clones_wait_in_order() {
 }
 
 fn bytes_below(folder: &Path) -> u64 {
-    files_below(folder).iter().filter_map(|path| path.metadata().ok()).map(|metadata| metadata.len()).sum()
+    files_below(folder)
+        .iter()
+        .filter_map(|path| path.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
 }
 
 #[test]
 fn the_data_limit_holds_and_the_least_recently_used_goes_first() {
     let upstream = Upstream::start();
-    let names: Vec<String> = (0..10).map(|number| format!("team/large{number}")).collect();
+    let names: Vec<String> = (0..10)
+        .map(|number| format!("team/large{number}"))
+        .collect();
     for name in &names {
         Repo::large(&upstream.path(name), 3 << 20);
     }
     let limit = 20 << 20;
     let warm = json!([format!("{HOST}/{}", names[0])]);
-    let config = builder(&upstream.file_url()).set("/git/warm", warm).set("/git/max_age", "1h");
+    let config = builder(&upstream.file_url())
+        .set("/git/warm", warm)
+        .set("/git/max_age", "1h");
     let warmdock = config.set("/storage/max_size", "20MiB").start();
     warmdock.wait_mirrored(&names[0], &Repo::at(&upstream.path(&names[0])));
     let client = Client::new(2);
     for name in &names[1..] {
         client.clone(&warmdock.url(name), name, &["--bare"]).ok();
         // What the file system adds for folders is not counted by anybody.
-        assert!(bytes_below(&warmdock.data()) <= limit, "{} bytes after {name}", bytes_below(&warmdock.data()));
+        assert!(
+            bytes_below(&warmdock.data()) <= limit,
+            "{} bytes after {name}",
+            bytes_below(&warmdock.data())
+        );
     }
-    assert!(warmdock.mirror(&names[0]).is_dir(), "a warm repository stays");
-    assert!(warmdock.mirror(&names[9]).is_dir(), "the last one used stays");
-    assert!(!warmdock.mirror(&names[1]).is_dir(), "the one that was not used for longest is gone");
+    assert!(
+        warmdock.mirror(&names[0]).is_dir(),
+        "a warm repository stays"
+    );
+    assert!(
+        warmdock.mirror(&names[9]).is_dir(),
+        "the last one used stays"
+    );
+    assert!(
+        !warmdock.mirror(&names[1]).is_dir(),
+        "the one that was not used for longest is gone"
+    );
     // It comes back when somebody asks.
-    client.clone(&warmdock.url(&names[1]), "again", &["--bare"]).ok();
-    client.clone(&warmdock.url(&names[0]), "warm", &["--bare"]).ok();
+    client
+        .clone(&warmdock.url(&names[1]), "again", &["--bare"])
+        .ok();
+    client
+        .clone(&warmdock.url(&names[0]), "warm", &["--bare"])
+        .ok();
 }
 
 #[test]
@@ -334,7 +499,9 @@ fn a_repository_that_can_never_fit_is_refused() {
     let upstream = Upstream::start();
     Repo::large(&upstream.path("team/large"), 6 << 20);
     let small = upstream.sample(SAMPLE);
-    let warmdock = builder(&upstream.file_url()).set("/storage/max_size", "4MiB").start();
+    let warmdock = builder(&upstream.file_url())
+        .set("/storage/max_size", "4MiB")
+        .start();
     warmdock_refuses(&warmdock, "team/large");
     assert!(bytes_below(&warmdock.data()) <= 4 << 20);
     // The others are served as before.
@@ -345,8 +512,14 @@ fn a_repository_that_can_never_fit_is_refused() {
 
 #[track_caller]
 fn warmdock_refuses(warmdock: &Warmdock, name: &str) {
-    let output = Client::new(2).clone(&warmdock.url(name), "ours", &["--bare"]).failed();
-    assert!(output.stderr.contains("507") || output.stderr.contains("max_size"), "{}", output.describe());
+    let output = Client::new(2)
+        .clone(&warmdock.url(name), "ours", &["--bare"])
+        .failed();
+    assert!(
+        output.stderr.contains("507") || output.stderr.contains("max_size"),
+        "{}",
+        output.describe()
+    );
 }
 
 /// Patterns of the upstream: what is not listed is as missing as what is not there.
@@ -358,9 +531,16 @@ fn repositories_outside_the_patterns_are_missing() {
     let warmdock = config.start();
     assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
     let asked = upstream.asked().len();
-    let (outside, absent) = (advertisement(&warmdock, "other/sample"), advertisement(&warmdock, "other/absent"));
+    let (outside, absent) = (
+        advertisement(&warmdock, "other/sample"),
+        advertisement(&warmdock, "other/absent"),
+    );
     assert_eq!((outside.status, absent.status), (404, 404));
-    assert_eq!(upstream.asked().len(), asked, "the upstream is not asked for what the operator does not allow");
+    assert_eq!(
+        upstream.asked().len(),
+        asked,
+        "the upstream is not asked for what the operator does not allow"
+    );
 }
 
 #[test]
@@ -371,7 +551,9 @@ fn a_name_with_and_without_dot_git_is_one_mirror() {
     let url = warmdock.url(SAMPLE);
     client.clone(&url, "with", &["--bare"]).ok();
     warmdock.wait_mirrored(SAMPLE, &repo);
-    client.clone(url.strip_suffix(".git").unwrap(), "without", &["--bare"]).ok();
+    client
+        .clone(url.strip_suffix(".git").unwrap(), "without", &["--bare"])
+        .ok();
     assert_same(&client, "without", "with", Objects::Reachable);
     assert_eq!(upstream.packs_for_mirror(), 1);
 }

@@ -28,7 +28,10 @@ pub fn http_backend(root: &Path, request: &Request, git_protocol: Option<&str>) 
         .env("REQUEST_METHOD", &request.method)
         .env("PATH_INFO", &request.path)
         .env("QUERY_STRING", &request.query)
-        .env("CONTENT_TYPE", request.header("content-type").unwrap_or_default())
+        .env(
+            "CONTENT_TYPE",
+            request.header("content-type").unwrap_or_default(),
+        )
         .env("CONTENT_LENGTH", request.body.len().to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -51,11 +54,22 @@ pub fn http_backend(root: &Path, request: &Request, git_protocol: Option<&str>) 
     loop {
         let mut line = String::new();
         if output.by_ref().read_line(&mut line).unwrap_or(0) == 0 || line.trim_end().is_empty() {
-            return Answer { status, headers, body: output };
+            return Answer {
+                status,
+                headers,
+                body: output,
+            };
         }
-        let (name, value) = line.trim_end().split_once(": ").unwrap_or((line.trim_end(), ""));
+        let (name, value) = line
+            .trim_end()
+            .split_once(": ")
+            .unwrap_or((line.trim_end(), ""));
         if name.eq_ignore_ascii_case("status") {
-            status = value.split(' ').next().and_then(|code| code.parse().ok()).unwrap_or(500);
+            status = value
+                .split(' ')
+                .next()
+                .and_then(|code| code.parse().ok())
+                .unwrap_or(500);
         } else {
             headers.push((name.to_owned(), value.to_owned()));
         }

@@ -17,7 +17,9 @@ pub struct Client {
 impl Client {
     /// A client that speaks the given protocol version and checks every object that it receives.
     pub fn new(protocol: u8) -> Self {
-        let client = Self { folder: tempfile::tempdir().unwrap() };
+        let client = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         std::fs::create_dir(client.home()).unwrap();
         client.write_gitconfig(&format!(
             "[protocol]\n\tversion = {protocol}\n[transfer]\n\tfsckObjects = true\n\

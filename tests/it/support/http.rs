@@ -25,7 +25,13 @@ impl Request {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let (path, query) = (path.to_owned(), query.to_owned());
         let headers = read_headers(reader)?;
-        let mut request = Self { method, path, query, headers, body: Vec::new() };
+        let mut request = Self {
+            method,
+            path,
+            query,
+            headers,
+            body: Vec::new(),
+        };
         if request.header("transfer-encoding").is_some() {
             read_chunks(reader, &mut request.body).ok()?;
         } else if let Some(length) = request.header("content-length") {
@@ -73,8 +79,12 @@ impl Response {
 /// A connection to the service. Reads that take unreasonably long fail.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the service takes connections");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream
+        .set_write_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
     stream
 }
 
@@ -86,8 +96,15 @@ pub fn get(address: SocketAddr, target: &str) -> Response {
 
 /// A request on a connection of its own; `target` is sent as it is.
 #[track_caller]
-pub fn request(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
-    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
+pub fn request(
+    address: SocketAddr,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Response {
+    let mut head =
+        format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
@@ -114,9 +131,18 @@ pub fn exchange(address: SocketAddr, bytes: &[u8]) -> io::Result<Response> {
 pub fn read_head(reader: &mut impl BufRead) -> io::Result<Response> {
     let none = || io::Error::new(io::ErrorKind::UnexpectedEof, "no HTTP response");
     let line = read_line(reader).ok_or_else(none)?;
-    let status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(none)?;
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .ok_or_else(none)?;
     let headers = read_headers(reader).ok_or_else(none)?;
-    Ok(Response { status, headers, body: Vec::new(), complete: false })
+    Ok(Response {
+        status,
+        headers,
+        body: Vec::new(),
+        complete: false,
+    })
 }
 
 /// Reads a whole response; a body that breaks off is no error, but marked.
@@ -131,8 +157,14 @@ pub fn read_body(reader: &mut impl BufRead, response: &mut Response) {
     let mut body = Vec::new();
     response.complete = if response.header("transfer-encoding").is_some() {
         read_chunks(reader, &mut body).is_ok()
-    } else if let Some(length) = response.header("content-length").and_then(|length| length.parse::<u64>().ok()) {
-        reader.take(length).read_to_end(&mut body).is_ok_and(|read| read as u64 == length)
+    } else if let Some(length) = response
+        .header("content-length")
+        .and_then(|length| length.parse::<u64>().ok())
+    {
+        reader
+            .take(length)
+            .read_to_end(&mut body)
+            .is_ok_and(|read| read as u64 == length)
     } else {
         reader.read_to_end(&mut body).is_ok()
     };
@@ -141,7 +173,10 @@ pub fn read_body(reader: &mut impl BufRead, response: &mut Response) {
 
 fn read_line(reader: &mut impl BufRead) -> Option<String> {
     let mut line = Vec::new();
-    reader.read_until(b'\n', &mut line).ok().filter(|read| *read > 0)?;
+    reader
+        .read_until(b'\n', &mut line)
+        .ok()
+        .filter(|read| *read > 0)?;
     Some(String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
@@ -161,7 +196,8 @@ fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> 
     let broken = || io::Error::new(io::ErrorKind::UnexpectedEof, "the chunked body broke off");
     loop {
         let line = read_line(reader).ok_or_else(broken)?;
-        let size = u64::from_str_radix(line.split(';').next().unwrap_or_default(), 16).map_err(|_| broken())?;
+        let size = u64::from_str_radix(line.split(';').next().unwrap_or_default(), 16)
+            .map_err(|_| broken())?;
         if size == 0 {
             while !read_line(reader).ok_or_else(broken)?.is_empty() {}
             return Ok(());
@@ -174,5 +210,8 @@ fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> io::Result<()> 
 }
 
 fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    headers
+        .iter()
+        .find(|(found, _)| found.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.as_str())
 }

@@ -37,7 +37,9 @@ pub fn read(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut packets = Vec::new();
     while !bytes.is_empty() {
         let length = std::str::from_utf8(&bytes[..4]).expect("a pkt-line length");
-        let length = usize::from_str_radix(length, 16).expect("a pkt-line length").max(4);
+        let length = usize::from_str_radix(length, 16)
+            .expect("a pkt-line length")
+            .max(4);
         packets.push(&bytes[4..length]);
         bytes = &bytes[length..];
     }
@@ -48,12 +50,25 @@ pub fn read(mut bytes: &[u8]) -> Vec<&[u8]> {
 #[track_caller]
 pub fn pack_of(body: &[u8]) -> Vec<u8> {
     let packets = read(body);
-    let begin = packets.iter().position(|packet| *packet == b"packfile\n").expect("a packfile section");
-    packets[begin..].iter().filter(|packet| packet.first() == Some(&1)).flat_map(|packet| &packet[1..]).copied().collect()
+    let begin = packets
+        .iter()
+        .position(|packet| *packet == b"packfile\n")
+        .expect("a packfile section");
+    packets[begin..]
+        .iter()
+        .filter(|packet| packet.first() == Some(&1))
+        .flat_map(|packet| &packet[1..])
+        .copied()
+        .collect()
 }
 
 /// Everything in a response that a person would be shown: error packets and side band 3.
 pub fn errors_of(body: &[u8]) -> String {
     let shown = |packet: &&[u8]| packet.starts_with(b"ERR ") || packet.first() == Some(&3);
-    read(body).into_iter().filter(shown).map(String::from_utf8_lossy).collect::<Vec<_>>().join("\n")
+    read(body)
+        .into_iter()
+        .filter(shown)
+        .map(String::from_utf8_lossy)
+        .collect::<Vec<_>>()
+        .join("\n")
 }

@@ -29,12 +29,22 @@ impl Output {
     /// Passes the output on if the process failed by itself.
     #[track_caller]
     pub fn failed(self) -> Self {
-        assert!(!self.status.success(), "expected a failure: {}", self.describe());
+        assert!(
+            !self.status.success(),
+            "expected a failure: {}",
+            self.describe()
+        );
         self
     }
 
     pub fn describe(&self) -> String {
-        format!("{} → {}\n--- stdout\n{}\n--- stderr\n{}", self.command, self.status, self.text(), self.stderr)
+        format!(
+            "{} → {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.command,
+            self.status,
+            self.text(),
+            self.stderr
+        )
     }
 }
 
@@ -46,10 +56,19 @@ impl Output {
 pub fn run(mut command: Command, stdin: &[u8], limit: Duration) -> Output {
     let shown = format!("{command:?}");
     // A group of its own: git starts helpers that hold the pipes open after git itself is gone.
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
-    let (mut input, mut output, mut errors) =
-        (child.stdin.take().unwrap(), child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    command
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {shown}: {error}"));
+    let (mut input, mut output, mut errors) = (
+        child.stdin.take().unwrap(),
+        child.stdout.take().unwrap(),
+        child.stderr.take().unwrap(),
+    );
     let stdin = stdin.to_vec();
     std::thread::spawn(move || input.write_all(&stdin));
     let output = std::thread::spawn(move || {
@@ -77,12 +96,19 @@ pub fn run(mut command: Command, stdin: &[u8], limit: Duration) -> Output {
         stdout: output.join().unwrap().unwrap_or_default(),
         stderr: String::from_utf8_lossy(&errors.join().unwrap().unwrap_or_default()).into_owned(),
     };
-    assert!(in_time, "did not end within {limit:?}: {}", output.describe());
+    assert!(
+        in_time,
+        "did not end within {limit:?}: {}",
+        output.describe()
+    );
     output
 }
 
 /// Sends a signal by its name, through the shell's own `kill`: nothing here is unsafe code.
 pub fn signal(name: &str, process: &str) {
     // The target may just have ended by itself.
-    let _ = Command::new("kill").args(["-s", name, "--", process]).stderr(Stdio::null()).status();
+    let _ = Command::new("kill")
+        .args(["-s", name, "--", process])
+        .stderr(Stdio::null())
+        .status();
 }

@@ -26,7 +26,10 @@ impl Repo {
     /// An empty repository with further arguments for `git init`.
     pub fn init(path: &Path, args: &[&str]) -> Self {
         std::fs::create_dir_all(path).unwrap();
-        let repo = Self { path: path.to_owned(), commits: AtomicU64::new(0) };
+        let repo = Self {
+            path: path.to_owned(),
+            commits: AtomicU64::new(0),
+        };
         repo.git(&[&["init", "--quiet", "--bare"], args].concat());
         for (key, value) in [
             ("uploadpack.allowFilter", "true"),
@@ -41,14 +44,22 @@ impl Repo {
 
     /// A repository that is there already.
     pub fn at(path: &Path) -> Self {
-        Self { path: path.to_owned(), commits: AtomicU64::new(2000) }
+        Self {
+            path: path.to_owned(),
+            commits: AtomicU64::new(2000),
+        }
     }
 
     /// A repository with branches, merges, renames, deletions, binary files, nested folders, a submodule, a symbolic
     /// link, an executable, and tags of all kinds. Equal seeds give equal object ids.
     pub fn sample(path: &Path, seed: u64) -> Self {
         let repo = Self::empty(path);
-        let mut history = History { rng: Rng(seed), stream: Vec::new(), mark: 0, day: 0 };
+        let mut history = History {
+            rng: Rng(seed),
+            stream: Vec::new(),
+            mark: 0,
+            day: 0,
+        };
         history.write();
         repo.commits.store(history.day, Ordering::Relaxed);
         repo.import(&history.stream);
@@ -59,7 +70,10 @@ impl Repo {
     pub fn large(path: &Path, bytes: usize) -> Self {
         let repo = Self::empty(path);
         let content = Rng(7).bytes(bytes);
-        repo.commit("main", &[("README.md", b"large\n"), ("large.bin", &content)]);
+        repo.commit(
+            "main",
+            &[("README.md", b"large\n"), ("large.bin", &content)],
+        );
         repo
     }
 
@@ -78,17 +92,37 @@ impl Repo {
     /// A commit on top of `branch` (or the first one there) that writes `files`; gives its id.
     #[track_caller]
     pub fn commit(&self, branch: &str, files: &[(&str, &[u8])]) -> String {
-        let parent = git_at(&self.path, &["rev-parse", "--verify", "--quiet", &format!("refs/heads/{branch}")], b"");
+        let parent = git_at(
+            &self.path,
+            &[
+                "rev-parse",
+                "--verify",
+                "--quiet",
+                &format!("refs/heads/{branch}"),
+            ],
+            b"",
+        );
         let parent = parent.status.success().then(|| parent.text());
         self.commit_to(&format!("refs/heads/{branch}"), parent.as_deref(), files)
     }
 
     /// A commit whose parent is given, at any reference.
     #[track_caller]
-    pub fn commit_to(&self, reference: &str, parent: Option<&str>, files: &[(&str, &[u8])]) -> String {
+    pub fn commit_to(
+        &self,
+        reference: &str,
+        parent: Option<&str>,
+        files: &[(&str, &[u8])],
+    ) -> String {
         let day = self.commits.fetch_add(1, Ordering::Relaxed);
         let mut stream = Vec::new();
-        begin_commit(&mut stream, reference, 1, day, &format!("commit of day {day}"));
+        begin_commit(
+            &mut stream,
+            reference,
+            1,
+            day,
+            &format!("commit of day {day}"),
+        );
         if let Some(parent) = parent {
             stream.extend(format!("from {parent}\n").bytes());
         }
@@ -107,7 +141,11 @@ impl Repo {
         let parent = self.id(&format!("{old}^"));
         let reference = format!("refs/heads/{branch}");
         let text = format!("instead of {old}\n");
-        let new = self.commit_to(&reference, Some(&parent), &[("rewritten.txt", text.as_bytes())]);
+        let new = self.commit_to(
+            &reference,
+            Some(&parent),
+            &[("rewritten.txt", text.as_bytes())],
+        );
         (old, new)
     }
 
@@ -117,7 +155,13 @@ impl Repo {
         let mut stream = Vec::new();
         for number in 1..=count {
             let day = self.commits.fetch_add(1, Ordering::Relaxed);
-            begin_commit(&mut stream, &reference, number, day, &format!("one of many: {number}"));
+            begin_commit(
+                &mut stream,
+                &reference,
+                number,
+                day,
+                &format!("one of many: {number}"),
+            );
             if number == 1 {
                 stream.extend(format!("from {}\n", self.id(&reference)).bytes());
             }
@@ -142,11 +186,19 @@ impl Repo {
 
     /// All references with their objects, peeled ones too.
     pub fn refs(&self) -> String {
-        self.git(&["for-each-ref", "--format=%(objectname) %(refname) %(*objectname)"])
+        self.git(&[
+            "for-each-ref",
+            "--format=%(objectname) %(refname) %(*objectname)",
+        ])
     }
 
     fn import(&self, stream: &[u8]) {
-        git_at(&self.path, &["fast-import", "--quiet", "--force", "--date-format=raw"], stream).ok();
+        git_at(
+            &self.path,
+            &["fast-import", "--quiet", "--force", "--date-format=raw"],
+            stream,
+        )
+        .ok();
     }
 }
 
@@ -166,7 +218,10 @@ impl Rng {
     }
 
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        std::iter::repeat_with(|| self.next().to_le_bytes()).flatten().take(count).collect()
+        std::iter::repeat_with(|| self.next().to_le_bytes())
+            .flatten()
+            .take(count)
+            .collect()
     }
 }
 
@@ -212,8 +267,13 @@ impl History {
         self.file("100644", "README.md", b"# Sample\n");
         self.file("100755", "bin/run", b"#!/bin/sh\nexec true\n");
         self.file("120000", "link-to-readme", b"README.md");
-        self.file("100644", ".gitmodules", b"[submodule \"lib\"]\n\tpath = vendor/lib\n\turl = ../lib.git\n");
-        self.stream.extend(b"M 160000 1111111111111111111111111111111111111111 vendor/lib\n");
+        self.file(
+            "100644",
+            ".gitmodules",
+            b"[submodule \"lib\"]\n\tpath = vendor/lib\n\turl = ../lib.git\n",
+        );
+        self.stream
+            .extend(b"M 160000 1111111111111111111111111111111111111111 vendor/lib\n");
         for number in 0..12 {
             let lines = self.lines(60);
             self.file("100644", &format!("src/deep/er/module{number}.rs"), &lines);
@@ -230,16 +290,28 @@ impl History {
             // Mostly the same lines, so that there is something to find deltas for.
             let mut lines = self.lines(60);
             writeln!(lines, "// {mark}").unwrap();
-            self.file("100644", &format!("src/deep/er/module{number}.rs"), lines.as_bytes());
+            self.file(
+                "100644",
+                &format!("src/deep/er/module{number}.rs"),
+                lines.as_bytes(),
+            );
         }
         let name = branch.replace('/', "-");
         match self.day % 5 {
             0 => {
                 let length = 100 + self.rng.below(4000) as usize;
                 let content = self.rng.bytes(length);
-                self.file("100644", &format!("assets/{name}-{}.bin", self.day), &content);
+                self.file(
+                    "100644",
+                    &format!("assets/{name}-{}.bin", self.day),
+                    &content,
+                );
             }
-            1 => self.file("100644", &format!("notes/{name}.txt"), format!("{mark}\n").as_bytes()),
+            1 => self.file(
+                "100644",
+                &format!("notes/{name}.txt"),
+                format!("{mark}\n").as_bytes(),
+            ),
             2 => self.rename("README.md", "docs/README.md"),
             3 => self.rename("docs/README.md", "README.md"),
             _ => self.stream.extend(format!("D notes/{name}.txt\n").bytes()),
@@ -263,7 +335,13 @@ impl History {
 
     fn commit(&mut self, branch: &str, message: &str) -> u64 {
         self.mark += 1;
-        begin_commit(&mut self.stream, &format!("refs/heads/{branch}"), self.mark, self.day, message);
+        begin_commit(
+            &mut self.stream,
+            &format!("refs/heads/{branch}"),
+            self.mark,
+            self.day,
+            message,
+        );
         self.day += 1;
         self.mark
     }
@@ -273,24 +351,32 @@ impl History {
     }
 
     fn reset(&mut self, reference: &str, mark: u64) {
-        self.stream.extend(format!("reset {reference}\nfrom :{mark}\n\n").bytes());
+        self.stream
+            .extend(format!("reset {reference}\nfrom :{mark}\n\n").bytes());
     }
 
     fn tag(&mut self, name: &str, mark: u64) {
         let day = FIRST_DAY + self.day * DAY;
-        self.stream.extend(format!("tag {name}\nfrom :{mark}\ntagger T <t@example.test> {day} +0100\n").bytes());
+        self.stream.extend(
+            format!("tag {name}\nfrom :{mark}\ntagger T <t@example.test> {day} +0100\n").bytes(),
+        );
         data(&mut self.stream, format!("Version {name}\n").as_bytes());
     }
 
     fn file(&mut self, mode: &str, path: &str, content: impl AsRef<[u8]>) {
-        self.stream.extend(format!("M {mode} inline {path}\n").bytes());
+        self.stream
+            .extend(format!("M {mode} inline {path}\n").bytes());
         data(&mut self.stream, content.as_ref());
     }
 
     fn lines(&mut self, count: u64) -> String {
         let mut text = String::new();
         for line in 0..count {
-            let value = if self.rng.below(30) == 0 { self.rng.below(1000) } else { line };
+            let value = if self.rng.below(30) == 0 {
+                self.rng.below(1000)
+            } else {
+                line
+            };
             writeln!(text, "pub const LINE_{line}: u64 = {value};").unwrap();
         }
         text
@@ -300,7 +386,9 @@ impl History {
 fn begin_commit(stream: &mut Vec<u8>, reference: &str, mark: u64, day: u64, message: &str) {
     let date = FIRST_DAY + day * DAY;
     let who = format!("A U Thor <author@example.test> {date} +0000");
-    stream.extend(format!("commit {reference}\nmark :{mark}\nauthor {who}\ncommitter {who}\n").bytes());
+    stream.extend(
+        format!("commit {reference}\nmark :{mark}\nauthor {who}\ncommitter {who}\n").bytes(),
+    );
     data(stream, message.as_bytes());
 }
 

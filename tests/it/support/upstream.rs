@@ -77,7 +77,12 @@ impl Upstream {
         let folder = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = Settings { fault: Fault::None, authorization: None, only_v0: false, stopped: false };
+        let settings = Settings {
+            fault: Fault::None,
+            authorization: None,
+            only_v0: false,
+            stopped: false,
+        };
         let state = Arc::new(State {
             root: folder.path().to_owned(),
             settings: Mutex::new(settings),
@@ -95,7 +100,11 @@ impl Upstream {
                 std::thread::spawn(move || shared.serve(stream));
             }
         });
-        Self { folder, address, state }
+        Self {
+            folder,
+            address,
+            state,
+        }
     }
 
     /// One with the sample repository at `team/sample.git`.
@@ -160,7 +169,10 @@ impl Upstream {
 
     /// Packs given to the service's own fetches so far; requests that it passed through for a client do not count.
     pub fn packs_for_mirror(&self) -> usize {
-        self.asked().iter().filter(|asked| asked.pack && !asked.agent.starts_with("git/2")).count()
+        self.asked()
+            .iter()
+            .filter(|asked| asked.pack && !asked.agent.starts_with("git/2"))
+            .count()
     }
 
     /// Packs given so far, to whomever.
@@ -171,7 +183,9 @@ impl Upstream {
     /// Waits until a pack is held by [`Fault::HoldPackAfter`].
     #[track_caller]
     pub fn wait_held(&self) {
-        wait_for("a fetch that the upstream holds", || (*self.state.held.lock().unwrap() > 0).then_some(()));
+        wait_for("a fetch that the upstream holds", || {
+            (*self.state.held.lock().unwrap() > 0).then_some(())
+        });
     }
 }
 
@@ -206,31 +220,55 @@ impl State {
     fn answer(&self, request: Request, mut stream: &TcpStream) -> std::io::Result<()> {
         let (fault, authorization, only_v0) = {
             let settings = self.settings();
-            (settings.fault.clone(), settings.authorization.clone(), settings.only_v0)
+            (
+                settings.fault.clone(),
+                settings.authorization.clone(),
+                settings.only_v0,
+            )
         };
         let number = self.record(&request);
-        let asks_for_pack = request.method == "POST" && !contains(&request.decoded_body(), b"command=ls-refs");
+        let asks_for_pack =
+            request.method == "POST" && !contains(&request.decoded_body(), b"command=ls-refs");
         match fault {
             Fault::Hang => {
                 self.wait_while(|fault| *fault == Fault::Hang);
                 return Ok(());
             }
-            Fault::Garbage => return stream.write_all(b"\x00\x01 this is neither HTTP nor git \xff\xfe\r\n\r\n"),
+            Fault::Garbage => {
+                return stream.write_all(b"\x00\x01 this is neither HTTP nor git \xff\xfe\r\n\r\n");
+            }
             Fault::GarbageBody => {
-                let kind = if request.method == "GET" { "advertisement" } else { "result" };
+                let kind = if request.method == "GET" {
+                    "advertisement"
+                } else {
+                    "result"
+                };
                 let head = format!(
                     "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-{kind}\r\nConnection: close\r\n\r\n"
                 );
                 return stream.write_all(&[head.as_bytes(), b"zzzz no packets \x00\xff"].concat());
             }
-            Fault::Html => return respond(stream, 200, "text/html", "<html><body>Please sign in</body></html>"),
-            Fault::Status(status) => return respond(stream, status, "text/plain", "the test says so\n"),
+            Fault::Html => {
+                return respond(
+                    stream,
+                    200,
+                    "text/html",
+                    "<html><body>Please sign in</body></html>",
+                );
+            }
+            Fault::Status(status) => {
+                return respond(stream, status, "text/plain", "the test says so\n");
+            }
             Fault::Redirect(to) => {
                 let location = format!("{to}{}?{}", request.path, request.query);
-                let head = format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+                let head = format!(
+                    "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+                );
                 return stream.write_all(head.as_bytes());
             }
-            Fault::NoPacks if asks_for_pack => return respond(stream, 503, "text/plain", "no packs today\n"),
+            Fault::NoPacks if asks_for_pack => {
+                return respond(stream, 503, "text/plain", "no packs today\n");
+            }
             _ => {}
         }
         if let Some(expected) = authorization
@@ -251,7 +289,13 @@ impl State {
     }
 
     /// Copies a body as chunks and does to a pack in it what `fault` says.
-    fn pass_body(&self, mut body: impl Read, mut stream: &TcpStream, number: usize, fault: &Fault) -> std::io::Result<()> {
+    fn pass_body(
+        &self,
+        mut body: impl Read,
+        mut stream: &TcpStream,
+        number: usize,
+        fault: &Fault,
+    ) -> std::io::Result<()> {
         let (mut sent, mut pack, mut buffer) = (0, false, vec![0; 32 * 1024]);
         loop {
             let read = body.read(&mut buffer)?;
@@ -264,7 +308,9 @@ impl State {
                 self.asked.lock().unwrap()[number].pack = true;
             }
             match *fault {
-                Fault::DamagePackAt(place) if pack && (sent..sent + read).contains(&place) => bytes[place - sent] ^= 0x55,
+                Fault::DamagePackAt(place) if pack && (sent..sent + read).contains(&place) => {
+                    bytes[place - sent] ^= 0x55
+                }
                 Fault::CutPackAfter(place) if pack && sent + read > place => {
                     return write_chunk(stream, &bytes[..place.saturating_sub(sent)]);
                 }
@@ -287,9 +333,17 @@ impl State {
     fn record(&self, request: &Request) -> usize {
         let body = String::from_utf8_lossy(&request.decoded_body()).into_owned();
         let agent = body.split_once("agent=").map_or("", |(_, rest)| rest);
-        let agent = agent.split(|c: char| c.is_whitespace() || c == '\0').next().unwrap_or_default().to_owned();
+        let agent = agent
+            .split(|c: char| c.is_whitespace() || c == '\0')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let mut asked = self.asked.lock().unwrap();
-        asked.push(Asked { request: request.clone(), agent, pack: false });
+        asked.push(Asked {
+            request: request.clone(),
+            agent,
+            pack: false,
+        });
         asked.len() - 1
     }
 
@@ -302,7 +356,11 @@ impl State {
     fn wait_while(&self, condition: impl Fn(&Fault) -> bool) {
         let mut settings = self.settings();
         while condition(&settings.fault) {
-            settings = self.changed.wait_timeout(settings, Duration::from_secs(1)).unwrap().0;
+            settings = self
+                .changed
+                .wait_timeout(settings, Duration::from_secs(1))
+                .unwrap()
+                .0;
         }
     }
 }

@@ -53,7 +53,11 @@ impl Builder {
             "git": { "upstreams": [], "max_age": "0s", "refresh": "1h" },
             "access": { "anonymous": "read" },
         });
-        Self { config, arguments: Vec::new(), environment: Vec::new() }
+        Self {
+            config,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
     }
 
     /// Sets one key, named by its JSON pointer. Folders in between are made.
@@ -93,11 +97,20 @@ impl Builder {
 }
 
 #[track_caller]
-fn launch(folder: Arc<tempfile::TempDir>, arguments: Vec<String>, environment: Vec<(String, String)>) -> Warmdock {
+fn launch(
+    folder: Arc<tempfile::TempDir>,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+) -> Warmdock {
     let config = folder.path().join("config.json");
     let mut command = command(&["serve", "--config", config.to_str().unwrap()]);
-    command.args(&arguments).envs(environment.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(&arguments)
+        .envs(environment.iter().map(|(name, value)| (name, value)));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("warmdock starts");
     let log = Arc::new(Log::default());
     let (writer, errors) = (log.clone(), child.stderr.take().unwrap());
@@ -110,10 +123,22 @@ fn launch(folder: Arc<tempfile::TempDir>, arguments: Vec<String>, environment: V
         writer.more.notify_all();
     });
     let address = ([0, 0, 0, 0], 0).into();
-    let mut warmdock = Warmdock { child, address, log, folder, arguments, environment };
-    let listening = warmdock
-        .wait_log("the event `listening`", |event| event["message"] == "listening" && event["listener"] == "http");
-    warmdock.address = listening["address"].as_str().expect("an address").parse().expect("an address with its port");
+    let mut warmdock = Warmdock {
+        child,
+        address,
+        log,
+        folder,
+        arguments,
+        environment,
+    };
+    let listening = warmdock.wait_log("the event `listening`", |event| {
+        event["message"] == "listening" && event["listener"] == "http"
+    });
+    warmdock.address = listening["address"]
+        .as_str()
+        .expect("an address")
+        .parse()
+        .expect("an address with its port");
     warmdock
 }
 
@@ -168,7 +193,10 @@ impl Warmdock {
 
     /// The folder of a mirror.
     pub fn mirror(&self, name: &str) -> PathBuf {
-        self.data().join("git").join(HOST).join(format!("{name}.git"))
+        self.data()
+            .join("git")
+            .join(HOST)
+            .join(format!("{name}.git"))
     }
 
     /// Waits until the mirror of a repository has the references of its upstream: clones are then the service's own
@@ -188,13 +216,21 @@ impl Warmdock {
     /// `git fsck --strict` over a mirror, by stock git.
     #[track_caller]
     pub fn fsck_mirror(&self, name: &str) {
-        let output = git_at(&self.mirror(name), &["fsck", "--strict", "--full", "--no-dangling"], b"").ok();
+        let output = git_at(
+            &self.mirror(name),
+            &["fsck", "--strict", "--full", "--no-dangling"],
+            b"",
+        )
+        .ok();
         assert!(!output.stderr.contains("error"), "{}", output.describe());
     }
 
     /// The files with packs of a mirror.
     pub fn packs(&self, name: &str) -> Vec<PathBuf> {
-        files_below(&self.mirror(name)).into_iter().filter(|path| path.extension().is_some_and(|e| e == "pack")).collect()
+        files_below(&self.mirror(name))
+            .into_iter()
+            .filter(|path| path.extension().is_some_and(|e| e == "pack"))
+            .collect()
     }
 
     /// All lines of the log so far.
@@ -220,8 +256,14 @@ impl Warmdock {
     #[track_caller]
     pub fn metric(&self, matches: impl Fn(&str) -> bool) -> f64 {
         let text = self.metrics();
-        let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
-        samples.filter(|(name, _)| matches(name)).filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
+        let samples = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '));
+        samples
+            .filter(|(name, _)| matches(name))
+            .filter_map(|(_, value)| value.parse::<f64>().ok())
+            .sum()
     }
 
     pub fn signal(&self, name: &str) {
@@ -251,7 +293,11 @@ impl Warmdock {
     /// Starts it again on the same data and the configuration file as it is now.
     #[track_caller]
     pub fn start_again(&mut self) {
-        let again = launch(self.folder.clone(), self.arguments.clone(), self.environment.clone());
+        let again = launch(
+            self.folder.clone(),
+            self.arguments.clone(),
+            self.environment.clone(),
+        );
         *self = again;
     }
 }
@@ -279,9 +325,21 @@ impl Log {
                 }
             }
             seen = lines.len();
-            assert!(!self.ended.load(Ordering::Acquire), "the service ended before {what}:\n{}", lines.join("\n"));
-            assert!(begin.elapsed() < PATIENCE, "waited in vain for {what} in the log:\n{}", lines.join("\n"));
-            lines = self.more.wait_timeout(lines, Duration::from_millis(200)).unwrap().0;
+            assert!(
+                !self.ended.load(Ordering::Acquire),
+                "the service ended before {what}:\n{}",
+                lines.join("\n")
+            );
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "waited in vain for {what} in the log:\n{}",
+                lines.join("\n")
+            );
+            lines = self
+                .more
+                .wait_timeout(lines, Duration::from_millis(200))
+                .unwrap()
+                .0;
         }
     }
 }

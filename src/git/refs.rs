@@ -4,7 +4,7 @@
 //! stock git reads them. References that the upstream dropped stay for a while below [`KEPT_PREFIX`], which is never
 //! advertised: they keep their objects from being consolidated away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -78,7 +78,7 @@ impl Refs {
     #[must_use]
     pub fn replaced_by(&self, new: Self, now: SystemTime, keep: Duration) -> Self {
         let mut kept = self.kept.clone();
-        let current: std::collections::HashSet<ObjectId> = new.tips().collect();
+        let current: HashSet<ObjectId> = new.tips().collect();
         for old in self.tips().filter(|old| !current.contains(old)) {
             kept.entry(old).or_insert(now);
         }
@@ -86,6 +86,14 @@ impl Refs {
             !current.contains(id) && now.duration_since(*since).map_or(true, |age| age < keep)
         });
         Self { kept, ..new }
+    }
+
+    /// Whether `next`, which follows `self`, gives up a tip that was kept.
+    pub fn has_forgotten(&self, next: &Self) -> bool {
+        let current: HashSet<ObjectId> = next.tips().collect();
+        self.kept
+            .keys()
+            .any(|kept| !next.kept.contains_key(kept) && !current.contains(kept))
     }
 
     /// Reads the references of the bare repository `folder`.

@@ -7,7 +7,7 @@ use gix_hash::ObjectId;
 use gix_object::Kind;
 
 use crate::git::objects::ObjectError;
-use crate::git::objects::commits::{CommitNumber, Commits, peel};
+use crate::git::objects::commits::{CommitNumber, CommitSet, Commits, peel};
 use crate::git::objects::packs::{PackSet, Reader};
 use crate::git::objects::set::ObjectSet;
 use crate::git::refs::Refs;
@@ -23,17 +23,18 @@ pub struct Snapshot {
     pub advertisements: Advertisements,
     everything: OnceLock<ObjectSet>,
     /// Whether an advertised reference reaches every commit.
-    all_live: OnceLock<bool>,
+    all_live: bool,
 }
 
 impl Snapshot {
-    /// Reads the history that `refs` reach into `commits`, which may be that of the snapshot before.
+    /// Reads the history that `refs` reach into `commits`, which may be that of the snapshot before. Kept tips that a
+    /// reference reaches need no keeping and are dropped: after most moves of a branch that is all of them.
     ///
     /// # Errors
     /// [`ObjectError`] when a reference names what is not in the packs, or history has a hole.
     pub fn new(
         packs: PackSet,
-        refs: Refs,
+        mut refs: Refs,
         commits: Arc<RwLock<Commits>>,
     ) -> Result<Self, ObjectError> {
         let peeled: HashMap<ObjectId, ObjectId> = refs
@@ -62,14 +63,20 @@ impl Snapshot {
                 .unwrap_or_else(PoisonError::into_inner)
                 .extend(&tips, &mut reader)?;
         }
+        let history = commits.read().unwrap_or_else(PoisonError::into_inner);
+        let live = reached(refs.tips(), &peeled, &history);
+        refs.kept
+            .retain(|kept, _| !history.number(kept).is_some_and(|kept| live.contains(kept)));
+        let all_live = live.len() == history.len();
+        drop(history);
         Ok(Self {
             packs,
             refs,
+            all_live,
             commits,
             peeled,
             advertisements: Advertisements::default(),
             everything: OnceLock::new(),
-            all_live: OnceLock::new(),
         })
     }
 
@@ -93,14 +100,16 @@ impl Snapshot {
     }
 
     /// Whether nothing but what references reach is in the packs, as far as commits tell.
-    pub fn all_live(&self, commits: &Commits) -> bool {
-        *self.all_live.get_or_init(|| {
-            let tips: Vec<CommitNumber> = self
-                .refs
-                .tips()
-                .filter_map(|tip| self.commit_of(&tip, commits))
-                .collect();
-            commits.reachable(tips, &commits.no_commits()).len() == commits.len()
-        })
+    pub fn all_live(&self) -> bool {
+        self.all_live
     }
+}
+
+fn reached(
+    tips: impl Iterator<Item = ObjectId>,
+    peeled: &HashMap<ObjectId, ObjectId>,
+    commits: &Commits,
+) -> CommitSet {
+    let tips = tips.filter_map(|tip| commits.number(peeled.get(&tip).unwrap_or(&tip)));
+    commits.reachable(tips, &commits.no_commits())
 }

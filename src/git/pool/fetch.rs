@@ -112,11 +112,7 @@ fn update(
             Some(installed)
         }
     };
-    let forgotten = before
-        .refs
-        .kept
-        .keys()
-        .any(|kept| !refs.kept.contains_key(kept));
+    let forgotten = before.refs.has_forgotten(&refs);
     let snapshot = match Snapshot::new(PackSet::new(packs), refs, before.shared_commits()) {
         Ok(snapshot) => snapshot,
         Err(error) => {

@@ -158,7 +158,7 @@ pub fn plan(
 /// SECURITY: what a force-push took away is not handed to those who did not ask for it, so nothing may be in the
 /// packs that no reference reaches.
 fn wants_nearly_all(wants: &[CommitNumber], snapshot: &Snapshot, commits: &Commits) -> bool {
-    snapshot.all_live(commits)
+    snapshot.all_live()
         && commits
             .reachable(wants.iter().copied(), &commits.no_commits())
             .len() as f64

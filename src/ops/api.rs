@@ -20,13 +20,19 @@ use crate::ops::snapshot::{Snapshot, age};
 /// [`Error::Unauthorized`] as everywhere.
 pub async fn status(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response, Error> {
     let text = format!("{:#}\n", json(&Snapshot::take(&app, &headers)?));
-    let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    let headers = [
+        (CONTENT_TYPE, "application/json"),
+        (CACHE_CONTROL, "no-store"),
+    ];
     Ok((headers, text).into_response())
 }
 
 /// Fields are added in later versions, never removed or changed within `v1`.
 fn json(snapshot: &Snapshot) -> Value {
-    let repositories = snapshot.repos.iter().map(|status| repository(status, snapshot));
+    let repositories = snapshot
+        .repos
+        .iter()
+        .map(|status| repository(status, snapshot));
     json!({
         "version": snapshot.version,
         "uptime_seconds": snapshot.uptime.as_secs(),

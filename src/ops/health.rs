@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, HeaderName};
 use axum::http::StatusCode;
+use axum::http::header::{CACHE_CONTROL, HeaderName};
 use axum::response::IntoResponse;
 
 use crate::app::App;
@@ -22,6 +22,10 @@ pub async fn alive() -> impl IntoResponse {
 pub async fn ready(State(app): State<Arc<App>>) -> impl IntoResponse {
     match app.ready() {
         Ok(()) => (StatusCode::OK, FRESH, "ready\n".to_owned()),
-        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, FRESH, format!("{reason}\n")),
+        Err(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            FRESH,
+            format!("{reason}\n"),
+        ),
     }
 }

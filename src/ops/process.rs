@@ -23,13 +23,17 @@ impl Process {
             resident_bytes: read("/proc/self/status").and_then(|text| resident(&text)),
             cpu_seconds: read("/proc/self/stat").and_then(|text| cpu(&text)),
             // One of them is the folder that is being read.
-            open_fds: std::fs::read_dir("/proc/self/fd").ok().map(|fds| fds.count().saturating_sub(1) as u64),
+            open_fds: std::fs::read_dir("/proc/self/fd")
+                .ok()
+                .map(|fds| fds.count().saturating_sub(1) as u64),
         }
     }
 }
 
 fn resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -49,7 +53,10 @@ mod tests {
 
     #[test]
     fn reads_what_the_kernel_writes() {
-        assert_eq!(resident("Name:\tx\nVmRSS:\t    1234 kB\nThreads:\t1\n"), Some(1234 * 1024));
+        assert_eq!(
+            resident("Name:\tx\nVmRSS:\t    1234 kB\nThreads:\t1\n"),
+            Some(1234 * 1024)
+        );
         let stat = "12 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 4 0 5 6 7";
         assert_eq!(cpu(stat), Some(2.0));
         assert_eq!(resident(""), None);

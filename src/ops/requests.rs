@@ -36,7 +36,8 @@ pub async fn record(State(app): State<Arc<App>>, request: Request, next: Next) -
     };
     let response = next.run(request).await;
     record.status = Some(response.status());
-    app.metrics.http_request(&record.route, &record.method, response.status());
+    app.metrics
+        .http_request(&record.route, &record.method, response.status());
     response.map(|inner| Body::new(Recorded { inner, record }))
 }
 
@@ -90,7 +91,10 @@ impl http_body::Body for Recorded {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.inner).poll_frame(cx);
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {

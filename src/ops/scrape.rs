@@ -11,8 +11,8 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::encoding::text::encode_eof;
+use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
@@ -53,7 +53,11 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<
         Err(_) if !headers.contains_key(AUTHORIZATION) => None,
         Err(error) => return Err(error),
     };
-    let visible = |repo: &RepoName| principal.as_ref().is_some_and(|principal| principal.may_read(repo));
+    let visible = |repo: &RepoName| {
+        principal
+            .as_ref()
+            .is_some_and(|principal| principal.may_read(repo))
+    };
     let measured = Measured {
         repos: &app.pool.status(),
         storage_limit: app.config().storage.max_size,
@@ -61,11 +65,19 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<
         now: SystemTime::now(),
         visible: &visible,
     };
-    let accepts = headers.get(ACCEPT).map_or(&b""[..], |value| value.as_bytes());
-    let open = accepts.windows(28).any(|part| part.eq_ignore_ascii_case(b"application/openmetrics-text"));
+    let accepts = headers
+        .get(ACCEPT)
+        .map_or(&b""[..], |value| value.as_bytes());
+    let open = accepts
+        .windows(28)
+        .any(|part| part.eq_ignore_ascii_case(b"application/openmetrics-text"));
     let content_type = if open { OPEN_METRICS } else { TEXT };
     let text = render(&app.metrics, &measured);
-    Ok(([(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")], text).into_response())
+    Ok((
+        [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")],
+        text,
+    )
+        .into_response())
 }
 
 /// Everything as text.
@@ -101,7 +113,9 @@ fn of_service(metrics: &Metrics, measured: &Measured<'_>) -> Registry {
     let storage: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
     let git = measured.repos.iter().map(|repo| repo.bytes).sum();
     for (part, bytes) in [("git", git), ("answers", metrics.answers_stored())] {
-        storage.get_or_create(&[("part", part)]).set(saturating(bytes));
+        storage
+            .get_or_create(&[("part", part)])
+            .set(saturating(bytes));
     }
     registry.register_with_unit("storage", "Disk that is used", Unit::Bytes, storage);
     let limit = ConstGauge::new(saturating(measured.storage_limit));
@@ -116,14 +130,23 @@ fn of_process(process: &Process) -> Registry {
     let mut registry = Registry::with_prefix("process");
     if let Some(bytes) = process.resident_bytes {
         let gauge = ConstGauge::new(saturating(bytes));
-        registry.register_with_unit("resident_memory", "Memory that is really there", Unit::Bytes, gauge);
+        registry.register_with_unit(
+            "resident_memory",
+            "Memory that is really there",
+            Unit::Bytes,
+            gauge,
+        );
     }
     if let Some(seconds) = process.cpu_seconds {
         let counter = ConstCounter::new(seconds);
         registry.register_with_unit("cpu", "User and system time", Unit::Seconds, counter);
     }
     if let Some(count) = process.open_fds {
-        registry.register("open_fds", "Open files and sockets", ConstGauge::new(saturating(count)));
+        registry.register(
+            "open_fds",
+            "Open files and sockets",
+            ConstGauge::new(saturating(count)),
+        );
     }
     registry
 }
@@ -134,8 +157,14 @@ fn stalenesses(measured: &Measured<'_>) -> BTreeMap<String, f64> {
     let (warm, rest): (Vec<_>, Vec<_>) = measured.repos.iter().partition(|repo| repo.warm);
     let mut named = 0;
     for status in warm.into_iter().chain(rest) {
-        let Some(last) = status.last_fetch else { continue };
-        let seconds = measured.now.duration_since(last).unwrap_or_default().as_secs_f64();
+        let Some(last) = status.last_fetch else {
+            continue;
+        };
+        let seconds = measured
+            .now
+            .duration_since(last)
+            .unwrap_or_default()
+            .as_secs_f64();
         if named < MAX_REPO_LABELS && (measured.visible)(&status.repo) {
             named += 1;
             by_repo.insert(status.repo.to_string(), seconds);
@@ -191,7 +220,11 @@ mod tests {
         }
     }
 
-    fn text(metrics: &Metrics, repos: &[RepoStatus], visible: &dyn Fn(&RepoName) -> bool) -> String {
+    fn text(
+        metrics: &Metrics,
+        repos: &[RepoStatus],
+        visible: &dyn Fn(&RepoName) -> bool,
+    ) -> String {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let process = Process {
             resident_bytes: Some(4096),
@@ -199,13 +232,25 @@ mod tests {
             open_fds: Some(7),
         };
         let storage_limit = 100;
-        render(metrics, &Measured { repos, storage_limit, process, now, visible })
+        render(
+            metrics,
+            &Measured {
+                repos,
+                storage_limit,
+                process,
+                now,
+                visible,
+            },
+        )
     }
 
     #[track_caller]
     fn has(text: &str, lines: &[&str]) {
         for line in lines {
-            assert!(text.lines().any(|found| found == *line), "expected `{line}` in\n{text}");
+            assert!(
+                text.lines().any(|found| found == *line),
+                "expected `{line}` in\n{text}"
+            );
         }
     }
 
@@ -215,7 +260,11 @@ mod tests {
         has(
             &text,
             &[
-                concat!("warmdock_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+                concat!(
+                    "warmdock_build_info{version=\"",
+                    env!("CARGO_PKG_VERSION"),
+                    "\"} 1"
+                ),
                 "warmdock_git_answers_total{kind=\"whole\"} 0",
                 "warmdock_git_answer_bytes_total{kind=\"relayed\"} 0",
                 "warmdock_git_fetches_total{result=\"failed\"} 0",
@@ -236,7 +285,11 @@ mod tests {
     fn what_is_counted_is_written() {
         let metrics = Metrics::new();
         metrics.http_request("/git/{*path}", &Method::POST, StatusCode::OK);
-        metrics.http_request("none", &Method::from_bytes(b"BREW").expect("a token"), StatusCode::NOT_FOUND);
+        metrics.http_request(
+            "none",
+            &Method::from_bytes(b"BREW").expect("a token"),
+            StatusCode::NOT_FOUND,
+        );
         metrics.http_response("/git/{*path}", Duration::from_millis(3), 17);
         metrics.answer(AnswerKind::Cached, 5);
         metrics.fetch(FetchResult::Unchanged, Duration::from_secs(1));
@@ -247,7 +300,11 @@ mod tests {
         let connection = metrics.connection();
         drop(metrics.http_in_flight());
         has(
-            &text(&metrics, &[status("h/a", 1, true), status("h/b", 1, true)], &|_| true),
+            &text(
+                &metrics,
+                &[status("h/a", 1, true), status("h/b", 1, true)],
+                &|_| true,
+            ),
             &[
                 "warmdock_http_requests_total{route=\"/git/{*path}\",method=\"POST\",status=\"200\"} 1",
                 "warmdock_http_requests_total{route=\"none\",method=\"other\",status=\"404\"} 1",
@@ -269,7 +326,10 @@ mod tests {
         drop((waiting, connection));
         has(
             &text(&metrics, &[], &|_| true),
-            &["warmdock_http_connections 0", "warmdock_git_queue_length{queue=\"first_clone\"} 0"],
+            &[
+                "warmdock_http_connections 0",
+                "warmdock_git_queue_length{queue=\"first_clone\"} 0",
+            ],
         );
     }
 
@@ -279,7 +339,11 @@ mod tests {
         metrics.stale_served(&repo("h/open"));
         metrics.stale_served(&repo("h/secret"));
         metrics.stale_served(&repo("h/secret"));
-        let repos = [status("h/open", 5, false), status("h/secret", 9, false), status("h/private", 7, true)];
+        let repos = [
+            status("h/open", 5, false),
+            status("h/secret", 9, false),
+            status("h/private", 7, true),
+        ];
         let text = text(&metrics, &repos, &|repo| repo.path() == "open");
         has(
             &text,
@@ -290,21 +354,32 @@ mod tests {
                 "warmdock_git_stale_served_total{repo=\"other\"} 2",
             ],
         );
-        assert!(!text.contains("secret") && !text.contains("private"), "{text}");
+        assert!(
+            !text.contains("secret") && !text.contains("private"),
+            "{text}"
+        );
     }
 
     #[test]
     fn the_number_of_repositories_with_a_label_is_limited_and_warm_ones_come_first() {
         let metrics = Metrics::new();
-        let mut repos: Vec<_> = (0..1500).map(|i| status(&format!("h/cold{i}"), 60 + i, false)).collect();
+        let mut repos: Vec<_> = (0..1500)
+            .map(|i| status(&format!("h/cold{i}"), 60 + i, false))
+            .collect();
         repos.push(status("h/warm", 1, true));
         for repo in &repos {
             metrics.stale_served(&repo.repo);
         }
         let text = text(&metrics, &repos, &|_| true);
         let count = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
-        assert_eq!(count("warmdock_git_mirror_staleness_seconds{"), MAX_REPO_LABELS + 1);
-        assert_eq!(count("warmdock_git_stale_served_total{"), MAX_REPO_LABELS + 1);
+        assert_eq!(
+            count("warmdock_git_mirror_staleness_seconds{"),
+            MAX_REPO_LABELS + 1
+        );
+        assert_eq!(
+            count("warmdock_git_stale_served_total{"),
+            MAX_REPO_LABELS + 1
+        );
         has(
             &text,
             &[

@@ -37,7 +37,11 @@ impl Snapshot {
     pub fn take(app: &Arc<App>, headers: &HeaderMap) -> Result<Self, crate::error::Error> {
         let principal = app.access.principal(headers)?;
         let config = app.config();
-        let hosts = config.git.upstreams.iter().map(|upstream| upstream.host.clone());
+        let hosts = config
+            .git
+            .upstreams
+            .iter()
+            .map(|upstream| upstream.host.clone());
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             uptime: app.started.elapsed(),
@@ -59,7 +63,8 @@ impl Snapshot {
         if principal.name().is_some() {
             // SECURITY: the names of internal hosts are of no concern to who may read nothing there.
             let repos = &self.repos;
-            self.hosts.retain(|host| repos.iter().any(|status| status.repo.host() == host));
+            self.hosts
+                .retain(|host| repos.iter().any(|status| status.repo.host() == host));
         }
         self
     }
@@ -67,5 +72,7 @@ impl Snapshot {
 
 /// How long ago the upstream was last asked with success.
 pub fn age(status: &RepoStatus, now: SystemTime) -> Option<Duration> {
-    status.last_fetch.map(|last| now.duration_since(last).unwrap_or_default())
+    status
+        .last_fetch
+        .map(|last| now.duration_since(last).unwrap_or_default())
 }

@@ -9,10 +9,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, Uri};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
 };
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -29,7 +30,10 @@ const STYLE: &str = include_str!("status.css");
 
 /// Nothing may run or load; the style is let in by its hash.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
-    let hash = STANDARD.encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, STYLE.as_bytes()));
+    let hash = STANDARD.encode(aws_lc_rs::digest::digest(
+        &aws_lc_rs::digest::SHA256,
+        STYLE.as_bytes(),
+    ));
     format!(
         "default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
@@ -50,7 +54,8 @@ pub async fn page(
 ) -> Result<Response, Error> {
     let snapshot = Snapshot::take(&app, &headers)?;
     let tls = peer.is_some_and(|peer| peer.tls);
-    let base = base_url(&headers, &uri, tls).unwrap_or_else(|| format!("http://{}", app.config().listen.http));
+    let base = base_url(&headers, &uri, tls)
+        .unwrap_or_else(|| format!("http://{}", app.config().listen.http));
     let headers = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
@@ -68,11 +73,16 @@ fn base_url(headers: &HeaderMap, uri: &Uri, tls: bool) -> Option<String> {
         Some(host) => host.to_str().ok()?,
         None => uri.authority()?.as_str(),
     };
-    let is_ipv6 = || host.parse::<SocketAddrV6>().is_ok() || bracketed(host).is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+    let is_ipv6 = || {
+        host.parse::<SocketAddrV6>().is_ok()
+            || bracketed(host).is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())
+    };
     if !is_host(host) && !is_ipv6() {
         return None;
     }
-    let forwarded = headers.get("x-forwarded-proto").map(|value| value.as_bytes());
+    let forwarded = headers
+        .get("x-forwarded-proto")
+        .map(|value| value.as_bytes());
     let scheme = match forwarded {
         Some(b"https") => "https",
         Some(b"http") => "http",
@@ -125,9 +135,17 @@ fn write_commands(page: &mut String, snapshot: &Snapshot, base: &str) -> fmt::Re
     let base = Text(base);
     page.write_str("<h2>Clone through it</h2>\n")?;
     if let Some(status) = snapshot.repos.first() {
-        writeln!(page, "<pre>git clone {base}/git/{}.git</pre>", Text(&status.repo.to_string()))?;
+        writeln!(
+            page,
+            "<pre>git clone {base}/git/{}.git</pre>",
+            Text(&status.repo.to_string())
+        )?;
     } else if let Some(host) = snapshot.hosts.first() {
-        writeln!(page, "<pre>git clone {base}/git/{}/OWNER/NAME.git</pre>", Text(host))?;
+        writeln!(
+            page,
+            "<pre>git clone {base}/git/{}/OWNER/NAME.git</pre>",
+            Text(host)
+        )?;
     }
     if snapshot.hosts.is_empty() {
         return page.write_str("<p class=\"soft\">No upstream is open to you.</p>\n");
@@ -136,15 +154,23 @@ fn write_commands(page: &mut String, snapshot: &Snapshot, base: &str) -> fmt::Re
     for host in &snapshot.hosts {
         let host = Text(host);
         let (from, to) = (format!("{base}/git/{host}/"), format!("https://{host}/"));
-        writeln!(page, "git config --global url.&quot;{from}&quot;.insteadOf &quot;{to}&quot;")?;
+        writeln!(
+            page,
+            "git config --global url.&quot;{from}&quot;.insteadOf &quot;{to}&quot;"
+        )?;
     }
     page.write_str("</pre>\n")
 }
 
 fn write_repos(page: &mut String, snapshot: &Snapshot) -> fmt::Result {
-    writeln!(page, "<h2>Repositories <span class=\"soft\">{}</span></h2>", snapshot.repos.len())?;
+    writeln!(
+        page,
+        "<h2>Repositories <span class=\"soft\">{}</span></h2>",
+        snapshot.repos.len()
+    )?;
     if snapshot.repos.is_empty() {
-        return page.write_str("<p class=\"soft\">None yet: the first clone of one brings it here.</p>\n");
+        return page
+            .write_str("<p class=\"soft\">None yet: the first clone of one brings it here.</p>\n");
     }
     page.write_str(
         "<div class=\"wide\"><table>\n<thead><tr><th>Name</th><th>State</th><th class=\"number\">Size</th>\
@@ -156,18 +182,29 @@ fn write_repos(page: &mut String, snapshot: &Snapshot) -> fmt::Result {
     page.write_str("</tbody>\n</table></div>\n")?;
     let hidden = snapshot.repos.len().saturating_sub(MAX_ROWS);
     if hidden > 0 {
-        writeln!(page, "<p class=\"soft\">And {hidden} more, all in <a href=\"/api/v1/status\">JSON</a>.</p>")?;
+        writeln!(
+            page,
+            "<p class=\"soft\">And {hidden} more, all in <a href=\"/api/v1/status\">JSON</a>.</p>"
+        )?;
     }
     Ok(())
 }
 
 fn write_repo(page: &mut String, status: &RepoStatus, snapshot: &Snapshot) -> fmt::Result {
-    let warm = if status.warm { " <span class=\"tag\">warm</span>" } else { "" };
+    let warm = if status.warm {
+        " <span class=\"tag\">warm</span>"
+    } else {
+        ""
+    };
     let fresh = match age(status, snapshot.now) {
         Some(age) => format!("{} ago", Span(age)),
         None => "never fetched".to_owned(),
     };
-    let stale = if status.stale { " <span class=\"bad\">stale</span>" } else { "" };
+    let stale = if status.stale {
+        " <span class=\"bad\">stale</span>"
+    } else {
+        ""
+    };
     write!(
         page,
         "<tr><td class=\"name\">{}{warm}</td><td>{}</td><td class=\"number\">{}</td>\
@@ -266,7 +303,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_str(host).expect("a header"));
         if let Some(proto) = proto {
-            headers.insert("x-forwarded-proto", HeaderValue::from_str(proto).expect("a header"));
+            headers.insert(
+                "x-forwarded-proto",
+                HeaderValue::from_str(proto).expect("a header"),
+            );
         }
         base_url(&headers, &Uri::from_static("/"), tls)
     }
@@ -316,7 +356,10 @@ mod tests {
         let mut snapshot = snapshot();
         snapshot.repos.clear();
         let page = html(&snapshot, "http://dock");
-        assert!(page.contains("git clone http://dock/git/github.com/OWNER/NAME.git"), "{page}");
+        assert!(
+            page.contains("git clone http://dock/git/github.com/OWNER/NAME.git"),
+            "{page}"
+        );
         snapshot.hosts.clear();
         assert!(html(&snapshot, "http://dock").contains("No upstream is open to you"));
     }
@@ -332,22 +375,56 @@ mod tests {
 
     #[test]
     fn the_address_for_commands_comes_from_what_looks_like_one() {
-        assert_eq!(base("dock:8080", None, false).as_deref(), Some("http://dock:8080"));
-        assert_eq!(base("dock.corp", None, true).as_deref(), Some("https://dock.corp"));
-        assert_eq!(base("dock.corp", Some("https"), false).as_deref(), Some("https://dock.corp"));
-        assert_eq!(base("dock.corp", Some("javascript"), false).as_deref(), Some("http://dock.corp"));
-        assert_eq!(base("[::1]:8080", None, false).as_deref(), Some("http://[::1]:8080"));
+        assert_eq!(
+            base("dock:8080", None, false).as_deref(),
+            Some("http://dock:8080")
+        );
+        assert_eq!(
+            base("dock.corp", None, true).as_deref(),
+            Some("https://dock.corp")
+        );
+        assert_eq!(
+            base("dock.corp", Some("https"), false).as_deref(),
+            Some("https://dock.corp")
+        );
+        assert_eq!(
+            base("dock.corp", Some("javascript"), false).as_deref(),
+            Some("http://dock.corp")
+        );
+        assert_eq!(
+            base("[::1]:8080", None, false).as_deref(),
+            Some("http://[::1]:8080")
+        );
         assert_eq!(base("[::1]", None, false).as_deref(), Some("http://[::1]"));
-        for evil in ["\"><script>", "a b", "user:pw@host", "host/path", "$(reboot)", "`x`", "", "[x]", "a;b"] {
+        for evil in [
+            "\"><script>",
+            "a b",
+            "user:pw@host",
+            "host/path",
+            "$(reboot)",
+            "`x`",
+            "",
+            "[x]",
+            "a;b",
+        ] {
             assert_eq!(base(evil, None, false), None, "{evil}");
         }
         let uri = Uri::from_static("https://dock:8443/");
-        assert_eq!(base_url(&HeaderMap::new(), &uri, true).as_deref(), Some("https://dock:8443"));
+        assert_eq!(
+            base_url(&HeaderMap::new(), &uri, true).as_deref(),
+            Some("https://dock:8443")
+        );
     }
 
     #[test]
     fn spans_have_two_units() {
-        let texts = [(0, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (86_399, "23 h 59 min"), (90_000, "1 d 1 h")];
+        let texts = [
+            (0, "0 s"),
+            (59, "59 s"),
+            (61, "1 min 1 s"),
+            (86_399, "23 h 59 min"),
+            (90_000, "1 d 1 h"),
+        ];
         for (seconds, text) in texts {
             assert_eq!(Span(Duration::from_secs(seconds)).to_string(), text);
         }

@@ -52,16 +52,28 @@ pub async fn run(
     drain(&connections, &config, &shared).await
 }
 
-async fn drain(connections: &TaskTracker, config: &watch::Receiver<Arc<Config>>, shared: &Shared) -> usize {
+async fn drain(
+    connections: &TaskTracker,
+    config: &watch::Receiver<Arc<Config>>,
+    shared: &Shared,
+) -> usize {
     let limit = config.borrow().limits.drain_timeout;
     connections.close();
-    tracing::info!(connections = connections.len(), limit_s = limit.as_secs(), "draining");
+    tracing::info!(
+        connections = connections.len(),
+        limit_s = limit.as_secs(),
+        "draining"
+    );
     if timeout(limit, connections.wait()).await.is_ok() {
         tracing::info!("drained");
         return 0;
     }
     let cut = connections.len();
-    tracing::warn!(connections = cut, limit_s = limit.as_secs(), "connections cut: they did not finish in time");
+    tracing::warn!(
+        connections = cut,
+        limit_s = limit.as_secs(),
+        "connections cut: they did not finish in time"
+    );
     shared.cut.cancel();
     connections.wait().await;
     cut
@@ -82,7 +94,10 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 
 fn is_of_one_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset
+    )
 }
 
 /// The connections that may be open. When all are taken nobody is refused: the system's queue holds who comes next.
@@ -105,9 +120,15 @@ impl Slots {
         if let Ok(permit) = self.free.clone().try_acquire_owned() {
             return permit;
         }
-        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+        if self
+            .warned
+            .is_none_or(|warned| warned.elapsed() >= WARN_EVERY)
+        {
             self.warned = Some(Instant::now());
-            tracing::warn!(limit = self.limit, "all connections of limits.connections are taken, others wait");
+            tracing::warn!(
+                limit = self.limit,
+                "all connections of limits.connections are taken, others wait"
+            );
         }
         let free = self.free.clone().acquire_owned();
         free.await.expect("nobody closes this semaphore")

@@ -118,7 +118,8 @@ impl Activity {
     pub fn received(&self) {
         let mut state = self.state();
         // Idle HTTP/2 connections exchange pings.
-        if state.requests > 0 && state.in_flight == 0 && !state.http2 && state.head_began.is_none() {
+        if state.requests > 0 && state.in_flight == 0 && !state.http2 && state.head_began.is_none()
+        {
             state.head_began = Some(Instant::now());
         }
     }
@@ -150,19 +151,25 @@ impl Activity {
 
     /// Returns when the connection is not worth keeping any more.
     pub async fn expired(&self) -> Expired {
+        let shortest = self.times.header.min(self.times.idle).min(self.times.stall);
         loop {
             let (deadline, why) = self.deadline();
-            if deadline <= Instant::now() {
+            let now = Instant::now();
+            if deadline <= now {
                 return why;
             }
-            // Deadlines move: whatever happens until then is seen when this one is over.
-            sleep_until(deadline).await;
+            // A head or a stall may begin in the meantime, with an earlier deadline: nobody wakes us for it, so that
+            // reads and writes cost next to nothing.
+            sleep_until(deadline.min(now + shortest)).await;
         }
     }
 
     fn deadline(&self) -> (Instant, Expired) {
         let Times {
-            header, idle, stall, ..
+            header,
+            idle,
+            stall,
+            ..
         } = self.times;
         let state = self.state();
         if state.in_flight > 0 {
@@ -177,12 +184,17 @@ impl Activity {
         } else if let Some(began) = state.head_began {
             (began + header, Expired::SlowHead)
         } else {
-            (state.last + if state.closing { header } else { idle }, Expired::Idle)
+            (
+                state.last + if state.closing { header } else { idle },
+                Expired::Idle,
+            )
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -194,7 +206,10 @@ impl Exchange {
 
     /// The connection got a piece of the response, and will ask again when the client has taken enough.
     pub fn given(&self) {
-        self.activity.state().untaken.insert(self.id, Instant::now());
+        self.activity
+            .state()
+            .untaken
+            .insert(self.id, Instant::now());
     }
 }
 
@@ -291,6 +306,24 @@ mod tests {
             assert_eq!(within(&activity, 1).await, None);
         }
         assert_eq!(within(&activity, 2).await, Some(Expired::SlowHead));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_begins_later_is_seen_while_an_earlier_one_is_awaited() {
+        let activity = connection();
+        drop(activity.request(false));
+        let began = Instant::now();
+        let waiting = tokio::spawn({
+            let activity = activity.clone();
+            async move { activity.expired().await }
+        });
+        sleep(SECOND * 20).await;
+        activity.received();
+        assert_eq!(waiting.await.expect("no panic"), Expired::SlowHead);
+        assert!(
+            began.elapsed() <= SECOND * 40,
+            "in paused time, which is exact"
+        );
     }
 
     #[tokio::test(start_paused = true)]

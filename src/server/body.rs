@@ -134,7 +134,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_with_pauses_below_the_limit_is_read() {
         let second = Duration::from_secs(1);
-        assert_eq!(read(pieces(vec![(second * 29, 2048); 10])).await, Some(20_480));
+        assert_eq!(
+            read(pieces(vec![(second * 29, 2048); 10])).await,
+            Some(20_480)
+        );
         assert_eq!(read(pieces(vec![])).await, Some(0));
         let whole = Full::new(Bytes::from_static(b"x")).map_err(|never| match never {});
         assert_eq!(read(whole).await, Some(1));
@@ -143,12 +146,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_fails() {
         let second = Duration::from_secs(1);
-        assert_eq!(read(pieces(vec![(second, 4096), (second * 31, 1)])).await, None);
+        assert_eq!(
+            read(pieces(vec![(second, 4096), (second * 31, 1)])).await,
+            None
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_dribbles_fails() {
-        assert_eq!(read(pieces(vec![(Duration::from_secs(10), 1); 1000])).await, None);
+        assert_eq!(
+            read(pieces(vec![(Duration::from_secs(10), 1); 1000])).await,
+            None
+        );
     }
 
     #[tokio::test(start_paused = true)]

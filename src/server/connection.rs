@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -54,6 +55,8 @@ const HTTP2_WINDOW: u32 = 1 << 20;
 const HTTP2_SEND_BUFFER: usize = 512 << 10;
 /// Git opens one stream at a time, browsers some.
 const HTTP2_STREAMS: u32 = 100;
+/// Finds clients that are gone without having said so, while we are the ones who wait.
+const HTTP2_PING: Duration = Duration::from_secs(30);
 /// The head of a request: nothing that we serve needs more, and hyper's 400 KiB for each of a thousand clients is much.
 const HEAD_SIZE: usize = 32 << 10;
 
@@ -66,7 +69,17 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     let activity = Activity::new(times);
     let stream = Guarded::new(stream, activity.clone(), times.stall);
     let Some(tls) = &shared.tls else {
-        return http(stream, Peer { address, tls: false }, times, activity, &shared).await;
+        return http(
+            stream,
+            Peer {
+                address,
+                tls: false,
+            },
+            times,
+            activity,
+            &shared,
+        )
+        .await;
     };
     let handshake = tokio::select! {
         handshake = timeout(times.handshake, tls.accept(stream)) => handshake,
@@ -75,7 +88,14 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     match handshake {
         Ok(Ok(stream)) => {
             activity.opened();
-            http(stream, Peer { address, tls: true }, times, activity, &shared).await;
+            http(
+                stream,
+                Peer { address, tls: true },
+                times,
+                activity,
+                &shared,
+            )
+            .await;
         }
         Ok(Err(error)) => tracing::debug!(%error, peer = %address, "TLS handshake failed"),
         Err(_) => tracing::debug!(peer = %address, "TLS handshake took too long"),
@@ -134,8 +154,8 @@ fn builder(times: Times) -> Builder<TokioExecutor> {
         .max_send_buf_size(HTTP2_SEND_BUFFER)
         .max_concurrent_streams(HTTP2_STREAMS)
         .max_header_list_size(HEAD_SIZE as u32)
-        .keep_alive_interval(times.body_idle)
-        .keep_alive_timeout(times.body_idle);
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING);
     builder
 }
 
@@ -162,7 +182,10 @@ impl http_body::Body for Tracked {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.exchange.asked();
         let frame = Pin::new(&mut self.inner).poll_frame(cx);
         if let Poll::Ready(Some(Ok(_))) = &frame {

@@ -61,7 +61,8 @@ pub async fn run(
     let has_tls = config.borrow().listen.tls.is_some();
     let tls = has_tls.then(|| tls::acceptor(config.clone())).transpose()?;
     let metrics = Arc::new(Metrics::new());
-    let pool = Pool::start(config.clone(), metrics.clone()).context("the clone pool cannot start")?;
+    let pool =
+        Pool::start(config.clone(), metrics.clone()).context("the clone pool cannot start")?;
     let app = Arc::new(App {
         config: config.clone(),
         access: Access::new(config.clone()),
@@ -88,3 +89,8 @@ pub async fn run(
     pool.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,8 @@ pub async fn catch(request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(panic) => {
             let message = message(&*panic).to_owned();
-            Error::Internal(anyhow::anyhow!("the handler of {path} panicked: {message}")).into_response()
+            Error::Internal(anyhow::anyhow!("the handler of {path} panicked: {message}"))
+                .into_response()
         }
     }
 }

@@ -36,6 +36,10 @@ struct OfTheMoment(watch::Receiver<Arc<Config>>);
 impl ResolvesServerCert for OfTheMoment {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let config = self.0.borrow();
-        config.listen.tls.as_ref().map(|tls| tls.identity.certified_key())
+        config
+            .listen
+            .tls
+            .as_ref()
+            .map(|tls| tls.identity.certified_key())
     }
 }

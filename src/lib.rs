@@ -21,9 +21,14 @@
 
 pub mod access;
 pub mod app;
+pub mod cli;
+pub mod client_config;
 pub mod config;
 pub mod error;
 pub mod git;
+pub mod healthcheck;
+pub mod logging;
 pub mod ops;
 pub mod router;
 pub mod server;
+pub mod storage;

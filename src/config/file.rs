@@ -38,7 +38,7 @@ pub struct ListenFile {
 
 /// The certificate that clients see.
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct TlsFile {
     /// PEM file of the certificate chain, the server's certificate first.
     #[schemars(required)]
@@ -83,7 +83,7 @@ pub struct GitFile {
 
 /// A host whose repositories are mirrored.
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct UpstreamFile {
     /// The name below which its repositories are served: `/git/<host>/<path>.git`.
     #[schemars(required)]
@@ -97,10 +97,13 @@ pub struct UpstreamFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<Given<AbsolutePath>>,
     /// How the token is sent.
+    #[serde(default = "default_auth")]
     pub auth: Given<Word<UpstreamAuth>>,
     /// User name that goes with the token in Basic.
+    #[serde(default = "default_user")]
     pub user: Given<String>,
     /// Glob patterns over the path below the host, such as `my-org/*`; none allows all.
+    #[serde(default)]
     pub repos: Vec<Given<String>>,
 }
 
@@ -115,7 +118,7 @@ pub struct AccessFile {
 
 /// A token that clients show as Bearer, or as the password of Basic.
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct TokenFile {
     /// For logs; unique.
     #[schemars(required)]
@@ -126,6 +129,7 @@ pub struct TokenFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<Given<AbsolutePath>>,
     /// Glob patterns over `host/path`, such as `github.com/my-org/*`; none allows all.
+    #[serde(default)]
     pub repos: Vec<Given<String>>,
 }
 
@@ -198,23 +202,21 @@ impl UpstreamFile {
         Self {
             host: Some(Given::text(host)),
             url: Some(Given::text(url)),
-            ..Self::default()
+            token_file: None,
+            auth: default_auth(),
+            user: default_user(),
+            repos: Vec::new(),
         }
     }
 }
 
-impl Default for UpstreamFile {
-    fn default() -> Self {
-        Self {
-            host: None,
-            url: None,
-            token_file: None,
-            auth: Given::text("basic"),
-            // What GitHub wants beside an app's token, and what the others ignore.
-            user: Given::text("x-access-token"),
-            repos: Vec::new(),
-        }
-    }
+fn default_auth() -> Given<Word<UpstreamAuth>> {
+    Given::text("basic")
+}
+
+/// What GitHub wants beside an app's token, and what the others ignore.
+fn default_user() -> Given<String> {
+    Given::text("x-access-token")
 }
 
 impl Default for AccessFile {

@@ -57,3 +57,51 @@ impl fmt::Debug for Identity {
         f.write_str("***")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn takes_a_pair_that_belongs_together() {
+        let (cert, key) = pair();
+        let identity = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
+        assert_eq!(identity.certified_key().cert.len(), 1);
+        assert_eq!(format!("{identity:?}"), "***");
+    }
+
+    #[test]
+    fn says_which_file_is_wrong() {
+        let ((cert, key), (_, other_key)) = (pair(), pair());
+        let wrong = |cert: &str, key: &str| {
+            Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap_err()
+        };
+        assert_eq!(
+            wrong(&cert, &other_key),
+            Wrong::Key("which does not belong to the certificate")
+        );
+        assert_eq!(
+            wrong("hello", &key),
+            Wrong::Cert("in which there is no certificate")
+        );
+        assert_eq!(
+            wrong(&key, &cert),
+            Wrong::Cert("in which there is no certificate")
+        );
+        assert_eq!(
+            wrong(&cert, "hello"),
+            Wrong::Key("in which there is no private key")
+        );
+        assert_eq!(
+            wrong(&cert, &cert),
+            Wrong::Key("in which there is no private key")
+        );
+        let cut = format!("{}\n-----END CERTIFICATE-----\n", &cert[..200]);
+        assert!(matches!(wrong(&cut, &key), Wrong::Cert(_)));
+    }
+}

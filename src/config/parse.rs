@@ -86,7 +86,10 @@ fn expected(message: &str) -> String {
     match message.rsplit_once(", expected ") {
         Some((_, allowed)) if message.starts_with("unknown field") => {
             let allowed = allowed.strip_prefix("one of ").unwrap_or(allowed);
-            format!("one of the keys {}", allowed.replace('`', ""))
+            format!(
+                "one of the keys {}",
+                allowed.replace('`', "").replace(" or ", ", ")
+            )
         }
         Some((_, "a sequence")) => "a list".into(),
         Some((_, allowed)) if allowed.starts_with("struct ") => "an object".into(),
@@ -132,5 +135,84 @@ fn take_out(root: &mut Value, path: &Path) -> bool {
             _ => false,
         },
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        parse(text.as_bytes())
+            .problems
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_its_place() {
+        let text = r#"{
+            "colour": 1,
+            "listen": { "port": 8080 },
+            "storage": "50GiB",
+            "git": {
+                "upstreams": [ { "host": "a" }, "hunter2", { "url": "x", "token": "hunter2" } ],
+                "warm": { "a": 1 },
+                "max_age": [ "any value is looked at later" ]
+            },
+            "access": { "tokens": [ { "repos": 5 } ] }
+        }"#;
+        assert_eq!(
+            problems(text),
+            [
+                "access.tokens[0].repos: found a number; expected a list",
+                "colour: found an unknown key; expected one of the keys listen, data_dir, storage, git, access, limits",
+                "git.upstreams[1]: found text; expected an object",
+                "git.upstreams[2].token: found an unknown key; expected one of the keys host, url, token_file, auth, user, repos",
+                "git.warm: found an object; expected a list",
+                "listen.port: found an unknown key; expected one of the keys http, tls",
+                "storage: found text; expected an object",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused() {
+        assert_eq!(problems("[]"), ["found a list; expected a JSON object"]);
+        assert_eq!(problems("null"), ["found null; expected a JSON object"]);
+        for text in ["", "{", "{} {}", "{\"listen\": }", "\u{0}"] {
+            let problems = problems(text);
+            assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+            assert!(
+                problems[0].starts_with("found text that is no JSON ("),
+                "{problems:?}"
+            );
+        }
+        assert_eq!(parse(b"{\"\xff\": 1}").problems.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused() {
+        assert_eq!(
+            problems(r#"{"git": {"max_age": "1s", "max_age": "2s"}}"#),
+            ["git.max_age: found the key twice; expected it once"]
+        );
+        assert_eq!(
+            problems(r#"{"git": {}, "git": {}}"#),
+            ["git: found the key twice; expected it once"]
+        );
+    }
+
+    #[test]
+    fn absence_is_the_default() {
+        let given = serde_json::to_value(parse(br#"{"limits": {"connections": 5}}"#).file).unwrap();
+        let default = serde_json::to_value(ConfigFile::default()).unwrap();
+        assert_eq!(given["limits"]["connections"], 5);
+        assert_eq!(
+            given["limits"]["drain_timeout"],
+            default["limits"]["drain_timeout"]
+        );
+        assert_eq!(given["git"], default["git"]);
     }
 }

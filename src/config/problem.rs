@@ -84,10 +84,47 @@ impl fmt::Display for Problems {
 impl std::error::Error for Problems {}
 
 /// `text` in quotes, shortened to what fits a line of a log and with control characters escaped.
+///
+/// SECURITY: text with an `@` may be a URL with a password, wherever somebody has put it, and is not repeated; absolute
+/// paths are.
 pub fn quote(text: &str) -> String {
     const SHOWN: usize = 80;
+    if text.contains('@') && !text.starts_with('/') {
+        return "text with an `@` (not shown, it may hold a password)".into();
+    }
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
         None => format!("{text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_what_can_be_shown() {
+        assert_eq!(quote("a\"b\n"), r#""a\"b\n""#);
+        assert_eq!(quote("/run/a@b"), r#""/run/a@b""#);
+        assert_eq!(quote(&"ä".repeat(100)), format!("\"{}\"…", "ä".repeat(80)));
+        assert!(!quote("https://me:hunter2@host").contains("hunter2"));
+    }
+
+    #[test]
+    fn knows_what_a_problem_touches() {
+        let mut problems = Problems::default();
+        problems.add("git.upstreams[1]", "text", "an object");
+        for key in [
+            "git",
+            "git.upstreams",
+            "git.upstreams[1]",
+            "git.upstreams[1].url",
+        ] {
+            assert!(problems.touch(key), "{key}");
+        }
+        for key in ["gi", "git.warm", "git.upstreams[10]", "git.upstreams[0]"] {
+            assert!(!problems.touch(key), "{key}");
+        }
+        assert!(!Problems::one("", "").touch("git"));
     }
 }

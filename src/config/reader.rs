@@ -64,11 +64,6 @@ impl Reader {
             .iter()
             .any(|(path, seen)| read(path).ok().as_deref().map(fingerprint) != *seen)
     }
-
-    /// The files that were read or looked for.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.seen.keys().map(PathBuf::as_path)
-    }
 }
 
 fn fingerprint(content: &[u8]) -> [u8; 32] {

@@ -14,7 +14,7 @@ pub const ALLOWED: &str = "`https://host`, `http://host` or `file:///absolute/pa
 /// Why a text is none. SECURITY: says nothing of the text itself where a password may be in it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Wrong {
-    #[error("text that is no URL{0}")]
+    #[error("no URL but {0}")]
     NoUrl(String),
     #[error("a URL with a user name or password in it (not shown)")]
     Credentials,
@@ -34,20 +34,16 @@ impl UpstreamUrl {
     /// # Errors
     /// What is wrong, in words that go behind "found".
     pub fn parse(text: &str) -> Result<Self, Wrong> {
-        // SECURITY: whatever has an `@` may hold a password and is not repeated. `git@host:path` is no URL at all.
-        let shown = if text.contains('@') {
-            String::new()
-        } else {
-            format!(" ({})", super::problem::quote(text))
-        };
+        let shown = || super::problem::quote(text);
+        // `git@host:path` is what people copy, and no URL at all.
         if !text.contains("://") {
             return Err(if text.contains('@') && text.contains(':') {
                 Wrong::Ssh
             } else {
-                Wrong::NoUrl(shown)
+                Wrong::NoUrl(shown())
             });
         }
-        let url = Url::parse(text).map_err(|_| Wrong::NoUrl(shown))?;
+        let url = Url::parse(text).map_err(|_| Wrong::NoUrl(shown()))?;
         // An SSH URL has a user by nature, so it is named before the user is refused.
         if matches!(url.scheme(), "ssh" | "git+ssh" | "ssh+git") {
             return Err(if url.password().is_some() {

@@ -1,5 +1,16 @@
 //! The clone pool: mirrors of the repositories that the operator allows, served to any Git client.
 
+pub mod answers;
+pub mod body;
 pub mod door;
+pub mod durable;
+pub mod mirror;
 pub mod name;
+pub mod objects;
 pub mod pool;
+pub mod refs;
+pub mod relay;
+pub mod serve;
+pub mod snapshot;
+pub mod upload_pack;
+pub mod upstream;

@@ -21,7 +21,9 @@ pub enum InvalidName {
     NoPath,
     #[error("expected a host name of letters, digits, `.`, `-`, `_` and `:port`")]
     Host,
-    #[error("expected path segments of letters, digits, `.`, `-`, `_`, `+`, `~` and `@` that do not begin with `.`")]
+    #[error(
+        "expected path segments of letters, digits, `.`, `-`, `_`, `+`, `~` and `@` that do not begin with `.`"
+    )]
     Segment,
     #[error("expected at most {MAX_NAME} bytes and {MAX_SEGMENTS} path segments")]
     TooLong,
@@ -58,7 +60,10 @@ impl RepoName {
         if !path.split('/').all(is_segment) {
             return Err(InvalidName::Segment);
         }
-        Ok(Self { host: host.to_ascii_lowercase().into(), path: path.into() })
+        Ok(Self {
+            host: host.to_ascii_lowercase().into(),
+            path: path.into(),
+        })
     }
 
     /// The host as configured in `git.upstreams[].host`, in lower case.
@@ -87,8 +92,12 @@ pub fn is_host(text: &str) -> bool {
         && name.len() <= 253
         && name.as_bytes()[0].is_ascii_alphanumeric()
         && !name.contains("..")
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
-        && port.is_none_or(|port| !port.is_empty() && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        && port.is_none_or(|port| {
+            !port.is_empty() && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit())
+        })
 }
 
 fn is_segment(segment: &str) -> bool {

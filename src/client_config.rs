@@ -1,0 +1,109 @@
+//! What a client needs to be sent through this service.
+
+use std::fmt::Write;
+use std::str::FromStr;
+
+use url::Url;
+
+use crate::config::Config;
+
+/// Where clients reach this service: `http` or `https`, without a slash at its end.
+#[derive(Debug, Clone)]
+pub struct ServiceUrl(String);
+
+impl FromStr for ServiceUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = "expected a URL such as http://warmdock:8080";
+        let url = Url::parse(text).map_err(|error| format!("{expected} ({error})"))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(format!("{expected}, found the scheme `{}`", url.scheme()));
+        }
+        // SECURITY: the printed file is made to be passed around.
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(format!(
+                "{expected}, found a user name or password in it; use a credential helper"
+            ));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(format!("{expected}, found a query or fragment"));
+        }
+        Ok(Self(url.as_str().trim_end_matches('/').into()))
+    }
+}
+
+const HEAD: &str = "\
+# Sends Git reads through warmdock. Save it as ~/.gitconfig of the builder, or include it there.
+# Nothing else changes: Cargo.toml, Cargo.lock and remotes keep the addresses they have, and git and cargo
+# replace the beginning of an address by the one in brackets when they connect.
+# Where warmdock wants a token, use a credential helper; the user name does not matter.
+# warmdock takes no pushes. On a machine that pushes, send them past it with one such entry for each address:
+#   [url \"https://github.com/\"]
+#       pushInsteadOf = https://github.com/
+";
+
+/// A gitconfig with every host of `config`, in the forms in which people write its addresses.
+pub fn git(ServiceUrl(service): &ServiceUrl, config: &Config) -> String {
+    let mut text = String::from(HEAD);
+    for upstream in &config.git.upstreams {
+        let host = &upstream.host;
+        let mut lines = vec![format!("https://{host}/")];
+        if upstream.url.scheme() == "http" {
+            lines.push(format!("http://{host}/"));
+        }
+        // The port in a host's name is that of HTTP, and the form with a colon has no place for one.
+        if !host.contains(':') {
+            lines.push(format!("ssh://git@{host}/"));
+            lines.push(format!("git@{host}:"));
+        }
+        write!(text, "\n[url \"{service}/git/{host}/\"]\n").expect("writing to text does not fail");
+        for line in lines {
+            writeln!(text, "\tinsteadOf = {line}").expect("writing to text does not fail");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::environment::Environment;
+
+    #[test]
+    fn every_host_in_every_form() {
+        let config = r#"{"git": {"upstreams": [
+            {"host": "github.com", "url": "https://github.com"},
+            {"host": "git.corp.example:8443", "url": "http://git.corp.example:8443"}]}}"#;
+        let config = Config::parse(config, &Environment::default()).unwrap();
+        let text = git(&"http://localhost:8080/".parse().unwrap(), &config);
+        let expected = "
+[url \"http://localhost:8080/git/github.com/\"]
+\tinsteadOf = https://github.com/
+\tinsteadOf = ssh://git@github.com/
+\tinsteadOf = git@github.com:
+
+[url \"http://localhost:8080/git/git.corp.example:8443/\"]
+\tinsteadOf = https://git.corp.example:8443/
+\tinsteadOf = http://git.corp.example:8443/
+";
+        assert_eq!(text.strip_prefix(HEAD).unwrap(), expected);
+        assert!(HEAD.lines().all(|line| line.starts_with('#')));
+    }
+
+    #[test]
+    fn refuses_what_clients_cannot_use() {
+        for text in [
+            "",
+            "warmdock:8080",
+            "localhost",
+            "ssh://x",
+            "http://user:hunter2@x",
+            "http://x/?a",
+            "http://",
+        ] {
+            let error = text.parse::<ServiceUrl>().unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

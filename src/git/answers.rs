@@ -1,0 +1,423 @@
+//! Finished answers on disk: packs in the form in which they go over the wire. One writer, many readers; readers
+//! follow while the writer is at it, and a reader that stalls costs nothing but an open file.
+//!
+//! Answers are derived from mirrors, so they are thrown away at start and nothing here is synced to disk.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::git::name::RepoName;
+use crate::git::objects::ObjectError;
+use crate::git::objects::writer::PackStats;
+use crate::git::upload_pack::plan::AnswerKey;
+use crate::git::upload_pack::sideband::Framed;
+use crate::storage::{Evict, Part, Reservation, Storage};
+
+/// What is read, checked and sent in one go. Large enough that a switch of threads does not count, small enough for
+/// hundreds of clients.
+const BLOCK: usize = 256 << 10;
+
+/// More answers than this are not kept, however small they are.
+const MOST_ANSWERS: usize = 20_000;
+
+/// The answers of all repositories.
+pub struct Answers {
+    folder: PathBuf,
+    storage: Arc<Storage>,
+    /// SECURITY: the repository is part of the key, so no answer of one is ever found by asking another.
+    kept: Mutex<HashMap<(RepoName, AnswerKey), Arc<Answer>>>,
+    /// The answers that hold all that a repository has.
+    whole: Mutex<HashMap<RepoName, AnswerKey>>,
+    clock: AtomicU64,
+    files: AtomicU64,
+}
+
+/// One answer, perhaps still being written.
+pub struct Answer {
+    path: PathBuf,
+    state: watch::Sender<State>,
+    /// CRC-32 of each finished block: a byte that rots on disk is found before it is sent.
+    blocks: Mutex<Vec<u32>>,
+    reservation: Mutex<Reservation>,
+    readers: AtomicUsize,
+    /// Made ahead of time: goes on without readers.
+    ahead: AtomicBool,
+    last_used: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    bytes: u64,
+    end: Option<Result<PackStats, Arc<str>>>,
+}
+
+/// What asking for an answer gives.
+pub enum Found {
+    /// It is there, or someone is making it.
+    Kept(AnswerReader),
+    /// The caller has to make it: give the writer to a thread of its own.
+    New(AnswerReader, AnswerWriter),
+}
+
+impl Answers {
+    /// An empty store in `folder`; what an earlier process left there is removed.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(folder: PathBuf, storage: Arc<Storage>) -> io::Result<Arc<Self>> {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir_all(&folder)?,
+        }
+        let answers = Arc::new(Self {
+            folder,
+            storage: Arc::clone(&storage),
+            kept: Mutex::default(),
+            whole: Mutex::default(),
+            clock: AtomicU64::new(0),
+            files: AtomicU64::new(0),
+        });
+        let weak: Weak<dyn Evict> = Arc::downgrade(&answers) as _;
+        storage.add_evictor(weak);
+        Ok(answers)
+    }
+
+    /// Whether the answer is there, or on its way.
+    pub fn has(&self, repo: &RepoName, key: AnswerKey) -> bool {
+        self.kept().contains_key(&(repo.clone(), key))
+    }
+
+    /// The answer `key` of `repo`, to be read from its start.
+    pub fn get_or_new(self: &Arc<Self>, repo: &RepoName, key: AnswerKey, ahead: bool) -> Found {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        let id = (repo.clone(), key);
+        let mut kept = self.kept();
+        if let Some(answer) = kept.get(&id) {
+            answer.last_used.store(now, Ordering::Relaxed);
+            if ahead {
+                answer.ahead.store(true, Ordering::Relaxed);
+            }
+            return Found::Kept(AnswerReader::of(answer));
+        }
+        let answer = Arc::new(Answer {
+            path: self
+                .folder
+                .join(self.files.fetch_add(1, Ordering::Relaxed).to_string()),
+            state: watch::Sender::new(State {
+                bytes: 0,
+                end: None,
+            }),
+            blocks: Mutex::default(),
+            reservation: Mutex::new(self.storage.nothing(Part::Answers)),
+            readers: AtomicUsize::new(0),
+            ahead: AtomicBool::new(ahead),
+            last_used: AtomicU64::new(now),
+        });
+        kept.insert(id.clone(), Arc::clone(&answer));
+        let too_many = kept.len() > MOST_ANSWERS;
+        drop(kept);
+        if too_many {
+            self.forget_oldest(|kept, _| kept.len() > MOST_ANSWERS * 9 / 10);
+        }
+        let reader = AnswerReader::of(&answer);
+        Found::New(
+            reader,
+            AnswerWriter {
+                answers: Arc::clone(self),
+                id,
+                answer: Some(answer),
+            },
+        )
+    }
+
+    /// Forgets the answers of `repo`, for instance when it is evicted.
+    pub fn forget_repo(&self, repo: &RepoName) {
+        self.kept().retain(|(of, _), _| of != repo);
+    }
+
+    /// `key` holds everything that `repo` has now: the answer that held everything before is worth its space no more.
+    pub fn supersede_whole(&self, repo: &RepoName, key: AnswerKey) {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = whole.insert(repo.clone(), key).filter(|old| *old != key) {
+            self.kept().remove(&(repo.clone(), old));
+        }
+    }
+
+    fn forget(&self, id: &(RepoName, AnswerKey), answer: &Arc<Answer>) {
+        let mut kept = self.kept();
+        if kept.get(id).is_some_and(|found| Arc::ptr_eq(found, answer)) {
+            kept.remove(id);
+        }
+    }
+
+    /// Forgets finished answers that nobody reads, the least recently used first, while `more` says so.
+    fn forget_oldest(
+        &self,
+        more: impl Fn(&HashMap<(RepoName, AnswerKey), Arc<Answer>>, u64) -> bool,
+    ) {
+        let mut gone = Vec::new();
+        let mut kept = self.kept();
+        let mut idle: Vec<_> = kept
+            .iter()
+            .filter(|(_, answer)| Arc::strong_count(answer) == 1)
+            .map(|(id, answer)| (answer.last_used.load(Ordering::Relaxed), id.clone()))
+            .collect();
+        idle.sort_unstable_by_key(|(used, _)| *used);
+        let mut freed = 0;
+        for (_, id) in idle {
+            if !more(&kept, freed) {
+                break;
+            }
+            if let Some(answer) = kept.remove(&id) {
+                freed += answer.reserved();
+                gone.push(answer);
+            }
+        }
+        drop(kept);
+        // The files go here, outside of the lock.
+        drop(gone);
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<(RepoName, AnswerKey), Arc<Answer>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Evict for Answers {
+    fn evict(&self, bytes: u64) {
+        self.forget_oldest(|_, freed| freed < bytes);
+    }
+}
+
+impl Answer {
+    fn reserved(&self) -> u64 {
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .bytes()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Fails only where the file was never made.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Why an answer cannot be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    #[error("{0}")]
+    Making(Arc<str>),
+    #[error("a kept answer is damaged on disk, please try again")]
+    Damaged,
+    #[error("cannot read a kept answer: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads an answer from start to end.
+pub struct AnswerReader {
+    answer: Arc<Answer>,
+    file: Option<Arc<File>>,
+    state: watch::Receiver<State>,
+    block: usize,
+}
+
+impl AnswerReader {
+    fn of(answer: &Arc<Answer>) -> Self {
+        answer.readers.fetch_add(1, Ordering::Relaxed);
+        Self {
+            answer: Arc::clone(answer),
+            file: None,
+            state: answer.state.subscribe(),
+            block: 0,
+        }
+    }
+
+    /// Whether the next block can be read without waiting for the writer.
+    pub fn is_finished(&self) -> bool {
+        self.state.borrow().end.is_some()
+    }
+
+    /// What the pack came to, once that is known.
+    pub fn stats(&self) -> Option<PackStats> {
+        self.state.borrow().end.clone()?.ok()
+    }
+
+    /// The next block, or `None` at the end. Waits for the writer; may be dropped and called again.
+    ///
+    /// # Errors
+    /// [`AnswerError`], after which the answer is of no use.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, AnswerError> {
+        let start = (self.block * BLOCK) as u64;
+        let state = self
+            .state
+            .wait_for(|state| state.end.is_some() || state.bytes >= start + BLOCK as u64)
+            .await
+            .map_err(|_| AnswerError::Making("the pack's writer went away".into()))?
+            .clone();
+        if let Some(Err(error)) = state.end {
+            return Err(AnswerError::Making(error));
+        }
+        if start >= state.bytes {
+            return Ok(None);
+        }
+        let length = (state.bytes - start).min(BLOCK as u64) as usize;
+        let answer = Arc::clone(&self.answer);
+        let file = self.file.clone();
+        let block = self.block;
+        let (file, bytes) =
+            tokio::task::spawn_blocking(move || answer.read_block(file, block, length))
+                .await
+                .map_err(io::Error::other)??;
+        self.file = Some(file);
+        self.block += 1;
+        Ok(Some(bytes))
+    }
+}
+
+impl Drop for AnswerReader {
+    fn drop(&mut self) {
+        self.answer.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Answer {
+    fn read_block(
+        &self,
+        file: Option<Arc<File>>,
+        block: usize,
+        length: usize,
+    ) -> Result<(Arc<File>, Bytes), AnswerError> {
+        let file = match file {
+            Some(file) => file,
+            None => Arc::new(File::open(&self.path)?),
+        };
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, (block * BLOCK) as u64)?;
+        let expected = self
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(block)
+            .copied();
+        if expected != Some(crc32fast::hash(&bytes)) {
+            return Err(AnswerError::Damaged);
+        }
+        Ok((file, bytes.into()))
+    }
+}
+
+/// Writes an answer. Dropped without [`AnswerWriter::run`], readers get an error.
+pub struct AnswerWriter {
+    answers: Arc<Answers>,
+    id: (RepoName, AnswerKey),
+    answer: Option<Arc<Answer>>,
+}
+
+impl AnswerWriter {
+    /// Makes the answer: `make` writes the pack, and asks from time to time whether somebody still wants it. Blocks
+    /// on disk and processor.
+    ///
+    /// # Errors
+    /// What went wrong, after the readers were told.
+    pub fn run(
+        mut self,
+        make: impl FnOnce(&mut dyn Write, &dyn Fn() -> bool) -> Result<PackStats, ObjectError>,
+    ) -> Result<PackStats, ObjectError> {
+        // Stays in `self` until it is ended, so that readers hear of a panic as well.
+        let Some(answer) = self.answer.clone() else {
+            return Err(ObjectError::Cancelled);
+        };
+        let cancelled =
+            || answer.readers.load(Ordering::Relaxed) == 0 && !answer.ahead.load(Ordering::Relaxed);
+        let result = (|| {
+            let file = File::create_new(&answer.path)?;
+            let mut framed = Framed::new(Blocks {
+                answer: &answer,
+                file,
+                block: Vec::with_capacity(BLOCK),
+            });
+            let stats = make(&mut framed, &cancelled)?;
+            framed.finish()?.send()?;
+            Ok(stats)
+        })();
+        self.end(
+            &answer,
+            result
+                .as_ref()
+                .map_err(|error: &ObjectError| error.to_string().into())
+                .copied(),
+        );
+        self.answer = None;
+        result
+    }
+
+    fn end(&self, answer: &Arc<Answer>, result: Result<PackStats, Arc<str>>) {
+        if result.is_err() {
+            self.answers.forget(&self.id, answer);
+        }
+        answer.state.send_modify(|state| state.end = Some(result));
+    }
+}
+
+impl Drop for AnswerWriter {
+    fn drop(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            self.end(&answer, Err("the pack was not made".into()));
+        }
+    }
+}
+
+struct Blocks<'a> {
+    answer: &'a Answer,
+    file: File,
+    block: Vec<u8>,
+}
+
+impl Blocks<'_> {
+    fn send(&mut self) -> io::Result<()> {
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let length = self.block.len() as u64;
+        self.answer
+            .reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .grow(length)?;
+        self.file.write_all(&self.block)?;
+        self.answer
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(crc32fast::hash(&self.block));
+        self.answer.state.send_modify(|state| state.bytes += length);
+        self.block.clear();
+        Ok(())
+    }
+}
+
+impl Write for Blocks<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..taken]);
+        if self.block.len() == BLOCK {
+            self.send()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,264 @@
+//! How the commits of a mirror hang together.
+
+use std::collections::HashMap;
+
+use gix_hash::{Kind as HashKind, ObjectId, oid};
+use gix_object::{CommitRefIter, Kind, TagRefIter};
+
+use super::packs::Reader;
+use super::{ObjectError, set::ObjectSet};
+
+/// The number of a commit in a [`Commits`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct CommitNumber(u32);
+
+impl CommitNumber {
+    /// Its place in sequences that hold one item for each commit.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One commit, without its message.
+pub struct Commit {
+    pub id: ObjectId,
+    pub tree: ObjectId,
+    pub parents: Vec<CommitNumber>,
+    /// Committer time in seconds since 1970.
+    pub time: i64,
+}
+
+/// Every commit that a reference reached since the mirror was opened. Kept in memory, about 100 bytes a commit, so
+/// that negotiation and depth need no object to be decoded.
+#[derive(Default)]
+pub struct Commits {
+    commits: Vec<Commit>,
+    numbers: HashMap<ObjectId, CommitNumber>,
+}
+
+impl Commits {
+    /// Reads the commits that `tips` reach and that are not known yet.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`] when history has a hole; nothing is added then.
+    pub fn extend(
+        &mut self,
+        tips: &[ObjectId],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), ObjectError> {
+        let before = self.commits.len();
+        let result = self.read_history(tips, reader);
+        if result.is_err() {
+            for gone in self.commits.drain(before..) {
+                self.numbers.remove(&gone.id);
+            }
+        }
+        result
+    }
+
+    fn read_history(
+        &mut self,
+        tips: &[ObjectId],
+        reader: &mut Reader<'_>,
+    ) -> Result<(), ObjectError> {
+        let before = self.commits.len();
+        let mut found: Vec<Vec<ObjectId>> = Vec::new();
+        let mut todo: Vec<ObjectId> = tips.to_vec();
+        let mut buffer = Vec::new();
+        while let Some(id) = todo.pop() {
+            if self.numbers.contains_key(&id) {
+                continue;
+            }
+            reader.read_kind(&id, Kind::Commit, &mut buffer)?;
+            let damaged = |_| ObjectError::Damaged {
+                pack: "?".to_owned(),
+                what: format!("commit {id} cannot be parsed"),
+            };
+            let mut fields = CommitRefIter::from_bytes(&buffer, HashKind::Sha1);
+            let tree = fields.tree_id().map_err(damaged)?;
+            let parents: Vec<ObjectId> = fields.clone().parent_ids().collect();
+            // A commit whose date no one can read still has its place in history.
+            let time = fields.committer().map_or(0, |who| who.seconds());
+            todo.extend(
+                parents
+                    .iter()
+                    .filter(|parent| !self.numbers.contains_key(*parent)),
+            );
+            self.numbers
+                .insert(id, CommitNumber(self.commits.len() as u32));
+            self.commits.push(Commit {
+                id,
+                tree,
+                parents: Vec::new(),
+                time,
+            });
+            found.push(parents);
+        }
+        for (at, parents) in found.into_iter().enumerate() {
+            self.commits[before + at].parents =
+                parents.iter().map(|parent| self.numbers[parent]).collect();
+        }
+        Ok(())
+    }
+
+    pub fn number(&self, id: &oid) -> Option<CommitNumber> {
+        self.numbers.get(id).copied()
+    }
+
+    pub fn get(&self, commit: CommitNumber) -> &Commit {
+        &self.commits[commit.0 as usize]
+    }
+
+    pub fn len(&self) -> usize {
+        self.commits.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.commits.is_empty()
+    }
+
+    /// An empty set that can hold any of these commits.
+    pub fn no_commits(&self) -> CommitSet {
+        CommitSet {
+            seen: vec![false; self.commits.len()],
+            members: Vec::new(),
+        }
+    }
+
+    /// The commits that `tips` reach, tips included. A commit in `cuts` is reached, its parents are not through it.
+    pub fn reachable(
+        &self,
+        tips: impl IntoIterator<Item = CommitNumber>,
+        cuts: &CommitSet,
+    ) -> CommitSet {
+        self.reachable_without(tips, cuts, &self.no_commits())
+    }
+
+    /// The commits that `tips` reach without passing one of `stop`, which are not among them.
+    pub fn reachable_without(
+        &self,
+        tips: impl IntoIterator<Item = CommitNumber>,
+        cuts: &CommitSet,
+        stop: &CommitSet,
+    ) -> CommitSet {
+        let mut found = self.no_commits();
+        let mut todo: Vec<CommitNumber> = tips.into_iter().collect();
+        while let Some(commit) = todo.pop() {
+            if stop.contains(commit) || !found.insert(commit) {
+                continue;
+            }
+            if !cuts.contains(commit) {
+                todo.extend(&self.get(commit).parents);
+            }
+        }
+        found
+    }
+}
+
+/// A set of commits that remembers the order in which they were added.
+#[derive(Clone)]
+pub struct CommitSet {
+    seen: Vec<bool>,
+    members: Vec<CommitNumber>,
+}
+
+impl CommitSet {
+    /// Adds `commit`; true when it is new.
+    pub fn insert(&mut self, commit: CommitNumber) -> bool {
+        let seen = &mut self.seen[commit.0 as usize];
+        let new = !*seen;
+        if new {
+            *seen = true;
+            self.members.push(commit);
+        }
+        new
+    }
+
+    pub fn contains(&self, commit: CommitNumber) -> bool {
+        self.seen.get(commit.0 as usize).copied().unwrap_or(false)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = CommitNumber> + '_ {
+        self.members.iter().copied()
+    }
+
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+}
+
+/// What an object id comes to when tags are followed.
+pub struct Peeled {
+    pub id: ObjectId,
+    pub kind: Kind,
+    /// The tags on the way, outermost first.
+    pub tags: Vec<ObjectId>,
+}
+
+/// More tags on tags than this are no history but an attack.
+const DEEPEST_TAG: usize = 32;
+
+/// Follows tags from `id` to what they name in the end.
+///
+/// # Errors
+/// [`ObjectError`] when an object is missing or damaged.
+pub fn peel(id: ObjectId, reader: &mut Reader<'_>) -> Result<Peeled, ObjectError> {
+    let mut peeled = Peeled {
+        id,
+        kind: Kind::Commit,
+        tags: Vec::new(),
+    };
+    let mut buffer = Vec::new();
+    loop {
+        let number = reader.packs().require(&peeled.id)?;
+        peeled.kind = reader.header(number)?.0;
+        if peeled.kind != Kind::Tag {
+            return Ok(peeled);
+        }
+        let damaged = || ObjectError::Damaged {
+            pack: "?".to_owned(),
+            what: format!("tag {} cannot be parsed", peeled.id),
+        };
+        if peeled.tags.len() == DEEPEST_TAG {
+            return Err(damaged());
+        }
+        reader.read(number, &mut buffer)?;
+        let target = TagRefIter::from_bytes(&buffer, HashKind::Sha1)
+            .target_id()
+            .map_err(|_| damaged())?;
+        peeled.tags.push(peeled.id);
+        peeled.id = target;
+    }
+}
+
+/// The objects of the packs that the given tips reach: everything, trees and blobs included.
+///
+/// # Errors
+/// [`ObjectError`] when an object is missing or damaged.
+pub fn closure(
+    commits: &Commits,
+    tips: &[ObjectId],
+    reader: &mut Reader<'_>,
+) -> Result<ObjectSet, ObjectError> {
+    let mut walk = super::walk::Walk::new(reader);
+    let mut starts = Vec::new();
+    for tip in tips {
+        let peeled = walk.peel_into(*tip)?;
+        match peeled.kind {
+            Kind::Commit => starts.extend(commits.number(&peeled.id)),
+            _ => walk.add_object(&peeled.id)?,
+        }
+    }
+    let included = commits.reachable(starts, &commits.no_commits());
+    walk.add_commits(
+        commits,
+        &included,
+        &commits.no_commits(),
+        &commits.no_commits(),
+    )?;
+    Ok(walk.finish().objects)
+}

@@ -1,0 +1,29 @@
+//! The objects of a mirror: what is in its packs, how commits hang together, which objects a request needs, and how
+//! they are written as a new pack. Knows no protocol, no network and no references.
+
+pub mod commits;
+pub mod packs;
+pub mod set;
+pub mod walk;
+pub mod writer;
+
+use gix_hash::ObjectId;
+
+/// Why objects could not be read. Every variant but [`ObjectError::Cancelled`] says that the mirror is not whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    #[error("object {0} is not in the mirror")]
+    Missing(ObjectId),
+    #[error("pack {pack} is damaged: {what}")]
+    Damaged { pack: String, what: String },
+    #[error("object {id} is a {found}, expected a {expected}")]
+    Kind {
+        id: ObjectId,
+        expected: gix_object::Kind,
+        found: gix_object::Kind,
+    },
+    #[error("cannot read the packs: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("nobody waits for this pack any more")]
+    Cancelled,
+}

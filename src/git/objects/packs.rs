@@ -1,0 +1,426 @@
+//! The packs of a mirror, as one numbered sequence of objects.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use gix_hash::{Kind as HashKind, ObjectId, oid};
+use gix_pack::data::decode::entry::ResolvedBase;
+use gix_pack::data::entry::Header;
+
+use super::ObjectError;
+use super::set::ObjectSet;
+
+/// An object is refused rather than decoded when it, or the sum of the deltas that make it, is larger: what a
+/// client can make us decode must have a bound, and no source file comes near it.
+const LARGEST_DECODED: usize = 2 << 30;
+
+static NEXT_PACK_ID: AtomicU32 = AtomicU32::new(0);
+
+/// The number of an object within one [`PackSet`]: packs follow each other, objects stand in the order of their ids.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ObjectNumber(pub u32);
+
+/// One pack with its index. Immutable once opened; the files may be unlinked while it is in use.
+pub struct Pack {
+    index: gix_pack::index::File,
+    data: gix_pack::data::File,
+    /// Index positions in the order of the offsets, with the offsets: what tells where an entry ends.
+    by_offset: OnceLock<Vec<(u64, u32)>>,
+}
+
+impl Pack {
+    /// Opens `pack-*.idx` and the pack beside it.
+    ///
+    /// # Errors
+    /// A file that is missing, truncated, or not of the other one.
+    pub fn open(index_path: &Path) -> Result<Self, ObjectError> {
+        let damaged = |what: String| ObjectError::Damaged {
+            pack: name_of(index_path),
+            what,
+        };
+        let index = gix_pack::index::File::at(index_path, HashKind::Sha1)
+            .map_err(|err| damaged(format!("its index does not open: {err}")))?;
+        let mut data = gix_pack::data::File::at(index_path.with_extension("pack"), HashKind::Sha1)
+            .map_err(|err| damaged(format!("it does not open: {err}")))?
+            .with_alloc_limit_bytes(Some(LARGEST_DECODED));
+        if data.num_objects() != index.num_objects() {
+            return Err(damaged(format!(
+                "it has {} objects and its index {}",
+                data.num_objects(),
+                index.num_objects()
+            )));
+        }
+        if data.checksum() != index.pack_checksum() {
+            return Err(damaged(
+                "its checksum is not the one in its index".to_owned(),
+            ));
+        }
+        // gix derives it from the path; caches need it to be unique.
+        data.id = NEXT_PACK_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            index,
+            data,
+            by_offset: OnceLock::new(),
+        })
+    }
+
+    /// The path of the pack file.
+    pub fn path(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Bytes of the pack file.
+    pub fn bytes(&self) -> u64 {
+        self.data.data_len() as u64
+    }
+
+    pub fn objects(&self) -> u32 {
+        self.index.num_objects()
+    }
+
+    /// Reads the whole pack and compares its checksum and every entry's.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`] names the first thing that differs.
+    pub fn verify(&self) -> Result<(), ObjectError> {
+        let end = self.data.pack_end() as u64;
+        let body = self
+            .data
+            .entry_slice(0..end)
+            .ok_or_else(|| self.damaged("it is truncated"))?;
+        let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, body);
+        if sum.as_ref() != self.data.checksum().as_slice() {
+            return Err(self.damaged("its content does not have its checksum"));
+        }
+        Ok(())
+    }
+
+    /// Offsets in ascending order, each with its position in the index.
+    pub(super) fn by_offset(&self) -> &[(u64, u32)] {
+        self.by_offset.get_or_init(|| {
+            let mut order: Vec<(u64, u32)> = (0..self.index.num_objects())
+                .map(|at| (self.index.pack_offset_at_index(at), at))
+                .collect();
+            order.sort_unstable();
+            order
+        })
+    }
+
+    /// The index position of the entry that starts at `offset`.
+    pub(super) fn position_at(&self, offset: u64) -> Option<u32> {
+        let order = self.by_offset();
+        let found = order
+            .binary_search_by_key(&offset, |(offset, _)| *offset)
+            .ok()?;
+        Some(order[found].1)
+    }
+
+    /// The bytes of the `nth` entry by offset, header and compressed data, after comparing their CRC-32 with the index.
+    pub(super) fn checked_entry_bytes(&self, nth: usize) -> Result<&[u8], ObjectError> {
+        let order = self.by_offset();
+        let (start, position) = order[nth];
+        let end = order
+            .get(nth + 1)
+            .map_or(self.data.pack_end() as u64, |(next, _)| *next);
+        let bytes = self
+            .data
+            .entry_slice(start..end)
+            .ok_or_else(|| self.damaged("an entry lies outside of it"))?;
+        if self
+            .index
+            .crc32_at_index(position)
+            .is_some_and(|expected| expected != crc32fast::hash(bytes))
+        {
+            return Err(self.damaged(&format!(
+                "the entry at byte {start} does not have its CRC-32"
+            )));
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn bytes_at(&self, range: std::ops::Range<u64>) -> Result<&[u8], ObjectError> {
+        self.data
+            .entry_slice(range)
+            .ok_or_else(|| self.damaged("an entry lies outside of it"))
+    }
+
+    pub(super) fn entry(&self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
+        self.data
+            .entry(offset)
+            .map_err(|err| self.damaged(&err.to_string()))
+    }
+
+    pub(super) fn id_at(&self, position: u32) -> &oid {
+        self.index.oid_at_index(position)
+    }
+
+    pub(super) fn damaged(&self, what: &str) -> ObjectError {
+        ObjectError::Damaged {
+            pack: name_of(self.data.path()),
+            what: what.to_owned(),
+        }
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The packs of a mirror at one moment. An object that stands in several packs has the number that it has in the
+/// first of them, so that along a chain of deltas the numbers of packs never grow and no cycle can arise.
+#[derive(Clone, Default)]
+pub struct PackSet {
+    packs: Vec<Arc<Pack>>,
+    /// The number of the first object of each pack, and behind the last the number of all.
+    first: Vec<u32>,
+}
+
+impl PackSet {
+    /// Puts `packs` in order, the largest first: most objects are found at the first look.
+    pub fn new(mut packs: Vec<Arc<Pack>>) -> Self {
+        packs.sort_by(|a, b| {
+            b.objects()
+                .cmp(&a.objects())
+                .then_with(|| a.path().cmp(b.path()))
+        });
+        let mut first = Vec::with_capacity(packs.len() + 1);
+        let mut next = 0;
+        for pack in &packs {
+            first.push(next);
+            next += pack.objects();
+        }
+        first.push(next);
+        Self { packs, first }
+    }
+
+    /// Opens every pack in the folder `objects/pack`. A folder that is missing has none.
+    ///
+    /// # Errors
+    /// The first pack that does not open.
+    pub fn open(folder: &Path) -> Result<Self, ObjectError> {
+        let mut packs = Vec::new();
+        for index in index_files(folder)? {
+            packs.push(Arc::new(Pack::open(&index)?));
+        }
+        Ok(Self::new(packs))
+    }
+
+    pub fn packs(&self) -> &[Arc<Pack>] {
+        &self.packs
+    }
+
+    /// The size that an [`ObjectSet`](super::set::ObjectSet) must have: every object of every pack, doubles included.
+    pub fn room(&self) -> u32 {
+        self.first.last().copied().unwrap_or(0)
+    }
+
+    /// Bytes of all pack files.
+    pub fn bytes(&self) -> u64 {
+        self.packs.iter().map(|pack| pack.bytes()).sum()
+    }
+
+    /// Every object once, also those that stand in several packs.
+    pub fn all(&self) -> ObjectSet {
+        let mut all = ObjectSet::with_room_for(self.room());
+        for (at, pack) in self.packs.iter().enumerate() {
+            for position in 0..pack.objects() {
+                all.insert(self.canonical(at, position));
+            }
+        }
+        all
+    }
+
+    pub fn find(&self, id: &oid) -> Option<ObjectNumber> {
+        self.find_among(id, self.packs.len())
+    }
+
+    pub fn contains(&self, id: &oid) -> bool {
+        self.find(id).is_some()
+    }
+
+    /// The number of `id`, or that it is missing.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`].
+    pub fn require(&self, id: &oid) -> Result<ObjectNumber, ObjectError> {
+        self.find(id)
+            .ok_or_else(|| ObjectError::Missing(id.to_owned()))
+    }
+
+    pub fn id(&self, object: ObjectNumber) -> ObjectId {
+        let (pack, position) = self.locate(object);
+        self.packs[pack].id_at(position).to_owned()
+    }
+
+    /// The number that the object at `position` of pack `pack` goes by: its own, or that in an earlier pack.
+    pub(super) fn canonical(&self, pack: usize, position: u32) -> ObjectNumber {
+        self.find_among(self.packs[pack].id_at(position), pack)
+            .unwrap_or(ObjectNumber(self.first[pack] + position))
+    }
+
+    pub(super) fn number(&self, pack: usize, position: u32) -> ObjectNumber {
+        ObjectNumber(self.first[pack] + position)
+    }
+
+    pub(super) fn locate(&self, object: ObjectNumber) -> (usize, u32) {
+        let pack = self.first.partition_point(|first| *first <= object.0) - 1;
+        (pack, object.0 - self.first[pack])
+    }
+
+    fn find_among(&self, id: &oid, packs: usize) -> Option<ObjectNumber> {
+        self.packs[..packs]
+            .iter()
+            .zip(&self.first)
+            .find_map(|(pack, first)| {
+                pack.index
+                    .lookup(id)
+                    .map(|position| ObjectNumber(first + position))
+            })
+    }
+}
+
+/// The indices in a folder of packs whose pack is there as well.
+pub fn index_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(err) => return Err(err),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "idx")
+            && path.with_extension("pack").exists()
+        {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Memory for objects that others are deltas of, for each reader.
+const DELTA_CACHE: usize = 32 << 20;
+
+/// Reads objects of a [`PackSet`]; one for each thread, since it keeps buffers and a cache of delta bases.
+pub struct Reader<'a> {
+    packs: &'a PackSet,
+    inflate: gix_zlib::Inflate,
+    cache: gix_pack::cache::lru::MemoryCappedHashmap,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(packs: &'a PackSet) -> Self {
+        Self {
+            packs,
+            inflate: gix_zlib::Inflate::default(),
+            cache: gix_pack::cache::lru::MemoryCappedHashmap::new(DELTA_CACHE),
+        }
+    }
+
+    pub fn packs(&self) -> &'a PackSet {
+        self.packs
+    }
+
+    /// Decodes `object` into `out` and tells its kind.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`] when it does not decode.
+    pub fn read(
+        &mut self,
+        object: ObjectNumber,
+        out: &mut Vec<u8>,
+    ) -> Result<gix_object::Kind, ObjectError> {
+        let (pack, position) = self.packs.locate(object);
+        let pack = &self.packs.packs[pack];
+        let entry = pack.entry(pack.index.pack_offset_at_index(position))?;
+        let in_pack = |id: &oid, _: &mut Vec<u8>| {
+            let Some(position) = pack.index.lookup(id) else {
+                return Ok(None);
+            };
+            pack.data
+                .entry(pack.index.pack_offset_at_index(position))
+                .map(|entry| Some(ResolvedBase::InPack(entry)))
+        };
+        let outcome = pack
+            .data
+            .decode_entry(entry, out, &mut self.inflate, &in_pack, &mut self.cache)
+            .map_err(|err| {
+                pack.damaged(&format!(
+                    "object {} does not decode: {err}",
+                    self.packs.id(object)
+                ))
+            })?;
+        out.truncate(outcome.object_size as usize);
+        Ok(outcome.kind)
+    }
+
+    /// Decodes the object `id`, which must be of kind `expected`.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when it is missing, damaged or of another kind.
+    pub fn read_kind(
+        &mut self,
+        id: &oid,
+        expected: gix_object::Kind,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ObjectError> {
+        let found = self.read(self.packs.require(id)?, out)?;
+        if found != expected {
+            return Err(ObjectError::Kind {
+                id: id.to_owned(),
+                expected,
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    /// The kind and size of `object`, without decoding all of it.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`].
+    pub fn header(&mut self, object: ObjectNumber) -> Result<(gix_object::Kind, u64), ObjectError> {
+        use gix_pack::data::decode::header::ResolvedBase;
+        let (pack, position) = self.packs.locate(object);
+        let pack = &self.packs.packs[pack];
+        let entry = pack.entry(pack.index.pack_offset_at_index(position))?;
+        if let Some(kind) = entry.header.as_kind() {
+            return Ok((kind, entry.decompressed_size));
+        }
+        let in_pack = |id: &oid| {
+            let Some(position) = pack.index.lookup(id) else {
+                return Ok(None);
+            };
+            pack.data
+                .entry(pack.index.pack_offset_at_index(position))
+                .map(|entry| Some(ResolvedBase::InPack(entry)))
+        };
+        let outcome = pack
+            .data
+            .decode_header(entry, &mut self.inflate, &in_pack)
+            .map_err(|err| pack.damaged(&err.to_string()))?;
+        Ok((outcome.kind, outcome.object_size))
+    }
+}
+
+/// The base of a delta entry, as a position in the index of its pack.
+pub(super) fn base_position(
+    pack: &Pack,
+    entry: &gix_pack::data::Entry,
+) -> Result<Option<u32>, ObjectError> {
+    let position = match entry.header {
+        Header::OfsDelta { base_distance } => entry
+            .checked_base_pack_offset(base_distance)
+            .and_then(|offset| pack.position_at(offset)),
+        Header::RefDelta { base_id } => pack.index.lookup(base_id),
+        _ => return Ok(None),
+    };
+    position
+        .map(Some)
+        .ok_or_else(|| pack.damaged("the base of a delta is not in it"))
+}

@@ -1,0 +1,386 @@
+//! Which objects a set of commits brings: trees and blobs that its parents do not have already.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use gix_hash::{Kind as HashKind, ObjectId};
+use gix_object::tree::EntryKind;
+use gix_object::{Kind, TreeRefIter};
+
+use super::ObjectError;
+use super::commits::{CommitSet, Commits, Peeled, peel};
+use super::packs::{ObjectNumber, Reader};
+use super::set::ObjectSet;
+
+/// What a partial clone leaves out (`git rev-list --filter`). Filters combine: an object must pass all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    /// Blobs of this many bytes or more are left out; 0 leaves out all (`blob:none`).
+    pub blob_limit: Option<u64>,
+    /// Trees and blobs at this depth or deeper are left out; root trees are at depth 0.
+    pub tree_depth: Option<u64>,
+    /// Only objects of this kind.
+    pub kind: Option<Kind>,
+}
+
+impl Filter {
+    fn takes(&self, kind: Kind) -> bool {
+        self.kind.is_none_or(|only| only == kind)
+    }
+
+    fn reaches(&self, depth: u64) -> bool {
+        self.tree_depth.is_none_or(|limit| depth < limit)
+    }
+
+    fn walks_trees(&self) -> bool {
+        self.reaches(0)
+            && self
+                .kind
+                .is_none_or(|only| matches!(only, Kind::Tree | Kind::Blob))
+    }
+}
+
+/// What a walk found.
+pub struct Walked {
+    /// What is to be sent.
+    pub objects: ObjectSet,
+    /// Objects met on the way that the other side has: bases for a thin pack.
+    pub known: ObjectSet,
+}
+
+/// Collects the objects to send.
+pub struct Walk<'w, 'p> {
+    reader: &'w mut Reader<'p>,
+    filter: Filter,
+    found: Walked,
+    /// At which depth a tree was walked; kept only where the filter looks at depth.
+    depths: HashMap<ObjectNumber, u64>,
+    trees: TreeCache,
+    cancelled: &'w dyn Fn() -> bool,
+    steps: u32,
+}
+
+impl<'w, 'p> Walk<'w, 'p> {
+    pub fn new(reader: &'w mut Reader<'p>) -> Self {
+        Self::filtered(reader, Filter::default(), &|| false)
+    }
+
+    /// A walk that stops with [`ObjectError::Cancelled`] once `cancelled` says so.
+    pub fn filtered(
+        reader: &'w mut Reader<'p>,
+        filter: Filter,
+        cancelled: &'w dyn Fn() -> bool,
+    ) -> Self {
+        let room = reader.packs().room();
+        Self {
+            reader,
+            filter,
+            found: Walked {
+                objects: ObjectSet::with_room_for(room),
+                known: ObjectSet::with_room_for(room),
+            },
+            depths: HashMap::new(),
+            trees: TreeCache::new(),
+            cancelled,
+            steps: 0,
+        }
+    }
+
+    pub fn finish(self) -> Walked {
+        self.found
+    }
+
+    pub fn contains(&self, object: ObjectNumber) -> bool {
+        self.found.objects.contains(object)
+    }
+
+    /// Follows tags from `id`, adds them, and returns what they name without adding that.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when an object is missing or damaged.
+    pub fn peel_into(&mut self, id: ObjectId) -> Result<Peeled, ObjectError> {
+        let peeled = peel(id, self.reader)?;
+        for tag in &peeled.tags {
+            self.found.objects.insert(self.reader.packs().require(tag)?);
+        }
+        Ok(peeled)
+    }
+
+    /// Adds a tree with all below it, or a blob. What was asked for by its id passes every filter.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when an object is missing or damaged.
+    pub fn add_object(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
+        let number = self.reader.packs().require(id)?;
+        if self.reader.header(number)?.0 == Kind::Tree && self.filter.walks_trees() {
+            self.add_tree(id, &[], 0)?;
+        }
+        self.found.objects.insert(number);
+        Ok(())
+    }
+
+    /// Says that the other side has the tree `id` and all below it.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when an object is missing or damaged.
+    pub fn mark_known_tree(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
+        let number = self.reader.packs().require(id)?;
+        if !self.found.known.insert(number) {
+            return Ok(());
+        }
+        let tree = self.tree(number, id)?;
+        for entry in Entries::of(&tree) {
+            match entry.kind {
+                EntryKind::Tree => self.mark_known_tree(&entry.id)?,
+                EntryKind::Commit => {}
+                _ => {
+                    self.found
+                        .known
+                        .insert(self.reader.packs().require(&entry.id)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds every commit of `included` with the trees and blobs that differ from all of its parents'. Each parent is
+    /// in `included` as well or in `theirs`, what the other side has; a commit in `cuts` counts as without parents.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when an object is missing or damaged.
+    pub fn add_commits(
+        &mut self,
+        commits: &Commits,
+        included: &CommitSet,
+        theirs: &CommitSet,
+        cuts: &CommitSet,
+    ) -> Result<(), ObjectError> {
+        for number in included.iter() {
+            let commit = commits.get(number);
+            if self.filter.takes(Kind::Commit) {
+                self.found
+                    .objects
+                    .insert(self.reader.packs().require(&commit.id)?);
+            }
+            if !self.filter.walks_trees() {
+                continue;
+            }
+            let bases: Vec<Base> = if cuts.contains(number) {
+                Vec::new()
+            } else {
+                let base = |parent: &_| Base {
+                    tree: commits.get(*parent).tree,
+                    theirs: theirs.contains(*parent),
+                };
+                commit.parents.iter().map(base).collect()
+            };
+            self.add_tree(&commit.tree, &bases, 0)?;
+        }
+        Ok(())
+    }
+
+    fn add_tree(&mut self, id: &ObjectId, bases: &[Base], depth: u64) -> Result<(), ObjectError> {
+        self.steps = self.steps.wrapping_add(1);
+        if self.steps.is_multiple_of(256) && (self.cancelled)() {
+            return Err(ObjectError::Cancelled);
+        }
+        if !self.filter.reaches(depth) || bases.iter().any(|base| base.tree == *id) {
+            return Ok(());
+        }
+        let number = self.reader.packs().require(id)?;
+        if self.found.known.contains(number) || self.walked_before(number, depth) {
+            return Ok(());
+        }
+        if self.filter.takes(Kind::Tree) {
+            self.found.objects.insert(number);
+        }
+        let tree = self.tree(number, id)?;
+        let mut base_trees = Vec::with_capacity(bases.len());
+        for base in bases {
+            let number = self.reader.packs().require(&base.tree)?;
+            if base.theirs {
+                self.found.known.insert(number);
+            }
+            base_trees.push((self.tree(number, &base.tree)?, base.theirs));
+        }
+        let mut base_entries: Vec<_> = base_trees
+            .iter()
+            .map(|(tree, theirs)| (Entries::of(tree).peekable(), *theirs))
+            .collect();
+
+        for entry in Entries::of(&tree) {
+            // The entries of the same name in the bases; the entry is old when one of them is the same.
+            let mut old = false;
+            let mut below = Vec::new();
+            for (entries, theirs) in &mut base_entries {
+                while entries
+                    .peek()
+                    .is_some_and(|other| other.cmp_in_tree(&entry) == Ordering::Less)
+                {
+                    entries.next();
+                }
+                let Some(other) = entries
+                    .peek()
+                    .filter(|other| other.cmp_in_tree(&entry) == Ordering::Equal)
+                else {
+                    continue;
+                };
+                if other.id == entry.id {
+                    old = true;
+                } else if entry.kind == EntryKind::Tree && other.kind == EntryKind::Tree {
+                    below.push(Base {
+                        tree: other.id,
+                        theirs: *theirs,
+                    });
+                } else if *theirs && let Some(base) = self.reader.packs().find(&other.id) {
+                    self.found.known.insert(base);
+                }
+            }
+            if old {
+                continue;
+            }
+            match entry.kind {
+                EntryKind::Commit => {}
+                EntryKind::Tree => self.add_tree(&entry.id, &below, depth + 1)?,
+                _ => self.add_blob(&entry.id, depth + 1)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add_blob(&mut self, id: &ObjectId, depth: u64) -> Result<(), ObjectError> {
+        if !self.filter.takes(Kind::Blob)
+            || !self.filter.reaches(depth)
+            || self.filter.blob_limit == Some(0)
+        {
+            return Ok(());
+        }
+        let number = self.reader.packs().require(id)?;
+        if self.found.known.contains(number) {
+            return Ok(());
+        }
+        if let Some(limit) = self.filter.blob_limit
+            && self.reader.header(number)?.1 >= limit
+        {
+            return Ok(());
+        }
+        self.found.objects.insert(number);
+        Ok(())
+    }
+
+    /// A tree met again needs no second walk, unless it is nearer to the root now and a filter looks at that.
+    fn walked_before(&mut self, tree: ObjectNumber, depth: u64) -> bool {
+        if self.filter.tree_depth.is_none() && self.filter.takes(Kind::Tree) {
+            return self.found.objects.contains(tree);
+        }
+        match self.depths.get(&tree) {
+            Some(before) if *before <= depth => true,
+            _ => {
+                self.depths.insert(tree, depth);
+                false
+            }
+        }
+    }
+
+    fn tree(&mut self, number: ObjectNumber, id: &ObjectId) -> Result<Rc<[u8]>, ObjectError> {
+        if let Some(tree) = self.trees.get(number) {
+            return Ok(tree);
+        }
+        let mut buffer = Vec::new();
+        let found = self.reader.read(number, &mut buffer)?;
+        if found != Kind::Tree {
+            return Err(ObjectError::Kind {
+                id: *id,
+                expected: Kind::Tree,
+                found,
+            });
+        }
+        Ok(self.trees.put(number, buffer.into()))
+    }
+}
+
+/// A tree to compare with, and whether the other side has it.
+struct Base {
+    tree: ObjectId,
+    theirs: bool,
+}
+
+struct Entry<'t> {
+    kind: EntryKind,
+    name: &'t [u8],
+    id: ObjectId,
+}
+
+impl Entry<'_> {
+    /// The order of entries in a tree: folders sort as if their names ended in `/`.
+    fn cmp_in_tree(&self, other: &Self) -> Ordering {
+        let common = self.name.len().min(other.name.len());
+        self.name[..common]
+            .cmp(&other.name[..common])
+            .then_with(|| {
+                let end = |entry: &Self| {
+                    entry
+                        .name
+                        .get(common)
+                        .copied()
+                        .or((entry.kind == EntryKind::Tree).then_some(b'/'))
+                };
+                end(self)
+                    .cmp(&end(other))
+                    .then_with(|| self.name.len().cmp(&other.name.len()))
+            })
+    }
+}
+
+struct Entries<'t>(TreeRefIter<'t>);
+
+impl<'t> Entries<'t> {
+    fn of(tree: &'t [u8]) -> Self {
+        Self(TreeRefIter::from_bytes(tree, HashKind::Sha1))
+    }
+}
+
+impl<'t> Iterator for Entries<'t> {
+    type Item = Entry<'t>;
+
+    /// An entry that does not parse ends the tree. The object was hashed when it came in, so this is what its
+    /// author stored.
+    fn next(&mut self) -> Option<Entry<'t>> {
+        let entry = self.0.next()?.ok()?;
+        Some(Entry {
+            kind: entry.mode.kind(),
+            name: entry.filename,
+            id: entry.oid.to_owned(),
+        })
+    }
+}
+
+/// Trees decoded of late. Neighbouring commits compare the same trees: one lookup in two is saved.
+struct TreeCache {
+    slots: Vec<Option<(ObjectNumber, Rc<[u8]>)>>,
+}
+
+/// 4,096 slots of at most 16 KiB: 64 MiB at the very worst, a few in practice.
+const TREE_SLOTS: usize = 4096;
+const LARGEST_CACHED_TREE: usize = 16 << 10;
+
+impl TreeCache {
+    fn new() -> Self {
+        Self {
+            slots: vec![None; TREE_SLOTS],
+        }
+    }
+
+    fn get(&self, number: ObjectNumber) -> Option<Rc<[u8]>> {
+        let (found, tree) = self.slots[number.0 as usize % TREE_SLOTS].as_ref()?;
+        (*found == number).then(|| Rc::clone(tree))
+    }
+
+    fn put(&mut self, number: ObjectNumber, tree: Rc<[u8]>) -> Rc<[u8]> {
+        if tree.len() <= LARGEST_CACHED_TREE {
+            self.slots[number.0 as usize % TREE_SLOTS] = Some((number, Rc::clone(&tree)));
+        }
+        tree
+    }
+}

@@ -1,0 +1,182 @@
+//! Brings a mirror up to date: one fetch, checked and put into place. Blocks.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use gix_hash::ObjectId;
+
+use super::entry::Entry;
+use super::flight::Flight;
+use crate::git::durable;
+use crate::git::mirror::MirrorFolder;
+use crate::git::objects::packs::{Pack, PackSet};
+use crate::git::refs::Refs;
+use crate::git::snapshot::Snapshot;
+use crate::git::upstream::{FetchJob, Fetched, MOST_HAVES, Upstream, UpstreamError};
+use crate::storage::{Part, Storage};
+
+/// What a fetch needs to know besides the repository.
+pub(super) struct Surroundings<'a> {
+    pub upstream: &'a Upstream,
+    pub storage: &'a Arc<Storage>,
+    /// An empty folder for this fetch.
+    pub scratch: &'a Path,
+    pub keep_unreachable: Duration,
+    pub stop: &'a AtomicBool,
+}
+
+/// Fetches the repository of `entry`, whose mirror is `before`, if there is one. The snapshot that is returned is
+/// `before` itself when nothing changed.
+///
+/// # Errors
+/// [`UpstreamError`]; the mirror is then as it was.
+pub(super) fn fetch(
+    entry: &Entry,
+    before: Option<Arc<Snapshot>>,
+    flight: &Flight,
+    around: &Surroundings<'_>,
+) -> Result<Arc<Snapshot>, UpstreamError> {
+    let mut reservation = around.storage.nothing(Part::Git);
+    let nothing = PackSet::default();
+    let local = before.as_ref().map_or(&nothing, |before| &before.packs);
+    let fetched = around.upstream.fetch(
+        entry.name.path(),
+        FetchJob {
+            local,
+            haves: before.as_deref().map(haves).unwrap_or_default(),
+            folder: around.scratch,
+            on_refs: &|refs| flight.set_refs(refs.clone()),
+            progress: &flight.progress,
+            stop: around.stop,
+            reservation: &mut reservation,
+        },
+    )?;
+    let bytes = reservation.bytes();
+    let snapshot = match before {
+        Some(before) => update(&entry.folder, before, fetched, around),
+        None => create(&entry.folder, fetched, around),
+    }?;
+    // From here on the mirror's own reservation covers what came.
+    let mut state = entry.state();
+    if state.snapshot.is_none() {
+        state.reservation.set(0);
+    }
+    let total = state.reservation.bytes() + bytes;
+    drop(reservation);
+    state.reservation.set(total);
+    Ok(snapshot)
+}
+
+/// The tips to tell the upstream of. The newest are the most telling.
+fn haves(snapshot: &Snapshot) -> Vec<ObjectId> {
+    let commits = snapshot.commits();
+    let numbers: HashSet<_> = snapshot
+        .refs
+        .tips()
+        .filter_map(|tip| snapshot.commit_of(&tip, &commits))
+        .collect();
+    let mut tips: Vec<_> = numbers
+        .into_iter()
+        .map(|number| commits.get(number))
+        .collect();
+    tips.sort_unstable_by_key(|commit| std::cmp::Reverse((commit.time, commit.id)));
+    tips.into_iter()
+        .take(MOST_HAVES)
+        .map(|commit| commit.id)
+        .collect()
+}
+
+fn update(
+    folder: &MirrorFolder,
+    before: Arc<Snapshot>,
+    fetched: Fetched,
+    around: &Surroundings<'_>,
+) -> Result<Arc<Snapshot>, UpstreamError> {
+    let refs = before
+        .refs
+        .replaced_by(fetched.refs, SystemTime::now(), around.keep_unreachable);
+    if fetched.index.is_none() && refs == before.refs {
+        return Ok(before);
+    }
+    let mut packs = before.packs.packs().to_vec();
+    let installed = match &fetched.index {
+        None => None,
+        Some(index) => {
+            let installed = folder.install(index).map_err(storing)?;
+            packs.push(Arc::new(Pack::open(&installed).map_err(unusable)?));
+            Some(installed)
+        }
+    };
+    let forgotten = before
+        .refs
+        .kept
+        .keys()
+        .any(|kept| !refs.kept.contains_key(kept));
+    let snapshot = match Snapshot::new(PackSet::new(packs), refs, before.shared_commits()) {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            // The references are still the old ones, so nobody needs the pack.
+            if let Some(installed) = installed {
+                folder.remove_pack(&installed).map_err(storing)?;
+            }
+            return Err(unusable(error));
+        }
+    };
+    if forgotten {
+        folder.set_garbage(true).map_err(storing)?;
+    }
+    snapshot.refs.write(folder.path()).map_err(storing)?;
+    Ok(Arc::new(snapshot))
+}
+
+/// Makes the mirror beside its place and moves it there in one step. A damaged one that lies there goes.
+fn create(
+    folder: &MirrorFolder,
+    fetched: Fetched,
+    around: &Surroundings<'_>,
+) -> Result<Arc<Snapshot>, UpstreamError> {
+    let new = MirrorFolder::at(around.scratch.join("mirror"));
+    let make = |refs: &Refs| -> io::Result<()> {
+        new.create()?;
+        if let Some(index) = &fetched.index {
+            new.install(index)?;
+        }
+        refs.write(new.path())
+    };
+    make(&fetched.refs).map_err(storing)?;
+    // Checked before it is put into place: every reference is there, and history is whole.
+    let packs = PackSet::open(&new.packs()).map_err(unusable)?;
+    let commits = Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()))
+        .map_err(unusable)?
+        .shared_commits();
+
+    let place = || -> io::Result<()> {
+        let parent = folder
+            .path()
+            .parent()
+            .ok_or_else(|| io::Error::other("the mirror has no parent folder"))?;
+        fs::create_dir_all(parent)?;
+        if folder.path().exists() {
+            fs::rename(folder.path(), around.scratch.join("replaced"))?;
+        }
+        durable::rename(new.path(), folder.path())
+    };
+    place().map_err(storing)?;
+    let (packs, refs) = folder.open().map_err(unusable)?;
+    Snapshot::new(packs, refs, commits)
+        .map(Arc::new)
+        .map_err(unusable)
+}
+
+fn storing(error: io::Error) -> UpstreamError {
+    UpstreamError::Failed(format!("the mirror cannot be written: {error}"))
+}
+
+fn unusable(error: crate::git::objects::ObjectError) -> UpstreamError {
+    UpstreamError::Failed(format!("what the upstream sent is not whole: {error}"))
+}

@@ -1,0 +1,467 @@
+//! The pool of mirrors: which there are, how fresh they are, and that each is fetched once however many ask.
+
+mod damage;
+mod data_dir;
+mod entry;
+mod fetch;
+mod flight;
+mod maintenance;
+mod prepare;
+mod refresh;
+mod status;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Config, WhenUpstreamFails};
+use crate::git::answers::Answers;
+use crate::git::mirror::MirrorFolder;
+use crate::git::name::RepoName;
+use crate::git::snapshot::Snapshot;
+use crate::git::upstream::{Upstream, UpstreamError};
+use crate::ops::metrics::Metrics;
+use crate::storage::{Evict, Part, Storage, StorageFull};
+use data_dir::DataDir;
+
+pub use entry::Entry;
+pub use flight::Flight;
+pub use status::RepoStatus;
+
+/// Fetches of mirrors that are there already, at once. They are short; upstreams dislike more.
+const FETCHES_AT_ONCE: usize = 8;
+
+/// Names that were asked for and are no mirrors are forgotten beyond this many.
+const MOST_ENTRIES: usize = 10_000;
+
+/// After a failure the upstream is left alone for this long at least.
+const LEAST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The mirrors.
+pub struct Pool {
+    config: watch::Receiver<Arc<Config>>,
+    metrics: Arc<Metrics>,
+    storage: Arc<Storage>,
+    answers: Arc<Answers>,
+    data: DataDir,
+    entries: Mutex<HashMap<RepoName, Arc<Entry>>>,
+    /// Made when they are first used, and anew after a reload.
+    upstreams: Mutex<(Arc<Config>, HashMap<String, Arc<Upstream>>)>,
+    first_clones: Arc<Semaphore>,
+    fetches: Arc<Semaphore>,
+    /// Threads that make packs.
+    threads: Arc<Semaphore>,
+    loaded: AtomicBool,
+    scratch: AtomicU64,
+    stop: Arc<AtomicBool>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// What the pool has of a repository.
+pub enum Found {
+    Mirror(Arc<Entry>, Arc<Snapshot>),
+    /// No mirror yet; it is being fetched.
+    Cold(Cold),
+}
+
+/// A repository whose first clone is under way.
+pub struct Cold {
+    pub entry: Arc<Entry>,
+    pub flight: Arc<Flight>,
+    pub upstream: Arc<Upstream>,
+}
+
+/// Why the pool has nothing to serve.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum PoolError {
+    #[error("there is no such repository")]
+    NotFound,
+    #[error("{0}")]
+    Upstream(String),
+    #[error("{0}")]
+    Storage(#[from] StorageFull),
+    #[error("the service is stopping")]
+    Stopping,
+}
+
+impl From<UpstreamError> for PoolError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            UpstreamError::NotFound => Self::NotFound,
+            UpstreamError::Storage(full) => Self::Storage(full),
+            UpstreamError::Stopped => Self::Stopping,
+            other => Self::Upstream(other.to_string()),
+        }
+    }
+}
+
+impl Pool {
+    /// Opens the data folder and begins to load, warm and refresh in the background.
+    ///
+    /// # Errors
+    /// A data folder that cannot be used, or that another process uses.
+    pub fn start(
+        config: watch::Receiver<Arc<Config>>,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Arc<Self>> {
+        let current = config.borrow().clone();
+        let data = DataDir::open(&current.data_dir)?;
+        let storage = Storage::new(current.storage.max_size);
+        let answers = Answers::open(data.answers(), Arc::clone(&storage))?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if current.limits.pack_threads == 0 {
+            cores
+        } else {
+            current.limits.pack_threads
+        };
+        let pool = Arc::new(Self {
+            upstreams: Mutex::new((Arc::clone(&current), HashMap::new())),
+            first_clones: Arc::new(Semaphore::new(current.git.first_clones)),
+            fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
+            threads: Arc::new(Semaphore::new(threads)),
+            config,
+            metrics,
+            storage,
+            answers,
+            data,
+            entries: Mutex::default(),
+            loaded: AtomicBool::new(false),
+            scratch: AtomicU64::new(0),
+            stop: Arc::default(),
+            stopping: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let weak: Weak<dyn Evict> = Arc::downgrade(&pool) as _;
+        pool.storage.add_evictor(weak);
+        pool.tasks.spawn(Arc::clone(&pool).run());
+        Ok(pool)
+    }
+
+    /// Stops background work and waits for it.
+    pub async fn shutdown(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Whether requests can be served.
+    ///
+    /// # Errors
+    /// Why not, as text for anybody.
+    pub fn ready(&self) -> Result<(), String> {
+        if self.loaded.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err("loading: looking for mirrors on disk".into())
+        }
+    }
+
+    /// All repositories. Neither blocks nor touches the disk.
+    pub fn status(&self) -> Vec<RepoStatus> {
+        let config = self.config.borrow().clone();
+        let entries: Vec<_> = self.entries().values().cloned().collect();
+        let mut all: Vec<RepoStatus> = entries
+            .iter()
+            .map(|entry| {
+                let state = entry.state();
+                let failed = state.failed.as_ref().map(|(_, error)| error.to_string());
+                RepoStatus {
+                    repo: entry.name.clone(),
+                    state: match (&state.flight, state.on_disk, &failed) {
+                        (Some(flight), _, _) if flight.first => "cloning",
+                        (Some(_), ..) => "fetching",
+                        (None, true, _) => "ready",
+                        (None, false, Some(_)) => "failed",
+                        (None, false, None) => "absent",
+                    },
+                    refs: state
+                        .snapshot
+                        .as_ref()
+                        .map_or(0, |snapshot| snapshot.refs.names.len()),
+                    objects: state
+                        .snapshot
+                        .as_ref()
+                        .map_or(0, |snapshot| snapshot.packs.room().into()),
+                    bytes: state.reservation.bytes(),
+                    last_fetch: state.last_fetch,
+                    stale: state.on_disk && failed.is_some(),
+                    error: failed,
+                    warm: config.git.warm.contains(&entry.name),
+                }
+            })
+            .collect();
+        all.sort_by(|a, b| a.repo.cmp(&b.repo));
+        all
+    }
+
+    /// The space on disk and its limit.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub fn answers(&self) -> &Arc<Answers> {
+        &self.answers
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Permits for the threads that make packs.
+    pub fn threads(&self) -> &Arc<Semaphore> {
+        &self.threads
+    }
+
+    /// Spawns work that a stop waits for.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    /// What there is of `name`, with references no older than `git.max_age`.
+    ///
+    /// # Errors
+    /// [`PoolError::NotFound`] also for what the operator does not allow.
+    pub async fn fresh(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
+        let (entry, upstream) = self.entry(name).await?;
+        let Some(snapshot) = self.opened(&entry).await else {
+            return self.cold(entry, upstream);
+        };
+        let max_age = self.config.borrow().git.max_age;
+        if entry
+            .state()
+            .fresh
+            .is_some_and(|fresh| fresh.elapsed() < max_age)
+        {
+            return Ok(Found::Mirror(entry, snapshot));
+        }
+        let snapshot = self.refreshed(&entry, upstream, snapshot).await?;
+        Ok(Found::Mirror(entry, snapshot))
+    }
+
+    /// What there is of `name`, without asking anybody.
+    ///
+    /// # Errors
+    /// [`PoolError::NotFound`] also for what the operator does not allow.
+    pub async fn present(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
+        let (entry, upstream) = self.entry(name).await?;
+        match self.opened(&entry).await {
+            Some(snapshot) => Ok(Found::Mirror(entry, snapshot)),
+            None => self.cold(entry, upstream),
+        }
+    }
+
+    /// The mirror after asking the upstream, since `snapshot` lacks something that a client expects there.
+    ///
+    /// # Errors
+    /// Never for a mirror that may be stale.
+    pub async fn ask_again(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        snapshot: Arc<Snapshot>,
+    ) -> Result<Arc<Snapshot>, PoolError> {
+        let (_, upstream) = self.entry(&entry.name).await?;
+        self.refreshed(entry, upstream, snapshot).await
+    }
+
+    async fn refreshed(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+        snapshot: Arc<Snapshot>,
+    ) -> Result<Arc<Snapshot>, PoolError> {
+        let (policy, pause) = {
+            let git = &self.config.borrow().git;
+            (git.when_upstream_fails, git.max_age.max(LEAST_PAUSE))
+        };
+        // An upstream that just failed is not asked by everyone who comes.
+        let recent = entry
+            .state()
+            .failed
+            .clone()
+            .filter(|(when, _)| when.elapsed() < pause);
+        let result = match recent {
+            Some((_, error)) => Err(error),
+            None => self.fly(entry, upstream).wait().await,
+        };
+        match result {
+            Ok(snapshot) => Ok(snapshot),
+            // The upstream answered: the repository is gone. Builds that are locked to it go on.
+            Err(error) if policy == WhenUpstreamFails::ServeStale => {
+                tracing::warn!(repo = %entry.name, %error, "serving stale references");
+                self.metrics.stale_served(&entry.name);
+                Ok(snapshot)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn cold(
+        self: &Arc<Self>,
+        entry: Arc<Entry>,
+        upstream: Arc<Upstream>,
+    ) -> Result<Found, PoolError> {
+        if let Some((when, error)) = &entry.state().failed
+            && when.elapsed() < LEAST_PAUSE
+        {
+            return Err(error.clone().into());
+        }
+        let flight = self.fly(&entry, Arc::clone(&upstream));
+        Ok(Found::Cold(Cold {
+            entry,
+            flight,
+            upstream,
+        }))
+    }
+
+    /// The entry of a repository that the operator allows.
+    async fn entry(
+        self: &Arc<Self>,
+        name: &RepoName,
+    ) -> Result<(Arc<Entry>, Arc<Upstream>), PoolError> {
+        let upstream = self.upstream(name.host()).await?;
+        if !upstream.allows(name.path()) {
+            return Err(PoolError::NotFound);
+        }
+        let entry = self.entry_of(name);
+        let touch = {
+            let mut state = entry.state();
+            state.used = SystemTime::now();
+            let due = state
+                .touched
+                .is_none_or(|touched| touched.elapsed() > Duration::from_secs(60));
+            if due {
+                state.touched = Some(Instant::now());
+            }
+            due && state.on_disk
+        };
+        if touch {
+            let folder = entry.folder.clone();
+            self.tasks.spawn_blocking(move || folder.touch());
+        }
+        Ok((entry, upstream))
+    }
+
+    fn entry_of(&self, name: &RepoName) -> Arc<Entry> {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get(name) {
+            return Arc::clone(entry);
+        }
+        if entries.len() >= MOST_ENTRIES {
+            entries.retain(|_, entry| {
+                let state = entry.state();
+                state.on_disk || state.flight.is_some()
+            });
+        }
+        let folder = MirrorFolder::at(name.folder_below(&self.data.git()));
+        let limits = &self.config.borrow().limits;
+        let queue = (limits.packs_per_repo, limits.packs_queue_per_repo);
+        let entry = Arc::new(Entry::new(
+            name.clone(),
+            folder,
+            self.storage.nothing(Part::Git),
+            queue,
+        ));
+        entries.insert(name.clone(), Arc::clone(&entry));
+        entry
+    }
+
+    async fn upstream(self: &Arc<Self>, host: &str) -> Result<Arc<Upstream>, PoolError> {
+        let config = self.config.borrow().clone();
+        {
+            let mut made = self.upstreams();
+            if !Arc::ptr_eq(&made.0, &config) {
+                *made = (Arc::clone(&config), HashMap::new());
+            }
+            if let Some(upstream) = made.1.get(host) {
+                return Ok(Arc::clone(upstream));
+            }
+        }
+        if config.upstream(host).is_none() {
+            return Err(PoolError::NotFound);
+        }
+        // Reads certificates from disk.
+        let (asked, key) = (Arc::clone(&config), host.to_owned());
+        let made = tokio::task::spawn_blocking(move || {
+            asked
+                .upstream(&key)
+                .map(|upstream| Upstream::new(upstream, &asked))
+        });
+        let upstream = match made.await {
+            Ok(Some(Ok(upstream))) => Arc::new(upstream),
+            Ok(Some(Err(error))) => return Err(PoolError::Upstream(format!("{host}: {error:#}"))),
+            Ok(None) | Err(_) => return Err(PoolError::NotFound),
+        };
+        let mut made = self.upstreams();
+        if Arc::ptr_eq(&made.0, &config) {
+            made.1.insert(host.to_owned(), Arc::clone(&upstream));
+        }
+        Ok(upstream)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<RepoName, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn upstreams(&self) -> MutexGuard<'_, (Arc<Config>, HashMap<String, Arc<Upstream>>)> {
+        self.upstreams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A path for temporary files that nobody else has.
+    fn scratch(&self) -> std::path::PathBuf {
+        self.data
+            .scratch()
+            .join(self.scratch.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+}
+
+impl Evict for Pool {
+    /// Removes whole mirrors: never one in `git.warm`, in use, or being fetched.
+    fn evict(&self, bytes: u64) {
+        let warm = self.config.borrow().git.warm.clone();
+        let mut idle: Vec<_> = self
+            .entries()
+            .values()
+            .filter(|entry| !warm.contains(&entry.name))
+            .map(|entry| (entry.state().used, Arc::clone(entry)))
+            .collect();
+        idle.sort_by_key(|(used, _)| *used);
+        let mut freed = 0;
+        for (_, entry) in idle {
+            if freed >= bytes {
+                return;
+            }
+            let scratch = self.scratch();
+            let mut state = entry.state();
+            let unused = state
+                .snapshot
+                .as_ref()
+                .is_none_or(|snapshot| Arc::strong_count(snapshot) == 1);
+            if !state.on_disk || state.flight.is_some() || !unused {
+                continue;
+            }
+            if let Err(error) = std::fs::rename(entry.folder.path(), &scratch) {
+                tracing::error!(repo = %entry.name, %error, "the mirror cannot be evicted");
+                continue;
+            }
+            state.on_disk = false;
+            state.snapshot = None;
+            state.fresh = None;
+            let size = state.reservation.bytes();
+            drop(state);
+            self.answers.forget_repo(&entry.name);
+            data_dir::remove(&scratch);
+            entry.state().reservation.set(0);
+            freed += size;
+            tracing::info!(repo = %entry.name, bytes = size, "evicted the mirror to stay below storage.max_size");
+        }
+    }
+}

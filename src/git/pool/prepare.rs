@@ -1,0 +1,95 @@
+//! The answers that builders will want, made before they ask: everything, and HEAD at depth 1.
+
+use std::sync::Arc;
+
+use super::Pool;
+use super::entry::Entry;
+use crate::git::answers::Found;
+use crate::git::snapshot::Snapshot;
+use crate::git::upload_pack::advertise::WantPolicy;
+use crate::git::upload_pack::negotiate::Common;
+use crate::git::upload_pack::plan::{self, Plan};
+use crate::git::upload_pack::request::{Band, Deepen, FetchRequest};
+
+impl Pool {
+    /// Makes the usual answers for `snapshot` unless they are there.
+    pub(super) async fn prepare(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>) {
+        for request in usual_requests(snapshot) {
+            let Ok(permit) = Arc::clone(&self.threads).acquire_owned().await else {
+                return;
+            };
+            let (pool, name, snapshot) =
+                (Arc::clone(self), entry.name.clone(), Arc::clone(snapshot));
+            let from = Arc::clone(&snapshot);
+            let made = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                let Some(plan) = plan_of(&request, &snapshot) else {
+                    return Ok(());
+                };
+                match pool.answers.get_or_new(&name, plan.key(), true) {
+                    Found::Kept(_) => Ok(()),
+                    Found::New(_, writer) => {
+                        if plan.is_whole() {
+                            pool.answers.supersede_whole(&name, plan.key());
+                        }
+                        writer
+                            .run(|out, cancelled| {
+                                plan.write(&snapshot, out, &|| {
+                                    cancelled()
+                                        || pool.stop.load(std::sync::atomic::Ordering::Relaxed)
+                                })
+                            })
+                            .map(|_| ())
+                    }
+                }
+            });
+            match made.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(repo = %entry.name, %error, "an answer was not prepared");
+                    return self.report(entry, &from, &error).await;
+                }
+                Err(panic) => {
+                    return tracing::error!(repo = %entry.name, error = %panic, "an answer was not prepared");
+                }
+            }
+        }
+    }
+}
+
+fn usual_requests(snapshot: &Snapshot) -> Vec<FetchRequest> {
+    let usual = FetchRequest {
+        done: true,
+        ofs_delta: true,
+        thin_pack: true,
+        include_tag: true,
+        band: Band::Large,
+        ..FetchRequest::default()
+    };
+    let mut wants: Vec<_> = snapshot.refs.tips().collect();
+    wants.sort_unstable();
+    wants.dedup();
+    if wants.is_empty() {
+        return Vec::new();
+    }
+    let everything = FetchRequest {
+        wants,
+        ..usual.clone()
+    };
+    let head = snapshot.refs.head_id().map(|head| FetchRequest {
+        wants: vec![head],
+        deepen: Deepen {
+            depth: Some(1),
+            ..Deepen::default()
+        },
+        ..usual
+    });
+    head.into_iter().chain([everything]).collect()
+}
+
+fn plan_of(request: &FetchRequest, snapshot: &Snapshot) -> Option<Plan> {
+    let commits = snapshot.commits();
+    let wants =
+        plan::check_wants(&request.wants, snapshot, &commits, WantPolicy::Reachable).ok()?;
+    plan::plan(request, &wants, &Common::none(&commits), snapshot, &commits).ok()
+}

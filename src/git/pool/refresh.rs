@@ -1,0 +1,350 @@
+//! The pool's background: loading what is on disk, keeping `git.warm` fresh, and the fetches themselves.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use super::entry::Entry;
+use super::fetch::{self, Surroundings};
+use super::flight::Flight;
+use super::maintenance::{self, Work};
+use super::{Pool, data_dir};
+use crate::git::name::RepoName;
+use crate::git::snapshot::Snapshot;
+use crate::git::upstream::{Upstream, UpstreamError};
+use crate::ops::metrics::{FetchResult, Queue};
+use crate::storage::Part;
+
+impl Pool {
+    /// Runs until the pool is stopped.
+    pub(super) async fn run(self: Arc<Self>) {
+        let loading = Arc::clone(&self);
+        if tokio::task::spawn_blocking(move || loading.load())
+            .await
+            .is_err()
+        {
+            tracing::error!("loading the mirrors failed");
+        }
+        self.loaded.store(true, Ordering::Relaxed);
+        let mut config = self.config.clone();
+        loop {
+            let current = config.borrow_and_update().clone();
+            self.storage.set_limit(current.storage.max_size);
+            for name in &current.git.warm {
+                self.keep_warm(name, current.git.refresh).await;
+            }
+            tokio::select! {
+                () = self.stopping.cancelled() => return,
+                () = tokio::time::sleep(current.git.refresh) => {}
+                changed = config.changed() => if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Finds the mirrors on disk. They are opened when they are first needed.
+    fn load(self: &Arc<Self>) {
+        let root = self.data.git();
+        let mut found = Vec::new();
+        find_mirrors(&root, &root, &mut found);
+        for name in found {
+            let entry = self.entry_of(&name);
+            let bytes = entry.folder.bytes();
+            entry.state().reservation = self.storage.count(Part::Git, bytes);
+        }
+        self.storage.make_room();
+    }
+
+    async fn keep_warm(self: &Arc<Self>, name: &RepoName, refresh: std::time::Duration) {
+        let (entry, upstream) = match self.entry(name).await {
+            Ok(found) => found,
+            Err(error) => return tracing::error!(repo = %name, %error, "cannot be kept warm"),
+        };
+        if self.opened(&entry).await.is_some()
+            && entry
+                .state()
+                .fresh
+                .is_some_and(|fresh| fresh.elapsed() < refresh)
+        {
+            return;
+        }
+        self.fly(&entry, upstream);
+    }
+
+    /// The open mirror, opening it first when it only lies on disk.
+    pub(super) async fn opened(self: &Arc<Self>, entry: &Arc<Entry>) -> Option<Arc<Snapshot>> {
+        {
+            let state = entry.state();
+            if state.snapshot.is_some() || !state.on_disk {
+                return state.snapshot.clone();
+            }
+        }
+        let _one = entry.opening.lock().await;
+        if let Some(snapshot) = entry.snapshot() {
+            return Some(snapshot);
+        }
+        let folder = entry.folder.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let (packs, refs) = folder.open()?;
+            Snapshot::new(packs, refs, Arc::default())
+        });
+        match opened.await {
+            Ok(Ok(snapshot)) => {
+                let snapshot = Arc::new(snapshot);
+                entry.state().snapshot = Some(Arc::clone(&snapshot));
+                self.verify_in_background(entry, &snapshot);
+                Some(snapshot)
+            }
+            Ok(Err(error)) => {
+                self.set_aside(entry, None, &error.to_string()).await;
+                None
+            }
+            Err(panic) => {
+                self.set_aside(entry, None, &format!("opening it failed: {panic}"))
+                    .await;
+                None
+            }
+        }
+    }
+
+    /// The fetch of `entry` that is under way, begun now if there was none.
+    pub(super) fn fly(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+    ) -> Arc<Flight> {
+        let flight = {
+            let mut state = entry.state();
+            if let Some(flight) = &state.flight {
+                return Arc::clone(flight);
+            }
+            let flight = Flight::new(state.snapshot.is_none());
+            state.flight = Some(Arc::clone(&flight));
+            flight
+        };
+        let (pool, entry, under_way) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&flight));
+        self.tasks.spawn(async move {
+            let started = Instant::now();
+            let before = entry.snapshot();
+            let result = pool.fetch_now(&entry, upstream, &under_way).await;
+            pool.landed(&entry, &under_way, before.as_ref(), result.clone(), started);
+            under_way.finish(result.clone());
+            if let Ok(snapshot) = result {
+                pool.after_fetch(&entry, snapshot).await;
+            }
+        });
+        flight
+    }
+
+    async fn fetch_now(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+        flight: &Arc<Flight>,
+    ) -> Result<Arc<Snapshot>, UpstreamError> {
+        let (places, limit) = {
+            let config = self.config.borrow();
+            if flight.first {
+                (&self.first_clones, Some(config.limits.first_clone_timeout))
+            } else {
+                (&self.fetches, None)
+            }
+        };
+        let queued = flight.first.then(|| self.metrics.queued(Queue::FirstClone));
+        let place = tokio::select! {
+            place = Arc::clone(places).acquire_owned() => place.map_err(|_| UpstreamError::Stopped)?,
+            () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
+        };
+        drop(queued);
+        // From here on nobody else changes the mirror.
+        let _busy = entry.busy.lock().await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let keep_unreachable = self.config.borrow().git.keep_unreachable;
+        let (pool, entry, flight) = (Arc::clone(self), Arc::clone(entry), Arc::clone(flight));
+        let mut work = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let scratch = pool.scratch();
+            let made = std::fs::create_dir_all(&scratch);
+            let around = Surroundings {
+                upstream: &upstream,
+                storage: &pool.storage,
+                scratch: &scratch,
+                keep_unreachable,
+                stop: &stopped,
+            };
+            let result = made
+                .map_err(|error| {
+                    UpstreamError::Failed(format!("no folder for the fetch can be made: {error}"))
+                })
+                .and_then(|()| fetch::fetch(&entry, entry.snapshot(), &flight, &around));
+            data_dir::remove(&scratch);
+            result
+        });
+        let limit = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let too_long = tokio::select! {
+            done = &mut work => return done.unwrap_or_else(|panic| Err(panicked(&panic))),
+            () = self.stopping.cancelled() => false,
+            () = limit => true,
+        };
+        // The thread looks at the flag between reads, and reads have a time limit of their own.
+        stop.store(true, Ordering::Relaxed);
+        let result = work.await.unwrap_or_else(|panic| Err(panicked(&panic)));
+        match result {
+            Err(UpstreamError::Stopped) if too_long => Err(UpstreamError::Failed(
+                "the first clone took longer than limits.first_clone_timeout".to_owned(),
+            )),
+            other => other,
+        }
+    }
+
+    /// Notes how the fetch ended.
+    fn landed(
+        &self,
+        entry: &Entry,
+        flight: &Flight,
+        before: Option<&Arc<Snapshot>>,
+        result: Result<Arc<Snapshot>, UpstreamError>,
+        started: Instant,
+    ) {
+        let elapsed = started.elapsed();
+        let elapsed_ms = elapsed.as_millis() as u64;
+        let mut state = entry.state();
+        state.flight = None;
+        let counted = match result {
+            Ok(snapshot) => {
+                let changed = before.is_none_or(|before| !Arc::ptr_eq(before, &snapshot));
+                state.snapshot = Some(snapshot);
+                state.on_disk = true;
+                // The references are as old as the question.
+                state.fresh = Some(started);
+                state.last_fetch = Some(SystemTime::now());
+                state.failed = None;
+                let bytes = flight.progress.bytes.load(Ordering::Relaxed);
+                if changed {
+                    tracing::info!(repo = %entry.name, bytes, elapsed_ms, first = flight.first, "fetched");
+                    FetchResult::Ok
+                } else {
+                    tracing::debug!(repo = %entry.name, elapsed_ms, "nothing new");
+                    FetchResult::Unchanged
+                }
+            }
+            Err(error) => {
+                match error {
+                    UpstreamError::Stopped | UpstreamError::NotFound => {
+                        tracing::info!(repo = %entry.name, elapsed_ms, %error, "not fetched");
+                    }
+                    _ => {
+                        tracing::warn!(repo = %entry.name, upstream.host = entry.name.host(), elapsed_ms, %error, "fetch failed")
+                    }
+                }
+                state.failed = Some((Instant::now(), error));
+                FetchResult::Failed
+            }
+        };
+        drop(state);
+        self.metrics.fetch(counted, elapsed);
+    }
+
+    /// Prepares answers for warm repositories and consolidates packs where that is due.
+    async fn after_fetch(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: Arc<Snapshot>) {
+        if self.config.borrow().git.warm.contains(&entry.name) {
+            self.prepare(entry, &snapshot).await;
+        }
+        let folder = entry.folder.clone();
+        let looked_at = Arc::clone(&snapshot);
+        let work =
+            tokio::task::spawn_blocking(move || maintenance::needed(&folder, &looked_at)).await;
+        drop(snapshot);
+        if let Ok(work @ (Work::MergeSmall | Work::Rewrite)) = work {
+            self.maintain(entry, work).await;
+        }
+    }
+
+    async fn maintain(self: &Arc<Self>, entry: &Arc<Entry>, work: Work) {
+        let _busy = entry.busy.lock().await;
+        let Some(before) = entry.snapshot() else {
+            return;
+        };
+        let Ok(permit) = Arc::clone(&self.threads).acquire_owned().await else {
+            return;
+        };
+        let started = Instant::now();
+        let (pool, same) = (Arc::clone(self), Arc::clone(entry));
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let scratch = pool.scratch();
+            let result = maintenance::consolidate(
+                work,
+                &same.folder,
+                &before,
+                &pool.storage,
+                &scratch,
+                &pool.stop,
+            );
+            data_dir::remove(&scratch);
+            let snapshot = result?;
+            let bytes = same.folder.bytes();
+            let mut state = same.state();
+            let still = state
+                .snapshot
+                .as_ref()
+                .is_some_and(|now| Arc::ptr_eq(now, &before));
+            if still {
+                state.snapshot = Some(Arc::clone(&snapshot));
+                state.reservation.set(bytes);
+            }
+            Ok::<_, UpstreamError>((snapshot, before.packs.packs().len(), bytes))
+        });
+        let elapsed_ms = || started.elapsed().as_millis() as u64;
+        match done.await.unwrap_or_else(|panic| Err(panicked(&panic))) {
+            Ok((snapshot, packs, bytes)) => {
+                tracing::info!(
+                    repo = %entry.name,
+                    packs.before = packs,
+                    packs.after = snapshot.packs.packs().len(),
+                    bytes,
+                    elapsed_ms = elapsed_ms(),
+                    "consolidated packs"
+                );
+                drop(_busy);
+                if self.config.borrow().git.warm.contains(&entry.name) {
+                    self.prepare(entry, &snapshot).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(repo = %entry.name, %error, elapsed_ms = elapsed_ms(), "packs were not consolidated");
+            }
+        }
+    }
+}
+
+fn panicked(panic: &tokio::task::JoinError) -> UpstreamError {
+    UpstreamError::Failed(format!("the work on the mirror failed: {panic}"))
+}
+
+/// Folders that end in `.git` below `folder`, by the names of their repositories. Links are not followed.
+fn find_mirrors(root: &Path, folder: &Path, found: &mut Vec<RepoName>) {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "git") {
+            let name = path.strip_prefix(root).ok().and_then(Path::to_str);
+            found.extend(name.and_then(|name| RepoName::parse(name).ok()));
+        } else {
+            find_mirrors(root, &path, found);
+        }
+    }
+}

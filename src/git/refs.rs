@@ -1,0 +1,287 @@
+//! The references of a mirror: what `packed-refs` and `HEAD` say, read and written in one go.
+//!
+//! A mirror has no loose references. All of them stand in `packed-refs`, so that one rename changes them together and
+//! stock git reads them. References that the upstream dropped stay for a while below [`KEPT_PREFIX`], which is never
+//! advertised: they keep their objects from being consolidated away.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use gix_hash::ObjectId;
+use gix_object::bstr::{BString, ByteSlice};
+
+use crate::git::durable;
+
+/// Where dropped tips stay: `refs/warmdock/kept/<seconds since 1970>-<object id>`.
+pub const KEPT_PREFIX: &str = "refs/warmdock/kept/";
+
+/// What HEAD names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A branch, born or not.
+    Branch(BString),
+    Detached(ObjectId),
+    /// The upstream told of no HEAD.
+    Unknown,
+}
+
+/// Where a reference points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub id: ObjectId,
+    /// What an annotated tag names in the end.
+    pub peeled: Option<ObjectId>,
+}
+
+/// The references at one moment, in the order of their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refs {
+    pub head: Head,
+    /// What is advertised, HEAD excepted.
+    pub names: BTreeMap<BString, Target>,
+    /// Tips that the upstream dropped, and since when.
+    pub kept: BTreeMap<ObjectId, SystemTime>,
+}
+
+impl Default for Refs {
+    fn default() -> Self {
+        Self {
+            head: Head::Unknown,
+            names: BTreeMap::new(),
+            kept: BTreeMap::new(),
+        }
+    }
+}
+
+impl Refs {
+    /// What HEAD comes to, when that is there.
+    pub fn head_id(&self) -> Option<ObjectId> {
+        match &self.head {
+            Head::Branch(name) => self.names.get(name).map(|target| target.id),
+            Head::Detached(id) => Some(*id),
+            Head::Unknown => None,
+        }
+    }
+
+    /// Every object that a reference or a detached HEAD names, doubles included.
+    pub fn tips(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        let detached = match self.head {
+            Head::Detached(id) => Some(id),
+            _ => None,
+        };
+        self.names.values().map(|target| target.id).chain(detached)
+    }
+
+    /// The references that follow `self` when the upstream says `new`: what was dropped or moved is kept from `now`
+    /// on, and what was kept longer than `keep` goes.
+    #[must_use]
+    pub fn replaced_by(&self, new: Self, now: SystemTime, keep: Duration) -> Self {
+        let mut kept = self.kept.clone();
+        let current: std::collections::HashSet<ObjectId> = new.tips().collect();
+        for old in self.tips().filter(|old| !current.contains(old)) {
+            kept.entry(old).or_insert(now);
+        }
+        kept.retain(|id, since| {
+            !current.contains(id) && now.duration_since(*since).map_or(true, |age| age < keep)
+        });
+        Self { kept, ..new }
+    }
+
+    /// Reads the references of the bare repository `folder`.
+    ///
+    /// # Errors
+    /// A file that is missing or that is not of git's format.
+    pub fn read(folder: &Path) -> std::io::Result<Self> {
+        let mut refs = Self {
+            head: parse_head(&std::fs::read(folder.join("HEAD"))?)?,
+            ..Self::default()
+        };
+        let packed = match std::fs::read(folder.join("packed-refs")) {
+            Ok(packed) => packed,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(err) => return Err(err),
+        };
+        let mut last: Option<BString> = None;
+        for line in packed.lines().filter(|line| !line.starts_with(b"#")) {
+            if let Some(peeled) = line.strip_prefix(b"^") {
+                let peeled = parse_id(peeled)?;
+                if let Some(target) = last.as_ref().and_then(|name| refs.names.get_mut(name)) {
+                    target.peeled = Some(peeled);
+                }
+                continue;
+            }
+            let (id, name) = line
+                .split_once_str(" ")
+                .ok_or_else(|| invalid("a line without a name"))?;
+            let id = parse_id(id)?;
+            match name.strip_prefix(KEPT_PREFIX.as_bytes()) {
+                Some(kept) => {
+                    refs.kept.insert(id, parse_kept_since(kept)?);
+                    last = None;
+                }
+                None => {
+                    refs.names.insert(name.into(), Target { id, peeled: None });
+                    last = Some(name.into());
+                }
+            }
+        }
+        Ok(refs)
+    }
+
+    /// Writes the references of the bare repository `folder`, so that a crash leaves the old ones or the new ones.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn write(&self, folder: &Path) -> std::io::Result<()> {
+        durable::write_file(&folder.join("packed-refs"), &self.packed())?;
+        let head = match &self.head {
+            Head::Branch(name) => [b"ref: ", name.as_slice(), b"\n"].concat(),
+            Head::Detached(id) => format!("{id}\n").into_bytes(),
+            Head::Unknown => b"ref: refs/heads/master\n".to_vec(),
+        };
+        let path = folder.join("HEAD");
+        if std::fs::read(&path).ok().as_deref() == Some(&head) {
+            Ok(())
+        } else {
+            durable::write_file(&path, &head)
+        }
+    }
+
+    fn packed(&self) -> Vec<u8> {
+        let kept = self.kept.iter().map(|(id, since)| {
+            let seconds = since
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs();
+            (
+                BString::from(format!("{KEPT_PREFIX}{seconds:012}-{id}")),
+                Target {
+                    id: *id,
+                    peeled: None,
+                },
+            )
+        });
+        let all: BTreeMap<BString, Target> = self
+            .names
+            .iter()
+            .map(|(name, target)| (name.clone(), *target))
+            .chain(kept)
+            .collect();
+        // Not "fully-peeled": what is kept is not peeled, and git then looks for itself.
+        let mut out = b"# pack-refs with: peeled sorted \n".to_vec();
+        for (name, target) in all {
+            out.extend_from_slice(target.id.to_string().as_bytes());
+            out.push(b' ');
+            out.extend_from_slice(&name);
+            out.push(b'\n');
+            if let Some(peeled) = target.peeled {
+                out.extend_from_slice(format!("^{peeled}\n").as_bytes());
+            }
+        }
+        out
+    }
+}
+
+fn parse_head(text: &[u8]) -> std::io::Result<Head> {
+    let text = text.trim();
+    match text.strip_prefix(b"ref: ") {
+        Some(name) => Ok(Head::Branch(name.trim().into())),
+        None => parse_id(text).map(Head::Detached),
+    }
+}
+
+fn parse_id(hex: &[u8]) -> std::io::Result<ObjectId> {
+    ObjectId::from_hex(hex.trim()).map_err(|_| invalid("an object id that is no SHA-1"))
+}
+
+fn parse_kept_since(name: &[u8]) -> std::io::Result<SystemTime> {
+    let seconds = name
+        .split(|byte| *byte == b'-')
+        .next()
+        .and_then(|text| text.to_str().ok()?.parse().ok());
+    seconds
+        .map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds))
+        .ok_or_else(|| invalid("a kept tip without a time"))
+}
+
+fn invalid(what: &str) -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::InvalidData,
+        format!("the mirror's references have {what}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(digit: char) -> ObjectId {
+        ObjectId::from_hex(digit.to_string().repeat(40).as_bytes()).unwrap()
+    }
+
+    fn refs(branches: &[(&str, char)]) -> Refs {
+        let names = branches.iter().map(|(name, digit)| {
+            (
+                (*name).into(),
+                Target {
+                    id: id(*digit),
+                    peeled: None,
+                },
+            )
+        });
+        Refs {
+            head: Head::Branch("refs/heads/main".into()),
+            names: names.collect(),
+            kept: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut written = refs(&[("refs/heads/main", '1'), ("refs/tags/v1", '2')]);
+        written
+            .names
+            .get_mut(&BString::from("refs/tags/v1"))
+            .unwrap()
+            .peeled = Some(id('3'));
+        written
+            .kept
+            .insert(id('4'), UNIX_EPOCH + Duration::from_secs(7));
+        written.write(folder.path()).unwrap();
+        assert_eq!(Refs::read(folder.path()).unwrap(), written);
+    }
+
+    #[test]
+    fn keeps_what_the_upstream_dropped_until_its_time_is_over() {
+        let day = Duration::from_secs(86_400);
+        let start = UNIX_EPOCH + day;
+        let old = refs(&[("refs/heads/main", '1'), ("refs/heads/gone", '2')]);
+        let new = refs(&[("refs/heads/main", '3')]);
+        let after = old.replaced_by(new.clone(), start, day);
+        assert_eq!(
+            after.kept.keys().copied().collect::<Vec<_>>(),
+            [id('1'), id('2')]
+        );
+        let later = after.replaced_by(new.clone(), start + day / 2, day);
+        assert_eq!(later.kept.len(), 2);
+        assert!(later.replaced_by(new, start + day, day).kept.is_empty());
+    }
+
+    #[test]
+    fn what_comes_back_is_kept_no_longer() {
+        let old = refs(&[("refs/heads/main", '1')]);
+        let moved = old.replaced_by(
+            refs(&[("refs/heads/main", '2')]),
+            UNIX_EPOCH,
+            Duration::from_secs(9),
+        );
+        let back = moved.replaced_by(
+            refs(&[("refs/heads/main", '1')]),
+            UNIX_EPOCH,
+            Duration::from_secs(9),
+        );
+        assert_eq!(back.kept.keys().copied().collect::<Vec<_>>(), [id('2')]);
+    }
+}

@@ -1,0 +1,266 @@
+//! Sends a pack to a client: a kept answer, one that is being made, or one that has to be made first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
+
+use crate::git::answers::{AnswerReader, AnswerWriter, Found};
+use crate::git::name::RepoName;
+use crate::git::objects::ObjectError;
+use crate::git::pool::{Entry, Flight, Pool};
+use crate::git::snapshot::Snapshot;
+use crate::git::upload_pack::PackResponse;
+use crate::git::upload_pack::plan::Plan;
+use crate::git::upload_pack::request::Band;
+use crate::git::upload_pack::sideband::{self, Reframe};
+use crate::ops::metrics::{AnswerKind, Metrics, Queue};
+
+/// git-upload-pack's default. libgit2 with curl gives up after 30 s without a byte.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// How often those who wait for a first clone hear how far it is.
+const PROGRESS: Duration = Duration::from_secs(1);
+
+/// Blocks that are read ahead of a client.
+const READ_AHEAD: usize = 2;
+
+/// The bytes of a response as they come; an error cuts the connection.
+pub type Chunks = mpsc::Receiver<Result<Bytes, std::io::Error>>;
+type Sender = mpsc::Sender<Result<Bytes, std::io::Error>>;
+
+/// Too many packs of this repository are being made or waited for.
+#[derive(Debug)]
+pub struct Busy;
+
+/// A pack that will come.
+pub struct Prepared {
+    reader: AnswerReader,
+    kind: AnswerKind,
+    band: Band,
+    progress: bool,
+}
+
+/// Finds the answer for `pack`, or begins to make it.
+///
+/// # Errors
+/// [`Busy`] when it would have to be made and the repository's queue is full.
+pub fn prepare(
+    pool: &Arc<Pool>,
+    entry: &Arc<Entry>,
+    snapshot: &Arc<Snapshot>,
+    pack: PackResponse,
+) -> Result<Prepared, Busy> {
+    let PackResponse {
+        plan,
+        band,
+        progress,
+    } = pack;
+    let whole = plan.is_whole();
+    let place = || {
+        Arc::clone(&entry.making_or_waiting)
+            .try_acquire_owned()
+            .map_err(|_| Busy)
+    };
+    let key = plan.key();
+    let early = if pool.answers().has(&entry.name, key) {
+        None
+    } else {
+        Some(place()?)
+    };
+    let (reader, kind) = match pool.answers().get_or_new(&entry.name, key, false) {
+        Found::Kept(reader) if whole => (reader, AnswerKind::Whole),
+        Found::Kept(reader) => (reader, AnswerKind::Cached),
+        Found::New(reader, writer) => {
+            // The answer may have been evicted since we looked.
+            let place = match early {
+                Some(place) => place,
+                None => place()?,
+            };
+            if whole {
+                pool.answers().supersede_whole(&entry.name, key);
+            }
+            pool.spawn(make(
+                Arc::clone(pool),
+                Arc::clone(entry),
+                Arc::clone(snapshot),
+                plan,
+                writer,
+                place,
+            ));
+            (
+                reader,
+                if whole {
+                    AnswerKind::Whole
+                } else {
+                    AnswerKind::Made
+                },
+            )
+        }
+    };
+    Ok(Prepared {
+        reader,
+        kind,
+        band,
+        progress,
+    })
+}
+
+async fn make(
+    pool: Arc<Pool>,
+    entry: Arc<Entry>,
+    snapshot: Arc<Snapshot>,
+    plan: Plan,
+    writer: AnswerWriter,
+    place: OwnedSemaphorePermit,
+) {
+    let queued = pool.metrics().queued(Queue::Pack);
+    let turn = Arc::clone(&entry.making).acquire_owned().await;
+    let thread = Arc::clone(pool.threads()).acquire_owned().await;
+    drop(queued);
+    let from = Arc::clone(&snapshot);
+    let made = tokio::task::spawn_blocking(move || {
+        let _held = (place, turn, thread);
+        writer.run(|out, cancelled| plan.write(&from, out, cancelled))
+    });
+    match made.await {
+        Ok(Ok(stats)) => {
+            tracing::debug!(
+                repo = %entry.name,
+                objects = stats.objects,
+                bytes = stats.bytes,
+                reencoded = stats.reencoded,
+                "made a pack"
+            );
+        }
+        Ok(Err(ObjectError::Cancelled)) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(repo = %entry.name, %error, "a pack was not made");
+            pool.report(&entry, &snapshot, &error).await;
+        }
+        Err(panic) => tracing::error!(repo = %entry.name, error = %panic, "making a pack failed"),
+    }
+}
+
+/// Sends `head` and then the pack.
+pub fn send(head: Vec<u8>, prepared: Prepared, name: RepoName, metrics: Arc<Metrics>) -> Chunks {
+    let (sender, chunks) = mpsc::channel(READ_AHEAD);
+    tokio::spawn(async move {
+        if sender.send(Ok(head.into())).await.is_ok() {
+            send_pack(&sender, prepared, &name, &metrics).await;
+        }
+    });
+    chunks
+}
+
+async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics: &Metrics) {
+    let Prepared {
+        mut reader,
+        kind,
+        band,
+        progress,
+    } = prepared;
+    if progress {
+        let what = match reader.stats() {
+            Some(stats) => format!(
+                "warm: {} objects, {}\n",
+                stats.objects,
+                bytesize::ByteSize(stats.bytes)
+            ),
+            None => "making the pack\n".to_owned(),
+        };
+        let _ = sender
+            .send(Ok(
+                sideband::progress(band, &format!("warmdock: {what}")).into()
+            ))
+            .await;
+    }
+    let mut reframe = Reframe::to(band);
+    let mut sent = 0;
+    loop {
+        let chunk = match timeout(KEEPALIVE, reader.next()).await {
+            // Also tells us whether the client is still there.
+            Err(_) => Bytes::from(sideband::keepalive(band)),
+            Ok(Ok(Some(block))) if reframe.is_identity() => block,
+            Ok(Ok(Some(block))) => reframe.push(&block).into(),
+            Ok(Ok(None)) => {
+                let _ = sender
+                    .send(Ok(Bytes::from_static(sideband::end(band))))
+                    .await;
+                break;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(repo = %name, %error, bytes = sent, "an answer broke off");
+                let _ = sender
+                    .send(Ok(
+                        sideband::error(band, &format!("warmdock: {error}\n")).into()
+                    ))
+                    .await;
+                // Without a band, only a connection that ends early tells of the error.
+                let _ = sender.send(Err(std::io::Error::other(error))).await;
+                break;
+            }
+        };
+        sent += chunk.len() as u64;
+        if !chunk.is_empty() && sender.send(Ok(chunk)).await.is_err() {
+            break;
+        }
+        if sender.is_closed() {
+            break;
+        }
+    }
+    metrics.answer(kind, sent);
+}
+
+/// Makes the rest of a response, once there is a mirror. An error is a sentence for the client.
+pub type Respond =
+    Box<dyn FnOnce(Arc<Snapshot>) -> BoxFuture<'static, Result<Prepared, String>> + Send>;
+
+/// Sends `head`, with which the response begins in any case, then progress while the first clone is under way, and
+/// then the pack.
+pub fn send_after_first_clone(
+    head: Vec<u8>,
+    band: Band,
+    flight: Arc<Flight>,
+    name: RepoName,
+    metrics: Arc<Metrics>,
+    respond: Respond,
+) -> Chunks {
+    let (sender, chunks) = mpsc::channel(READ_AHEAD);
+    tokio::spawn(async move {
+        let mut next = Bytes::from(head);
+        let landed = loop {
+            if sender.send(Ok(next)).await.is_err() {
+                return;
+            }
+            match timeout(PROGRESS, flight.wait()).await {
+                Ok(landed) => break landed.map_err(|error| error.to_string()),
+                Err(_) => {
+                    let text = format!(
+                        "warmdock: first clone of this repository: {}\r",
+                        flight.progress.describe()
+                    );
+                    next = sideband::progress(band, &text).into();
+                }
+            }
+        };
+        let prepared = match landed {
+            Ok(snapshot) => respond(snapshot).await,
+            Err(error) => Err(error),
+        };
+        match prepared {
+            Ok(prepared) => send_pack(&sender, prepared, &name, &metrics).await,
+            Err(error) => {
+                let _ = sender
+                    .send(Ok(
+                        sideband::error(band, &format!("warmdock: {error}\n")).into()
+                    ))
+                    .await;
+            }
+        }
+    });
+    chunks
+}

@@ -1,0 +1,147 @@
+//! pkt-line, the framing of Git's protocols (gitprotocol-common): four hexadecimal digits for the length with
+//! themselves, then the data.
+
+/// The most data that one packet takes.
+pub const MAX_DATA: usize = 65516;
+
+/// One packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet<'a> {
+    Data(&'a [u8]),
+    /// `0000`, ends a message.
+    Flush,
+    /// `0001`, between the sections of a message (v2).
+    Delim,
+    /// `0002`, ends a response on a stateless connection (v2).
+    ResponseEnd,
+}
+
+/// Why bytes are no packets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PacketError {
+    #[error("expected a pkt-line length of four hexadecimal digits, found {0:?}")]
+    Length(String),
+    #[error(
+        "expected {expected} more bytes of a pkt-line, found {found}: the request is truncated"
+    )]
+    Truncated { expected: usize, found: usize },
+}
+
+/// Reads packets from a buffer.
+#[derive(Clone)]
+pub struct Packets<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Packets<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// What was not read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// The next packet, or `None` at the end of the buffer.
+    ///
+    /// # Errors
+    /// [`PacketError`], after which the position is undefined.
+    pub fn next_packet(&mut self) -> Result<Option<Packet<'a>>, PacketError> {
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let truncated = |expected, found| PacketError::Truncated { expected, found };
+        let (head, rest) = self
+            .rest
+            .split_at_checked(4)
+            .ok_or_else(|| truncated(4, self.rest.len()))?;
+        let length = std::str::from_utf8(head)
+            .ok()
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .and_then(|text| usize::from_str_radix(text, 16).ok())
+            .ok_or_else(|| PacketError::Length(String::from_utf8_lossy(head).into_owned()))?;
+        self.rest = rest;
+        let packet = match length {
+            0 => Packet::Flush,
+            1 => Packet::Delim,
+            2 => Packet::ResponseEnd,
+            3 => return Err(PacketError::Length("0003".to_owned())),
+            _ => {
+                let (data, rest) = rest
+                    .split_at_checked(length - 4)
+                    .ok_or_else(|| truncated(length - 4, rest.len()))?;
+                self.rest = rest;
+                Packet::Data(data)
+            }
+        };
+        Ok(Some(packet))
+    }
+}
+
+/// The text of a data packet: without the newline that senders may add.
+pub fn text(data: &[u8]) -> &[u8] {
+    data.strip_suffix(b"\n").unwrap_or(data)
+}
+
+/// Appends a data packet. `data` has at most [`MAX_DATA`] bytes.
+pub fn write_data(out: &mut Vec<u8>, data: &[u8]) {
+    debug_assert!(data.len() <= MAX_DATA, "longer than a packet");
+    out.extend_from_slice(format!("{:04x}", data.len() + 4).as_bytes());
+    out.extend_from_slice(data);
+}
+
+/// Appends a data packet with `line` and a newline.
+pub fn write_line(out: &mut Vec<u8>, line: &str) {
+    out.extend_from_slice(format!("{:04x}", line.len() + 5).as_bytes());
+    out.extend_from_slice(line.as_bytes());
+    out.push(b'\n');
+}
+
+pub const FLUSH: &[u8] = b"0000";
+pub const DELIM: &[u8] = b"0001";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(bytes: &[u8]) -> Result<Vec<Packet<'_>>, PacketError> {
+        let mut packets = Packets::new(bytes);
+        let mut found = Vec::new();
+        while let Some(packet) = packets.next_packet()? {
+            found.push(packet);
+        }
+        Ok(found)
+    }
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let mut bytes = Vec::new();
+        write_line(&mut bytes, "want");
+        bytes.extend_from_slice(DELIM);
+        write_data(&mut bytes, b"");
+        bytes.extend_from_slice(FLUSH);
+        let expected = [
+            Packet::Data(b"want\n"),
+            Packet::Delim,
+            Packet::Data(b""),
+            Packet::Flush,
+        ];
+        assert_eq!(read_all(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn refuses_what_is_no_packet() {
+        for bytes in [
+            &b"zzzz"[..],
+            b"0003",
+            b"+123",
+            b"-001",
+            b"00",
+            b"0009done",
+            b"\xff\xff\xff\xff",
+        ] {
+            assert!(read_all(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Protocol versions 0 and 1 (gitprotocol-pack). Version 1 differs only in the advertisement.
+
+use gix_hash::ObjectId;
+use gix_object::bstr::ByteSlice;
+
+use super::advertise::WantPolicy;
+use super::negotiate::Common;
+use super::pktline::{self, FLUSH, Packet, Packets};
+use super::plan;
+use super::request::{Band, FetchRequest, shown};
+use super::{PackResponse, Refusal, Response};
+use crate::git::snapshot::Snapshot;
+
+/// How common commits are acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum MultiAck {
+    #[default]
+    None,
+    Continue,
+    Detailed,
+}
+
+/// A request of version 0: what is wanted, then haves in batches.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    pub fetch: FetchRequest,
+    /// Each batch ends with a flush, the last one perhaps with `done`.
+    batches: Vec<Vec<ObjectId>>,
+    multi_ack: MultiAck,
+    no_done: bool,
+}
+
+/// Reads a request as smart HTTP sends it: whole, in one body.
+///
+/// # Errors
+/// [`Refusal::Malformed`] says what was expected and what was found.
+pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
+    let mut packets = Packets::new(body);
+    let mut request = Request::default();
+    let mut first = true;
+    loop {
+        match packets.next_packet()? {
+            Some(Packet::Data(data)) => {
+                let mut line = pktline::text(data);
+                if std::mem::take(&mut first) {
+                    line = request.take_capabilities(line)?;
+                }
+                if !matches!(
+                    line.split_once_str(" "),
+                    Some((
+                        b"want"
+                            | b"shallow"
+                            | b"deepen"
+                            | b"deepen-since"
+                            | b"deepen-not"
+                            | b"filter",
+                        _
+                    ))
+                ) || !request.fetch.take_line(line)?
+                {
+                    return Err(Refusal::Malformed(format!(
+                        "expected `want <id>`, found {:?}",
+                        shown(line)
+                    )));
+                }
+            }
+            Some(Packet::Flush) => break,
+            None if first => return Ok(request),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected a want or a flush, found {other:?}"
+                )));
+            }
+        }
+    }
+    let mut batch = Vec::new();
+    loop {
+        match packets.next_packet()? {
+            Some(Packet::Data(data)) => {
+                let line = pktline::text(data);
+                if !(line.starts_with(b"have ") || line == b"done")
+                    || !request.fetch.take_line(line)?
+                {
+                    return Err(Refusal::Malformed(format!(
+                        "expected `have <id>` or `done`, found {:?}",
+                        shown(line)
+                    )));
+                }
+                if request.fetch.done {
+                    request.batches.push(batch);
+                    return Ok(request);
+                }
+                batch.extend(request.fetch.haves.last());
+            }
+            Some(Packet::Flush) => request.batches.push(std::mem::take(&mut batch)),
+            None => return Ok(request),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected a have or a flush, found {other:?}"
+                )));
+            }
+        }
+    }
+}
+
+impl Request {
+    /// Reads the capabilities behind the first want and returns the want.
+    fn take_capabilities<'l>(&mut self, line: &'l [u8]) -> Result<&'l [u8], Refusal> {
+        // `want <40 digits> capabilities…`
+        let end = line.len().min("want ".len() + 40);
+        let (want, capabilities) = line.split_at(end);
+        for capability in capabilities.split(|byte| *byte == b' ') {
+            let fetch = &mut self.fetch;
+            match capability {
+                b"multi_ack" if self.multi_ack == MultiAck::None => {
+                    self.multi_ack = MultiAck::Continue
+                }
+                b"multi_ack_detailed" => self.multi_ack = MultiAck::Detailed,
+                b"no-done" => self.no_done = true,
+                b"thin-pack" => fetch.thin_pack = true,
+                b"ofs-delta" => fetch.ofs_delta = true,
+                b"include-tag" => fetch.include_tag = true,
+                b"no-progress" => fetch.no_progress = true,
+                b"deepen-relative" => fetch.deepen.relative = true,
+                b"side-band" if fetch.band == Band::None => fetch.band = Band::Small,
+                b"side-band-64k" => fetch.band = Band::Large,
+                other => {
+                    if let Some(format) = other.strip_prefix(b"object-format=")
+                        && format != b"sha1"
+                    {
+                        return Err(Refusal::Malformed(format!(
+                            "expected object-format=sha1, found {:?}: this repository has SHA-1 objects",
+                            shown(format)
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(want)
+    }
+}
+
+/// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
+pub fn certain_head(request: &Request) -> Option<Vec<u8>> {
+    let fetch = &request.fetch;
+    let plain =
+        fetch.done && fetch.haves.is_empty() && !fetch.deepen.is_asked() && !fetch.wants.is_empty();
+    (plain && fetch.band != Band::None).then(|| {
+        let mut out = Vec::new();
+        pktline::write_line(&mut out, "NAK");
+        out
+    })
+}
+
+/// Answers a request that came whole (stateless-rpc).
+///
+/// # Errors
+/// [`Refusal`], whose text goes to the client.
+pub fn respond(
+    request: &Request,
+    snapshot: &Snapshot,
+    policy: WantPolicy,
+) -> Result<Response, Refusal> {
+    let fetch = &request.fetch;
+    let mut out = Vec::new();
+    if fetch.wants.is_empty() {
+        return Ok(Response::without_pack(out));
+    }
+    let commits = snapshot.commits();
+    let wants = plan::check_wants(&fetch.wants, snapshot, &commits, policy)?;
+    if fetch.deepen.is_asked() {
+        plan::plan(fetch, &wants, &Common::none(&commits), snapshot, &commits)?
+            .write_boundary(&mut out);
+        out.extend_from_slice(FLUSH);
+    }
+
+    let mut common = Common::none(&commits);
+    let mut ready = false;
+    for (nth, batch) in request.batches.iter().enumerate() {
+        let (mut got_common, mut got_other) = (false, false);
+        for have in batch {
+            if common.take(have, snapshot, &commits) {
+                got_common = true;
+                match request.multi_ack {
+                    MultiAck::Detailed => {
+                        pktline::write_line(&mut out, &format!("ACK {have} common"))
+                    }
+                    MultiAck::Continue => {
+                        pktline::write_line(&mut out, &format!("ACK {have} continue"))
+                    }
+                    MultiAck::None if common.commits().len() == 1 => {
+                        pktline::write_line(&mut out, &format!("ACK {have}"));
+                    }
+                    MultiAck::None => {}
+                }
+            } else {
+                got_other = true;
+                if request.multi_ack != MultiAck::None && common.is_enough_for(&wants, &commits) {
+                    let word = if request.multi_ack == MultiAck::Detailed {
+                        "ready"
+                    } else {
+                        "continue"
+                    };
+                    ready |= request.multi_ack == MultiAck::Detailed;
+                    pktline::write_line(&mut out, &format!("ACK {have} {word}"));
+                }
+            }
+        }
+        if fetch.done && nth + 1 == request.batches.len() {
+            break;
+        }
+        // The batch ended with a flush.
+        if request.multi_ack == MultiAck::Detailed
+            && got_common
+            && !got_other
+            && common.is_enough_for(&wants, &commits)
+            && let Some(last) = common.last()
+        {
+            ready = true;
+            pktline::write_line(&mut out, &format!("ACK {last} ready"));
+        }
+        if common.is_empty() || request.multi_ack != MultiAck::None {
+            pktline::write_line(&mut out, "NAK");
+        }
+        if request.no_done
+            && ready
+            && let Some(last) = common.last()
+        {
+            pktline::write_line(&mut out, &format!("ACK {last}"));
+            return with_pack(out, fetch, &wants, &common, snapshot, &commits);
+        }
+    }
+    if !fetch.done {
+        return Ok(Response::without_pack(out));
+    }
+    match common.last() {
+        None => pktline::write_line(&mut out, "NAK"),
+        Some(last) if request.multi_ack != MultiAck::None => {
+            pktline::write_line(&mut out, &format!("ACK {last}"))
+        }
+        Some(_) => {}
+    }
+    with_pack(out, fetch, &wants, &common, snapshot, &commits)
+}
+
+fn with_pack(
+    head: Vec<u8>,
+    fetch: &FetchRequest,
+    wants: &[crate::git::objects::commits::CommitNumber],
+    common: &Common,
+    snapshot: &Snapshot,
+    commits: &crate::git::objects::commits::Commits,
+) -> Result<Response, Refusal> {
+    let plan = plan::plan(fetch, wants, common, snapshot, commits)?;
+    let pack = PackResponse {
+        plan,
+        band: fetch.band,
+        progress: !fetch.no_progress,
+    };
+    Ok(Response {
+        head,
+        pack: Some(pack),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "1111111111111111111111111111111111111111";
+
+    fn body(lines: &[&str]) -> Vec<u8> {
+        let mut body = Vec::new();
+        for line in lines {
+            if *line == "0000" {
+                body.extend_from_slice(FLUSH)
+            } else {
+                pktline::write_line(&mut body, line)
+            }
+        }
+        body
+    }
+
+    #[test]
+    fn libgit2s_request_is_read() {
+        let want =
+            format!("want {ID} multi_ack_detailed side-band-64k include-tag thin-pack ofs-delta ");
+        let have = format!("have {ID}");
+        let request = parse(&body(&[&want, "0000", &have, "0000", &have, "done"])).unwrap();
+        assert_eq!(
+            request.batches.iter().map(Vec::len).collect::<Vec<_>>(),
+            [1, 1]
+        );
+        assert_eq!(request.multi_ack, MultiAck::Detailed);
+        assert!(request.fetch.done && request.fetch.thin_pack && request.fetch.include_tag);
+        assert_eq!(request.fetch.band, Band::Large);
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_what_was_expected() {
+        let want = format!("want {ID}");
+        for lines in [
+            &["hello"][..],
+            &[&want],
+            &[&want, "0000", "want x"],
+            &["want 12", "0000"],
+            &[&want, "0000", "nope"],
+        ] {
+            let refusal = parse(&body(lines)).unwrap_err().to_string();
+            assert!(refusal.contains("expected"), "{lines:?}: {refusal}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Protocol version 2 (gitprotocol-v2): commands `ls-refs` and `fetch`.
+
+use gix_object::bstr::ByteSlice;
+
+use super::advertise::{LsRefs, MAX_PREFIXES, WantPolicy};
+use super::negotiate::Common;
+use super::pktline::{self, DELIM, FLUSH, Packet, Packets};
+use super::plan;
+use super::request::{Band, FetchRequest, shown};
+use super::{PackResponse, Refusal, Response};
+use crate::git::snapshot::Snapshot;
+
+/// A request of version 2.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    LsRefs(LsRefs),
+    Fetch(Box<FetchRequest>),
+    /// A flush alone: the client says goodbye.
+    Nothing,
+}
+
+/// Reads one request.
+///
+/// # Errors
+/// [`Refusal::Malformed`] says what was expected and what was found.
+pub fn parse(body: &[u8]) -> Result<Command, Refusal> {
+    let mut packets = Packets::new(body);
+    let command = match packets.next_packet()? {
+        None | Some(Packet::Flush) => return Ok(Command::Nothing),
+        Some(Packet::Data(data)) => pktline::text(data),
+        Some(other) => {
+            return Err(Refusal::Malformed(format!(
+                "expected a command, found {other:?}"
+            )));
+        }
+    };
+    let name = command.strip_prefix(b"command=").ok_or_else(|| {
+        Refusal::Malformed(format!("expected `command=…`, found {:?}", shown(command)))
+    })?;
+    let has_arguments = parse_capabilities(&mut packets)?;
+    let mut arguments = Vec::new();
+    if has_arguments {
+        loop {
+            match packets.next_packet()? {
+                Some(Packet::Data(data)) => arguments.push(pktline::text(data)),
+                Some(Packet::Flush) => break,
+                other => {
+                    return Err(Refusal::Malformed(format!(
+                        "expected an argument or a flush, found {other:?}"
+                    )));
+                }
+            }
+        }
+    }
+    match name {
+        b"ls-refs" => Ok(Command::LsRefs(parse_ls_refs(&arguments))),
+        b"fetch" => parse_fetch(&arguments).map(|request| Command::Fetch(Box::new(request))),
+        _ => Err(Refusal::Malformed(format!(
+            "expected the command ls-refs or fetch, found {:?}",
+            shown(name)
+        ))),
+    }
+}
+
+/// Reads capabilities; true when arguments follow.
+fn parse_capabilities(packets: &mut Packets<'_>) -> Result<bool, Refusal> {
+    loop {
+        match packets.next_packet()? {
+            Some(Packet::Data(data)) => {
+                // What we do not know we do not need: `agent`, `session-id`.
+                if let Some(format) = pktline::text(data).strip_prefix(b"object-format=")
+                    && format != b"sha1"
+                {
+                    return Err(Refusal::Malformed(format!(
+                        "expected object-format=sha1, found {:?}: this repository has SHA-1 objects",
+                        shown(format)
+                    )));
+                }
+            }
+            Some(Packet::Delim) => return Ok(true),
+            Some(Packet::Flush) => return Ok(false),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected a capability, found {other:?}"
+                )));
+            }
+        }
+    }
+}
+
+fn parse_ls_refs(arguments: &[&[u8]]) -> LsRefs {
+    let mut request = LsRefs::default();
+    for argument in arguments {
+        match *argument {
+            b"symrefs" => request.symrefs = true,
+            b"peel" => request.peel = true,
+            b"unborn" => request.unborn = true,
+            other => request
+                .prefixes
+                .extend(other.strip_prefix(b"ref-prefix ").map(Into::into)),
+        }
+    }
+    if request.prefixes.len() > MAX_PREFIXES {
+        request.prefixes.clear();
+    }
+    request
+}
+
+fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
+    let mut request = FetchRequest {
+        band: Band::Large,
+        ..FetchRequest::default()
+    };
+    for argument in arguments {
+        match *argument {
+            b"thin-pack" => request.thin_pack = true,
+            b"ofs-delta" => request.ofs_delta = true,
+            b"include-tag" => request.include_tag = true,
+            b"no-progress" => request.no_progress = true,
+            b"wait-for-done" => request.wait_for_done = true,
+            b"deepen-relative" => request.deepen.relative = true,
+            line => {
+                if let Some(name) = line.strip_prefix(b"want-ref ") {
+                    request.want_refs.push(name.into());
+                } else if !request.take_line(line)? {
+                    return Err(Refusal::Malformed(format!(
+                        "expected an argument of fetch, found {:?}",
+                        shown(line)
+                    )));
+                }
+            }
+        }
+    }
+    Ok(request)
+}
+
+/// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
+pub fn certain_head(request: &FetchRequest) -> Option<Vec<u8>> {
+    let plain = request.haves.is_empty()
+        && request.shallow.is_empty()
+        && !request.deepen.is_asked()
+        && request.want_refs.is_empty()
+        && !request.wants.is_empty();
+    plain.then(|| {
+        let mut out = Vec::new();
+        pktline::write_line(&mut out, "packfile");
+        out
+    })
+}
+
+/// Answers `fetch`.
+///
+/// # Errors
+/// [`Refusal`], whose text goes to the client.
+pub fn fetch(
+    mut request: FetchRequest,
+    snapshot: &Snapshot,
+    policy: WantPolicy,
+) -> Result<Response, Refusal> {
+    let mut out = Vec::new();
+    let mut wanted_refs = Vec::new();
+    for name in &request.want_refs {
+        let target = match name.as_bytes() {
+            b"HEAD" => snapshot.refs.head_id(),
+            _ => snapshot.refs.names.get(name).map(|target| target.id),
+        };
+        let id = target.ok_or_else(|| Refusal::UnknownRef(name.clone()))?;
+        request.wants.push(id);
+        wanted_refs.push((id, name));
+    }
+    if request.wants.is_empty() && !request.wait_for_done {
+        return Ok(Response::without_pack(out));
+    }
+
+    let commits = snapshot.commits();
+    let wants = plan::check_wants(&request.wants, snapshot, &commits, policy)?;
+    let mut common = Common::none(&commits);
+    let acknowledged: Vec<_> = request
+        .haves
+        .iter()
+        .filter(|have| common.take(have, snapshot, &commits))
+        .copied()
+        .collect();
+    if !request.haves.is_empty() && !request.done {
+        pktline::write_line(&mut out, "acknowledgments");
+        if acknowledged.is_empty() {
+            pktline::write_line(&mut out, "NAK");
+        }
+        for have in &acknowledged {
+            pktline::write_line(&mut out, &format!("ACK {have}"));
+        }
+        if request.wait_for_done || !common.is_enough_for(&wants, &commits) {
+            out.extend_from_slice(FLUSH);
+            return Ok(Response::without_pack(out));
+        }
+        pktline::write_line(&mut out, "ready");
+        out.extend_from_slice(DELIM);
+    }
+
+    let plan = plan::plan(&request, &wants, &common, snapshot, &commits)?;
+    if !request.shallow.is_empty() || request.deepen.is_asked() {
+        pktline::write_line(&mut out, "shallow-info");
+        plan.write_boundary(&mut out);
+        out.extend_from_slice(DELIM);
+    }
+    if !wanted_refs.is_empty() {
+        pktline::write_line(&mut out, "wanted-refs");
+        for (id, name) in wanted_refs {
+            pktline::write_line(&mut out, &format!("{id} {name}"));
+        }
+        out.extend_from_slice(DELIM);
+    }
+    pktline::write_line(&mut out, "packfile");
+    let pack = PackResponse {
+        plan,
+        band: request.band,
+        progress: !request.no_progress,
+    };
+    Ok(Response {
+        head: out,
+        pack: Some(pack),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(lines: &[&str]) -> Vec<u8> {
+        let mut body = Vec::new();
+        for line in lines {
+            match *line {
+                "0001" => body.extend_from_slice(DELIM),
+                "0000" => body.extend_from_slice(FLUSH),
+                line => pktline::write_line(&mut body, line),
+            }
+        }
+        body
+    }
+
+    #[test]
+    fn commands_are_read() {
+        let body = request(&[
+            "command=ls-refs",
+            "agent=git/2",
+            "0001",
+            "peel",
+            "ref-prefix refs/heads/",
+            "0000",
+        ]);
+        let expected = LsRefs {
+            peel: true,
+            prefixes: vec!["refs/heads/".into()],
+            ..LsRefs::default()
+        };
+        assert_eq!(parse(&body).unwrap(), Command::LsRefs(expected));
+        assert_eq!(parse(b"0000").unwrap(), Command::Nothing);
+        let body = request(&[
+            "command=fetch",
+            "object-format=sha1",
+            "0001",
+            "thin-pack",
+            "done",
+            "0000",
+        ]);
+        assert!(
+            matches!(parse(&body).unwrap(), Command::Fetch(fetch) if fetch.thin_pack && fetch.done)
+        );
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_with_what_was_expected() {
+        for lines in [
+            &["hello", "0000"][..],
+            &["command=push", "0000"],
+            &["command=fetch", "object-format=sha256", "0000"],
+            &["command=fetch", "0001", "make-me-a-sandwich", "0000"],
+            &["command=fetch", "0001", "done"],
+            &["0001"],
+        ] {
+            let refusal = parse(&request(lines)).unwrap_err().to_string();
+            assert!(refusal.contains("expected"), "{lines:?}: {refusal}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Upstreams that are a folder of repositories: what is new in one is written as a pack, which then comes in like any
+//! other. No `git` is run for it.
+
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use gix_hash::{Kind as HashKind, ObjectId};
+use gix_object::bstr::{BString, ByteSlice};
+use gix_object::{CommitRefIter, Find, Kind, TagRefIter};
+use gix_pack::data::output::{bytes::FromEntriesIter, count, entry};
+use gix_ref::file::ReferenceExt;
+use gix_utils::progress::Discard;
+
+use super::pack::{last_cause, receive};
+use super::{FetchJob, Fetched, UpstreamError, is_mirrored};
+use crate::git::refs::{Head, Refs, Target};
+
+/// Fetches from the repository at `path` below `root`: bare with or without `.git` in its name, or with a work tree.
+pub(super) fn fetch(
+    root: &Path,
+    path: &str,
+    namespaces: &[String],
+    job: FetchJob<'_>,
+) -> Result<Fetched, UpstreamError> {
+    let folder = find_repository(root, path).ok_or(UpstreamError::NotFound)?;
+    if has_sha256_objects(&folder) {
+        return Err(UpstreamError::Sha256);
+    }
+    let mut objects =
+        gix_odb::at(folder.join("objects"), HashKind::Sha1).map_err(|error| failed(&error))?;
+    objects.prevent_pack_unload();
+    let refs = read_refs(&folder, &objects, namespaces).map_err(|error| failed(&*error))?;
+    (job.on_refs)(&refs);
+
+    let new = new_history(&refs, &objects, &job).map_err(|error| failed(&*error))?;
+    if new.is_empty() {
+        return Ok(Fetched { refs, index: None });
+    }
+    let (reader, writer) = io::pipe().map_err(|error| failed(&error))?;
+    let FetchJob {
+        local,
+        folder,
+        progress,
+        stop,
+        reservation,
+        ..
+    } = job;
+    let index = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| write_pack(new, objects, local, BufWriter::new(writer), stop));
+        let received = receive(
+            &mut BufReader::new(reader),
+            local,
+            folder,
+            progress,
+            stop,
+            reservation,
+        );
+        // The sender's reason tells more than that its pack ended early.
+        match sender.join() {
+            Ok(Err(error)) if received.is_err() && !is_broken_pipe(&*error) => Err(failed(&*error)),
+            _ => received,
+        }
+    })?;
+    Ok(Fetched { refs, index })
+}
+
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> UpstreamError {
+    UpstreamError::Failed(format!(
+        "the upstream's folder cannot be read: {}",
+        last_cause(error)
+    ))
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    last_cause(error).contains("roken pipe")
+}
+
+fn find_repository(root: &Path, path: &str) -> Option<PathBuf> {
+    let candidates = [
+        root.join(format!("{path}.git")),
+        root.join(path).join(".git"),
+        root.join(path),
+    ];
+    candidates
+        .into_iter()
+        .find(|folder| folder.join("HEAD").is_file() && folder.join("objects").is_dir())
+}
+
+fn has_sha256_objects(folder: &Path) -> bool {
+    std::fs::read_to_string(folder.join("config")).is_ok_and(|config| {
+        config
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .any(|(key, value)| {
+                key.trim().eq_ignore_ascii_case("objectformat")
+                    && value.trim().eq_ignore_ascii_case("sha256")
+            })
+    })
+}
+
+fn read_refs(
+    folder: &Path,
+    objects: &gix_odb::Handle,
+    namespaces: &[String],
+) -> Result<Refs, AnyError> {
+    let store = gix_ref::file::Store::at(folder.to_owned(), HashKind::Sha1);
+    let mut refs = Refs::default();
+    for reference in store.iter()?.all()? {
+        // A reference that is broken there is not served here, as with git's own server.
+        let Ok(mut reference) = reference else {
+            continue;
+        };
+        let name = BString::from(reference.name.as_bstr());
+        if !is_mirrored(&name, namespaces) {
+            continue;
+        }
+        let Ok(peeled) = reference.peel_to_id(&store, objects) else {
+            continue;
+        };
+        let Some(id) = first_object(&store, &name)? else {
+            continue;
+        };
+        refs.names.insert(
+            name,
+            Target {
+                id,
+                peeled: (peeled != id).then_some(peeled),
+            },
+        );
+    }
+    let head = std::fs::read(folder.join("HEAD"))?;
+    refs.head = match head.strip_prefix(b"ref:") {
+        Some(name) => Head::Branch(name.trim().into()),
+        None => Head::Detached(ObjectId::from_hex(head.trim())?),
+    };
+    Ok(refs)
+}
+
+/// The object that the reference names, behind symbolic references but before tags are followed.
+fn first_object(
+    store: &gix_ref::file::Store,
+    name: &BString,
+) -> Result<Option<ObjectId>, AnyError> {
+    let mut name = name.clone();
+    for _ in 0..5 {
+        let Some(reference) = store.try_find(name.as_bstr())? else {
+            return Ok(None);
+        };
+        match reference.target {
+            gix_ref::Target::Object(id) => return Ok(Some(id)),
+            gix_ref::Target::Symbolic(next) => name = next.as_bstr().into(),
+        }
+    }
+    Ok(None)
+}
+
+/// Commits, tags and whatever else references name that the mirror does not have.
+fn new_history(
+    refs: &Refs,
+    objects: &gix_odb::Handle,
+    job: &FetchJob<'_>,
+) -> Result<Vec<ObjectId>, AnyError> {
+    let mut seen = std::collections::HashSet::new();
+    let mut todo: Vec<ObjectId> = refs.tips().collect();
+    let mut new = Vec::new();
+    let mut buffer = Vec::new();
+    while let Some(id) = todo.pop() {
+        if job.local.contains(&id) || !seen.insert(id) {
+            continue;
+        }
+        new.push(id);
+        let object = objects
+            .try_find(&id, &mut buffer)?
+            .ok_or_else(|| format!("object {id} is missing"))?;
+        match object.kind {
+            Kind::Commit => {
+                todo.extend(CommitRefIter::from_bytes(object.data, HashKind::Sha1).parent_ids())
+            }
+            Kind::Tag => {
+                todo.push(TagRefIter::from_bytes(object.data, HashKind::Sha1).target_id()?)
+            }
+            Kind::Tree | Kind::Blob => {}
+        }
+    }
+    Ok(new)
+}
+
+fn write_pack(
+    history: Vec<ObjectId>,
+    objects: gix_odb::Handle,
+    local: &crate::git::objects::packs::PackSet,
+    mut out: impl Write,
+    stop: &AtomicBool,
+) -> Result<(), AnyError> {
+    let options = count::objects::Options {
+        thread_limit: None,
+        chunk_size: 64,
+        input_object_expansion: count::objects::ObjectExpansion::TreeContents,
+    };
+    let (mut counts, _) = count::objects(
+        objects.clone(),
+        Box::new(history.into_iter().map(Ok)),
+        &Discard,
+        stop,
+        options,
+    )?;
+    counts.retain(|count| !local.contains(&count.id));
+    let entries = u32::try_from(counts.len())?;
+    // One thread keeps the chunks in order.
+    let options = entry::iter_from_counts::Options {
+        thread_limit: Some(1),
+        ..Default::default()
+    };
+    let chunks = entry::iter_from_counts(counts, objects, Box::new(Discard), options)?;
+    let chunks = chunks.map(|chunk| chunk.map(|(_, entries)| entries));
+    for written in FromEntriesIter::new(
+        chunks,
+        &mut out,
+        entries,
+        gix_pack::data::Version::V2,
+        HashKind::Sha1,
+    ) {
+        written?;
+    }
+    out.flush()?;
+    Ok(())
+}

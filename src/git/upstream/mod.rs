@@ -1,0 +1,163 @@
+//! Where mirrors come from: one fetch from an upstream, over HTTP or from a folder.
+//!
+//! Everything here blocks, and runs on threads made for that. SSH gets its place beside [`http`] when it comes: a
+//! transport for the same client code.
+
+pub mod file;
+pub mod http;
+pub mod pack;
+mod transport;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use gix_hash::ObjectId;
+
+use crate::config::{self, Config};
+use crate::git::objects::packs::PackSet;
+use crate::git::refs::Refs;
+use crate::storage::{Reservation, StorageFull};
+
+/// What can be mirrored from one configured host.
+pub struct Upstream {
+    /// As in the names of repositories.
+    pub host: String,
+    kind: Kind,
+    /// Patterns over the path below the host.
+    repos: config::patterns::Patterns,
+    /// Namespaces as prefixes that end in `/`, or full names.
+    namespaces: Vec<String>,
+}
+
+enum Kind {
+    Http(http::HttpUpstream),
+    File(PathBuf),
+}
+
+/// What one fetch is given.
+pub struct FetchJob<'a> {
+    /// What the mirror has.
+    pub local: &'a PackSet,
+    /// Tips to tell the upstream of, the most telling first.
+    pub haves: Vec<ObjectId>,
+    /// An empty folder of this fetch's own, on the disk of the mirror.
+    pub folder: &'a Path,
+    /// Called with the upstream's references before the pack comes.
+    pub on_refs: &'a dyn Fn(&Refs),
+    pub progress: &'a Progress,
+    pub stop: &'a AtomicBool,
+    /// Grows with what is written.
+    pub reservation: &'a mut Reservation,
+}
+
+/// What a fetch brought.
+pub struct Fetched {
+    pub refs: Refs,
+    /// The index of the new pack in the job's folder; none when everything was there.
+    pub index: Option<PathBuf>,
+}
+
+/// How far a fetch is, for those who wait.
+#[derive(Default)]
+pub struct Progress {
+    pub bytes: AtomicU64,
+    pub objects: AtomicU64,
+}
+
+impl Progress {
+    /// For people: `12 MiB received`.
+    pub fn describe(&self) -> String {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes == 0 {
+            "waiting for the upstream".to_owned()
+        } else {
+            format!("{} received", bytesize::ByteSize(bytes))
+        }
+    }
+}
+
+/// Why nothing could be fetched. The texts reach clients: they name hosts and statuses, never credentials.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("the upstream has no such repository")]
+    NotFound,
+    #[error("{0}")]
+    Failed(String),
+    #[error("the repository has SHA-256 objects: expected SHA-1, the only format that is served")]
+    Sha256,
+    #[error("{0}")]
+    Storage(#[from] StorageFull),
+    #[error("the service is stopping")]
+    Stopped,
+}
+
+/// More haves than this cost the upstream more than they save.
+pub const MOST_HAVES: usize = 256;
+
+impl Upstream {
+    /// The upstream as configured.
+    ///
+    /// # Errors
+    /// No usable certificates for `https`.
+    pub fn new(upstream: &config::Upstream, config: &Config) -> anyhow::Result<Self> {
+        let kind = match upstream.url.scheme() {
+            "file" => Kind::File(
+                upstream
+                    .url
+                    .to_file_path()
+                    .map_err(|()| anyhow::anyhow!("expected file:///absolute/path"))?,
+            ),
+            _ => Kind::Http(http::HttpUpstream::new(
+                upstream,
+                config.limits.upstream_idle_timeout,
+            )?),
+        };
+        let namespaces = config
+            .git
+            .refs
+            .iter()
+            .map(|pattern| pattern.trim_end_matches('*').to_owned())
+            .collect();
+        Ok(Self {
+            host: upstream.host.clone(),
+            kind,
+            repos: upstream.repos.clone(),
+            namespaces,
+        })
+    }
+
+    /// Whether the operator allows the repository at `path`.
+    pub fn allows(&self, path: &str) -> bool {
+        self.repos.matches(path)
+    }
+
+    /// The upstream's HTTP side, where it has one: requests can be passed through to it.
+    pub fn http(&self) -> Option<&http::HttpUpstream> {
+        match &self.kind {
+            Kind::Http(http) => Some(http),
+            Kind::File(_) => None,
+        }
+    }
+
+    /// Fetches what `job.local` lacks of the repository at `path`. Blocks for as long as it takes.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; what lies in the job's folder then is of no use.
+    pub fn fetch(&self, path: &str, job: FetchJob<'_>) -> Result<Fetched, UpstreamError> {
+        match &self.kind {
+            Kind::Http(http) => http.fetch(path, &self.namespaces, job),
+            Kind::File(root) => file::fetch(root, path, &self.namespaces, job),
+        }
+    }
+}
+
+/// Whether references of this name are mirrored.
+fn is_mirrored(name: &[u8], namespaces: &[String]) -> bool {
+    namespaces.iter().any(|namespace| {
+        if namespace.ends_with('/') {
+            name.starts_with(namespace.as_bytes())
+        } else {
+            name == namespace.as_bytes()
+        }
+    })
+}

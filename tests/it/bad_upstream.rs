@@ -1,0 +1,374 @@
+//! Upstreams that fail: what clients see of it, and that nothing wrong stays behind.
+
+use serde_json::json;
+
+use crate::support::compare::{Objects, assert_same};
+use crate::support::http::{self, Response};
+use crate::support::process::Output;
+use crate::support::warmdock::{Builder, builder, files_below, target};
+use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for};
+
+const TOKEN: &str = "upstream-secret-4f1d9a72";
+
+/// Fails fast where the service itself sets the pace.
+fn config(upstream: &Upstream) -> Builder {
+    builder(&upstream.url()).set("/limits/upstream_idle_timeout", "1s")
+}
+
+fn advertisement(warmdock: &Warmdock) -> Response {
+    http::get(
+        warmdock.address(),
+        &format!("{}/info/refs?service=git-upload-pack", target(SAMPLE)),
+    )
+}
+
+/// A first clone fails with a reason, and works as soon as the upstream does.
+#[track_caller]
+fn fails_and_recovers(fault: Fault) {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = config(&upstream).start();
+    upstream.fail(fault.clone());
+    for protocol in [0, 2] {
+        clone(&warmdock, protocol).failed();
+    }
+    assert!(
+        !warmdock.mirror(SAMPLE).join("HEAD").exists(),
+        "nothing is made from {fault:?}"
+    );
+    upstream.release();
+    recovers(&upstream, &repo, &warmdock);
+}
+
+/// The service may wait a moment before it asks a failing upstream again.
+#[track_caller]
+fn recovers(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
+    wait_for("clones to succeed", || {
+        clone(warmdock, 2).status.success().then_some(())
+    });
+    warmdock.wait_mirrored(SAMPLE, repo);
+    warmdock.fsck_mirror(SAMPLE);
+    let client = Client::new(2);
+    client
+        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+        .ok();
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+        .ok();
+    assert_same(&client, "ours", "direct", Objects::Reachable);
+}
+
+fn clone(warmdock: &Warmdock, protocol: u8) -> Output {
+    Client::new(protocol).clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+}
+
+/// What a client without a mirror to fall back to is told.
+#[track_caller]
+fn reason(fault: Fault) -> String {
+    let (upstream, _repo) = Upstream::with_sample();
+    let warmdock = config(&upstream).start();
+    upstream.fail(fault);
+    let response = advertisement(&warmdock);
+    assert_eq!(response.status, 502, "{}", response.text());
+    assert!(
+        response.text().contains(HOST),
+        "names the upstream: {}",
+        response.text()
+    );
+    response.text()
+}
+
+#[test]
+fn cut_off() {
+    reason(Fault::CutOff);
+    fails_and_recovers(Fault::CutOff);
+}
+
+#[test]
+fn hangs() {
+    reason(Fault::Hang);
+    fails_and_recovers(Fault::Hang);
+}
+
+#[test]
+fn answers_garbage_instead_of_http() {
+    reason(Fault::Garbage);
+    fails_and_recovers(Fault::Garbage);
+}
+
+#[test]
+fn answers_garbage_instead_of_packets() {
+    reason(Fault::GarbageBody);
+    fails_and_recovers(Fault::GarbageBody);
+}
+
+#[test]
+fn answers_a_page_for_people() {
+    let text = reason(Fault::Html);
+    assert!(!text.contains("<html>"), "{text}");
+    fails_and_recovers(Fault::Html);
+}
+
+#[test]
+fn answers_500() {
+    assert!(reason(Fault::Status(500)).contains("500"));
+    fails_and_recovers(Fault::Status(500));
+}
+
+#[test]
+fn answers_429() {
+    assert!(reason(Fault::Status(429)).contains("429"));
+    fails_and_recovers(Fault::Status(429));
+}
+
+#[test]
+fn cuts_the_pack_in_the_middle() {
+    fails_and_recovers(Fault::CutPackAfter(10_000));
+}
+
+#[test]
+fn cuts_the_pack_at_its_beginning() {
+    fails_and_recovers(Fault::CutPackAfter(60));
+}
+
+#[test]
+fn sends_a_damaged_pack() {
+    fails_and_recovers(Fault::DamagePackAt(12_345));
+}
+
+#[test]
+fn gives_no_packs() {
+    fails_and_recovers(Fault::NoPacks);
+}
+
+/// Each fault on a repository that is mirrored: the mirror goes on as it was.
+#[test]
+fn a_mirror_survives_every_fault() {
+    let faults = [
+        Fault::CutOff,
+        Fault::Hang,
+        Fault::Garbage,
+        Fault::GarbageBody,
+        Fault::Html,
+        Fault::Status(500),
+        Fault::Status(401),
+        Fault::Status(404),
+        Fault::CutPackAfter(10_000),
+        Fault::DamagePackAt(10_000),
+        Fault::NoPacks,
+    ];
+    let (upstream, repo) = Upstream::with_sample();
+    let warm = json!([format!("{HOST}/{SAMPLE}")]);
+    let warmdock = config(&upstream).set("/git/warm", warm).start();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    for (number, fault) in faults.into_iter().enumerate() {
+        let before = repo.id("main");
+        repo.commit(
+            "main",
+            &[(
+                "new.bin",
+                &crate::support::repo::Rng(number as u64).bytes(30_000),
+            )],
+        );
+        upstream.fail(fault.clone());
+        let client = Client::new(2);
+        client.clone(&warmdock.url(SAMPLE), "ours", &[]).ok();
+        let tip = client.git_in("ours", &["rev-parse", "HEAD"]).ok().text();
+        assert_eq!(tip, before, "what was there before {fault:?}");
+        warmdock.fsck_mirror(SAMPLE);
+        upstream.release();
+        wait_for("the service to follow its upstream again", || {
+            advertisement(&warmdock)
+                .text()
+                .contains(&repo.id("main"))
+                .then_some(())
+        });
+    }
+    recovers(&upstream, &repo, &warmdock);
+}
+
+/// A service whose upstream wants a token.
+fn with_token(upstream: &Upstream, auth: &str, token: &str) -> (tempfile::NamedTempFile, Warmdock) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{token}\n")).unwrap();
+    let config = config(upstream)
+        .set("/git/upstreams/0/token_file", file.path().to_str().unwrap())
+        .set("/git/upstreams/0/auth", auth)
+        .environment("RUST_LOG", "trace");
+    (file, config.start())
+}
+
+fn basic(user: &str, token: &str) -> String {
+    use base64::Engine as _;
+    format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{token}"))
+    )
+}
+
+#[test]
+fn a_token_goes_as_basic() {
+    let (upstream, repo) = Upstream::with_sample();
+    upstream.require(&basic("x-access-token", TOKEN));
+    let (_file, warmdock) = with_token(&upstream, "basic", TOKEN);
+    for protocol in [0, 2] {
+        clone(&warmdock, protocol).ok();
+    }
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    no_secret_anywhere(&warmdock, &[]);
+}
+
+#[test]
+fn a_token_goes_as_bearer() {
+    let (upstream, repo) = Upstream::with_sample();
+    upstream.require(&format!("Bearer {TOKEN}"));
+    let (_file, warmdock) = with_token(&upstream, "bearer", TOKEN);
+    clone(&warmdock, 2).ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    no_secret_anywhere(&warmdock, &[]);
+}
+
+#[test]
+fn a_wrong_token_is_said_without_the_token() {
+    let (upstream, _repo) = Upstream::with_sample();
+    upstream.require(&basic("x-access-token", "another one"));
+    let (_file, warmdock) = with_token(&upstream, "basic", TOKEN);
+    let output = clone(&warmdock, 2).failed();
+    let response = advertisement(&warmdock);
+    // Not 401: the client's own credentials are fine, and git would ask the person for others.
+    assert_eq!(response.status, 502, "{}", response.text());
+    assert!(
+        response.text().contains(HOST) && response.text().contains("401"),
+        "{}",
+        response.text()
+    );
+    no_secret_anywhere(
+        &warmdock,
+        &[
+            response.text(),
+            output.describe(),
+            format!("{:?}", response.headers),
+        ],
+    );
+}
+
+/// What a client sends to the service is not passed on, and the upstream's token never reaches a client.
+#[test]
+fn credentials_of_clients_stay_here() {
+    let (upstream, repo) = Upstream::with_sample();
+    upstream.require(&basic("x-access-token", TOKEN));
+    let client_token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(client_token.path(), "client-secret-77aa").unwrap();
+    let upstream_token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(upstream_token.path(), TOKEN).unwrap();
+    let tokens = json!([{ "name": "ci", "token_file": client_token.path() }]);
+    let warmdock = config(&upstream)
+        .set(
+            "/git/upstreams/0/token_file",
+            upstream_token.path().to_str().unwrap(),
+        )
+        .set("/access", json!({ "anonymous": "none", "tokens": tokens }))
+        .start();
+    let url = warmdock
+        .url(SAMPLE)
+        .replace("http://", "http://ci:client-secret-77aa@");
+    for protocol in [0, 2] {
+        Client::new(protocol).clone(&url, "ours", &["--bare"]).ok();
+    }
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    for asked in upstream.asked() {
+        assert_eq!(
+            asked.request.header("authorization"),
+            Some(basic("x-access-token", TOKEN).as_str())
+        );
+        assert!(!format!("{:?}", asked.request.headers).contains("client-secret"));
+    }
+}
+
+#[test]
+fn credentials_do_not_follow_a_redirect_elsewhere() {
+    let (upstream, _repo) = Upstream::with_sample();
+    // Has the repository and asks nobody for anything.
+    let (elsewhere, _other) = Upstream::with_sample();
+    let (_file, warmdock) = with_token(&upstream, "basic", TOKEN);
+    upstream.fail(Fault::Redirect(elsewhere.url()));
+    for protocol in [0, 2] {
+        // Whether it is followed without credentials or refused is the service's choice.
+        let _ = clone(&warmdock, protocol);
+    }
+    for asked in elsewhere.asked() {
+        assert_eq!(asked.request.header("authorization"), None);
+        assert!(!format!("{:?}", asked.request).contains(TOKEN));
+    }
+    no_secret_anywhere(&warmdock, &[]);
+}
+
+/// A redirect must not make the service read from where only it can: its own machine's other services, files.
+#[test]
+fn a_redirect_to_other_schemes_is_refused() {
+    let (upstream, _repo) = Upstream::with_sample();
+    let warmdock = config(&upstream).start();
+    for target in [
+        upstream.file_url(),
+        "ftp://127.0.0.1:1".to_owned(),
+        "gopher://127.0.0.1:1".to_owned(),
+    ] {
+        upstream.fail(Fault::Redirect(target));
+        clone(&warmdock, 2).failed();
+    }
+}
+
+#[test]
+fn a_redirect_that_never_ends() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = config(&upstream).start();
+    upstream.fail(Fault::Redirect(upstream.url()));
+    clone(&warmdock, 2).failed();
+    assert!(
+        upstream.asked().len() < 100,
+        "{} requests",
+        upstream.asked().len()
+    );
+    upstream.release();
+    recovers(&upstream, &repo, &warmdock);
+}
+
+/// Looks through everything that the service shows and keeps, but for the token's own file.
+#[track_caller]
+fn no_secret_anywhere(warmdock: &Warmdock, more: &[String]) {
+    let mut texts = more.to_vec();
+    for target in [
+        "/",
+        "/metrics",
+        "/healthz",
+        "/readyz",
+        "/api/v1/repos",
+        "/api/v1/status",
+        "/api/v1/",
+    ] {
+        let response = http::get(warmdock.address(), target);
+        texts.push(format!(
+            "{target} {:?} {}",
+            response.headers,
+            response.text()
+        ));
+    }
+    texts.push(warmdock.log());
+    for file in files_below(&warmdock.data()) {
+        let content = std::fs::read(&file).unwrap_or_default();
+        texts.push(format!(
+            "{} {}",
+            file.display(),
+            String::from_utf8_lossy(&content)
+        ));
+    }
+    let encoded = basic("x-access-token", TOKEN);
+    for text in texts {
+        for secret in [TOKEN, &encoded["Basic ".len()..]] {
+            assert!(
+                !text.contains(secret),
+                "the secret is in: {}",
+                text.chars().take(3000).collect::<String>()
+            );
+        }
+    }
+}

@@ -1,0 +1,691 @@
+//! The git command line against the service, with each protocol version. What a clone through the service has is
+//! compared with a clone straight from the upstream.
+
+use crate::support::compare::{Objects, assert_same, shallow};
+use crate::support::process::Output;
+use crate::support::repo::{DAY, FIRST_DAY};
+use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, warmdock};
+
+/// Runs each scenario with protocol 0, 1 and 2.
+macro_rules! with_each_protocol {
+    ($($scenario:ident),* $(,)?) => {
+        mod v0 { $(#[test] fn $scenario() { super::$scenario(0); })* }
+        mod v1 { $(#[test] fn $scenario() { super::$scenario(1); })* }
+        mod v2 { $(#[test] fn $scenario() { super::$scenario(2); })* }
+    };
+}
+
+with_each_protocol!(
+    whole_clone,
+    clone_with_checkout,
+    mirror_clone,
+    single_branch,
+    single_branch_that_is_small,
+    depth_1,
+    depth_1_of_a_tag,
+    depth_of_all_branches,
+    depth_then_deepen,
+    depth_beyond_the_history,
+    shallow_since,
+    shallow_exclude,
+    unshallow,
+    fetch_into_a_shallow_clone,
+    filter_blob_none,
+    filter_blob_limit,
+    filter_tree_0,
+    filter_tree_1,
+    filter_object_type,
+    filter_with_depth,
+    fetch_of_new_commits,
+    fetch_of_a_new_branch_on_old_commits,
+    fetch_with_local_commits,
+    fetch_with_nothing_new,
+    fetch_after_a_force_push,
+    fetch_by_commit_id,
+    fetch_by_tag_object_id,
+    fetch_of_a_missing_id,
+    no_tags,
+    tags_come_with_their_commits,
+    ls_remote,
+    ls_remote_with_patterns,
+    empty_repository,
+    detached_head,
+    head_is_another_branch,
+    tags_of_tags_trees_and_blobs,
+    many_references,
+    push_is_refused,
+    unrelated_repository_into_the_same_clone,
+);
+
+/// A service over the sample on disk, and a client.
+struct Setup {
+    upstream: Upstream,
+    repo: Repo,
+    warmdock: Warmdock,
+    client: Client,
+}
+
+fn setup(protocol: u8) -> Setup {
+    setup_with(protocol, |path| Repo::sample(path, 1))
+}
+
+fn setup_with(protocol: u8, make: impl FnOnce(&std::path::Path) -> Repo) -> Setup {
+    let upstream = Upstream::start();
+    let repo = make(&upstream.path(SAMPLE));
+    let warmdock = warmdock::over_files(&upstream);
+    Setup {
+        repo,
+        warmdock,
+        client: Client::new(protocol),
+        upstream,
+    }
+}
+
+impl Setup {
+    fn url(&self) -> String {
+        self.warmdock.url(SAMPLE)
+    }
+
+    /// Clones through the service to `ours` and straight to `direct`.
+    #[track_caller]
+    fn clone_both(&self, args: &[&str]) {
+        self.client.clone(&self.url(), "ours", args).ok();
+        self.client
+            .clone(&self.upstream.direct(SAMPLE), "direct", args)
+            .ok();
+    }
+
+    /// Runs the same git command in both clones.
+    #[track_caller]
+    fn git_both(&self, args: &[&str]) {
+        self.client.git_in("ours", args).ok();
+        self.client.git_in("direct", args).ok();
+    }
+
+    #[track_caller]
+    fn ours(&self, args: &[&str]) -> Output {
+        self.client.git_in("ours", args)
+    }
+
+    #[track_caller]
+    fn assert_same(&self, objects: Objects) {
+        assert_same(&self.client, "ours", "direct", objects);
+    }
+}
+
+fn whole_clone(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare"]);
+    setup.assert_same(Objects::Exactly);
+    // The second time the answer may come from where finished answers are kept.
+    setup.client.clone(&setup.url(), "again", &["--bare"]).ok();
+    assert_same(&setup.client, "again", "direct", Objects::Exactly);
+}
+
+fn clone_with_checkout(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&[]);
+    setup.assert_same(Objects::Exactly);
+    assert_eq!(setup.ours(&["status", "--porcelain"]).ok().text(), "");
+    assert_eq!(
+        setup
+            .ours(&["rev-parse", "--abbrev-ref", "HEAD"])
+            .ok()
+            .text(),
+        "main"
+    );
+}
+
+fn mirror_clone(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--mirror"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn single_branch(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--single-branch"]);
+    setup.assert_same(Objects::Reachable);
+}
+
+fn single_branch_that_is_small(protocol: u8) {
+    let setup = setup(protocol);
+    // So much else is in the repository that sending all of it would not do.
+    let large = crate::support::repo::Rng(3).bytes(400_000);
+    setup.repo.commit("main", &[("large.bin", &large)]);
+    setup.clone_both(&[
+        "--bare",
+        "--single-branch",
+        "--no-tags",
+        "--branch",
+        "feature/one",
+    ]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn depth_1(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--depth", "1"]);
+    setup.assert_same(Objects::Exactly);
+    assert_eq!(shallow(&setup.client, "ours").len(), 1);
+    setup
+        .client
+        .clone(&setup.url(), "again", &["--depth", "1"])
+        .ok();
+    assert_same(&setup.client, "again", "direct", Objects::Exactly);
+}
+
+fn depth_1_of_a_tag(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--depth", "1", "--branch", "v1.0"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn depth_of_all_branches(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--depth", "3", "--no-single-branch"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn depth_then_deepen(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--depth", "1"]);
+    for deepen in ["--deepen=2", "--deepen=7", "--depth=15", "--depth=4"] {
+        setup.git_both(&["fetch", "--quiet", deepen, "origin", "main"]);
+        setup.assert_same(Objects::Reachable);
+    }
+}
+
+fn depth_beyond_the_history(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--depth", "100000"]);
+    setup.assert_same(Objects::Reachable);
+}
+
+fn shallow_since(protocol: u8) {
+    let setup = setup(protocol);
+    let since = format!("--shallow-since=@{}", FIRST_DAY + 30 * DAY);
+    setup.clone_both(&["--bare", "--no-single-branch", &since]);
+    setup.assert_same(Objects::Exactly);
+    let earlier = format!("--shallow-since=@{}", FIRST_DAY + 12 * DAY);
+    setup.git_both(&["fetch", "--quiet", &earlier, "origin", "main"]);
+    setup.assert_same(Objects::Reachable);
+}
+
+fn shallow_exclude(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--shallow-exclude=v0.1"]);
+    setup.assert_same(Objects::Exactly);
+    setup.git_both(&[
+        "fetch",
+        "--quiet",
+        "--shallow-exclude=feature/one",
+        "origin",
+        "main",
+    ]);
+    setup.assert_same(Objects::Reachable);
+}
+
+fn unshallow(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--depth", "2", "--no-single-branch"]);
+    setup.git_both(&["fetch", "--quiet", "--unshallow"]);
+    setup.assert_same(Objects::Reachable);
+    assert!(shallow(&setup.client, "ours").is_empty());
+}
+
+fn fetch_into_a_shallow_clone(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--depth", "2"]);
+    setup.repo.commit("main", &[("new.txt", b"new\n")]);
+    setup.repo.commit("main", &[("newer.txt", b"newer\n")]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Reachable);
+    setup.repo.commit("main", &[("newest.txt", b"newest\n")]);
+    setup.git_both(&["fetch", "--quiet", "--depth", "1"]);
+    setup.assert_same(Objects::Reachable);
+}
+
+/// A partial clone, then everything that was left out, fetched object by object when it is checked out.
+fn filtered(protocol: u8, filter: &str) {
+    let setup = setup(protocol);
+    let filter = format!("--filter={filter}");
+    setup.clone_both(&["--no-checkout", &filter]);
+    setup.assert_same(Objects::Partial);
+    setup.git_both(&["checkout", "--quiet", "main"]);
+    setup.assert_same(Objects::Partial);
+    assert_eq!(setup.ours(&["status", "--porcelain"]).ok().text(), "");
+    setup
+        .ours(&["log", "--patch", "--output=/dev/null", "-5"])
+        .ok();
+}
+
+fn filter_blob_none(protocol: u8) {
+    filtered(protocol, "blob:none");
+}
+
+fn filter_blob_limit(protocol: u8) {
+    filtered(protocol, "blob:limit=100");
+}
+
+fn filter_tree_0(protocol: u8) {
+    filtered(protocol, "tree:0");
+}
+
+fn filter_tree_1(protocol: u8) {
+    filtered(protocol, "tree:1");
+}
+
+fn filter_object_type(protocol: u8) {
+    let setup = setup(protocol);
+    for repo in ["ours", "direct"] {
+        setup.client.git(&["init", "--quiet", "--bare", repo]).ok();
+    }
+    setup.ours(&["remote", "add", "origin", &setup.url()]).ok();
+    setup
+        .client
+        .git_in(
+            "direct",
+            &["remote", "add", "origin", &setup.upstream.direct(SAMPLE)],
+        )
+        .ok();
+    setup.git_both(&[
+        "fetch",
+        "--quiet",
+        "--filter=object:type=commit",
+        "origin",
+        "+refs/heads/*:refs/heads/*",
+    ]);
+    setup.assert_same(Objects::Partial);
+}
+
+fn filter_with_depth(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--no-checkout", "--depth", "2", "--filter=blob:none"]);
+    setup.assert_same(Objects::Partial);
+    setup.git_both(&["checkout", "--quiet", "main"]);
+    setup.assert_same(Objects::Partial);
+}
+
+fn fetch_of_new_commits(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&[]);
+    for number in 0..3 {
+        let text = format!("{number}\n");
+        setup.repo.commit(
+            "main",
+            &[("src/deep/er/module1.rs", text.as_bytes()), ("n", b"")],
+        );
+        setup.repo.commit(
+            &format!("topic/{number}"),
+            &[("topic.txt", text.as_bytes())],
+        );
+        setup.git_both(&["fetch", "--quiet"]);
+        setup.assert_same(Objects::Exactly);
+    }
+}
+
+fn fetch_of_a_new_branch_on_old_commits(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--mirror"]);
+    setup.repo.git(&["branch", "from-old", "v0.1~3"]);
+    setup
+        .repo
+        .git(&["branch", "--delete", "--force", "feature/two"]);
+    setup.git_both(&["fetch", "--quiet", "--prune"]);
+    setup.assert_same(Objects::Reachable);
+}
+
+/// The client has commits that nobody else has: many `have` lines before one that is common.
+fn fetch_with_local_commits(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--branch", "main"]);
+    for repo in ["ours", "direct"] {
+        Repo::at(&setup.client.path(repo).join(".git")).commits("main", 70);
+    }
+    setup.repo.commit("main", &[("new.txt", b"new\n")]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn fetch_with_nothing_new(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&[]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn fetch_after_a_force_push(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&[]);
+    setup.repo.force_push("main");
+    setup.repo.force_push("feature/one");
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Reachable);
+    setup.client.clone(&setup.url(), "fresh", &["--bare"]).ok();
+    setup
+        .client
+        .clone(&setup.upstream.direct(SAMPLE), "fresh-direct", &["--bare"])
+        .ok();
+    assert_same(&setup.client, "fresh", "fresh-direct", Objects::Reachable);
+}
+
+/// What BuildKit does for a commit id.
+fn fetch_by_commit_id(protocol: u8) {
+    let setup = setup(protocol);
+    let old = setup.repo.id("main~5");
+    for (number, extra) in [&["--depth=1", "--no-tags"][..], &["--tags"], &[]]
+        .into_iter()
+        .enumerate()
+    {
+        for (kind, url) in [
+            ("ours", setup.url()),
+            ("direct", setup.upstream.direct(SAMPLE)),
+        ] {
+            let repo = format!("{kind}{number}");
+            setup.client.git(&["init", "--quiet", "--bare", &repo]).ok();
+            setup
+                .client
+                .git_in(
+                    &repo,
+                    &[
+                        &["fetch", "--quiet", &url, &format!("{old}:refs/heads/it")],
+                        extra,
+                    ]
+                    .concat(),
+                )
+                .ok();
+        }
+        assert_same(
+            &setup.client,
+            &format!("ours{number}"),
+            &format!("direct{number}"),
+            Objects::Reachable,
+        );
+    }
+}
+
+fn fetch_by_tag_object_id(protocol: u8) {
+    let setup = setup(protocol);
+    let (tag, blob) = (setup.repo.id("v1.0"), setup.repo.id("main:bin/run"));
+    setup
+        .client
+        .git(&["init", "--quiet", "--bare", "ours"])
+        .ok();
+    setup
+        .ours(&[
+            "fetch",
+            "--quiet",
+            &setup.url(),
+            &format!("{tag}:refs/tags/it"),
+        ])
+        .ok();
+    assert_eq!(
+        setup.ours(&["cat-file", "-t", "refs/tags/it"]).ok().text(),
+        "tag"
+    );
+    setup
+        .ours(&[
+            "fetch",
+            "--quiet",
+            &setup.url(),
+            &format!("{blob}:refs/blobs/it"),
+        ])
+        .ok();
+    assert_eq!(
+        setup.ours(&["cat-file", "-t", "refs/blobs/it"]).ok().text(),
+        "blob"
+    );
+}
+
+fn fetch_of_a_missing_id(protocol: u8) {
+    let setup = setup(protocol);
+    setup
+        .client
+        .git(&["init", "--quiet", "--bare", "empty"])
+        .ok();
+    let args = [
+        "fetch",
+        &setup.url(),
+        "0123456789012345678901234567890123456789",
+    ];
+    let output = setup.client.git_in("empty", &args).failed();
+    assert!(
+        output
+            .stderr
+            .contains("not our ref 0123456789012345678901234567890123456789"),
+        "{}",
+        output.describe()
+    );
+    // And the client that does this does no harm to the next one.
+    setup.clone_both(&["--bare"]);
+}
+
+fn no_tags(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--bare", "--no-tags"]);
+    setup.assert_same(Objects::Reachable);
+    assert_eq!(setup.ours(&["tag"]).ok().text(), "");
+}
+
+/// `include-tag`: a tag that points into what is fetched comes along with it.
+fn tags_come_with_their_commits(protocol: u8) {
+    let setup = setup(protocol);
+    setup.clone_both(&["--single-branch"]);
+    let commit = setup.repo.commit("main", &[("released.txt", b"1.2\n")]);
+    setup.repo.git(&[
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@example.test",
+        "tag",
+        "-a",
+        "-m",
+        "1.2",
+        "v1.2",
+        &commit,
+    ]);
+    setup.repo.git(&["tag", "light", &commit]);
+    setup.git_both(&["fetch", "--quiet", "origin"]);
+    setup.assert_same(Objects::Reachable);
+    setup.ours(&["rev-parse", "--verify", "v1.2^{tag}"]).ok();
+}
+
+fn ls_remote(protocol: u8) {
+    let setup = setup(protocol);
+    for args in [&["ls-remote"][..], &["ls-remote", "--symref"]] {
+        let ours = setup
+            .client
+            .git(&[args, &[&setup.url()]].concat())
+            .ok()
+            .text();
+        let direct = setup
+            .client
+            .git(&[args, &[&setup.upstream.direct(SAMPLE)]].concat())
+            .ok()
+            .text();
+        assert_eq!(ours, direct);
+        assert!(ours.contains("refs/tags/v1.0^{}"));
+    }
+}
+
+fn ls_remote_with_patterns(protocol: u8) {
+    let setup = setup(protocol);
+    let patterns: [&[&str]; 6] = [
+        &["main"],
+        &["refs/heads/feature/*"],
+        &["v1.*", "HEAD"],
+        &["refs/heads/main", "refs/heads/absent"],
+        &["nothing-like-this"],
+        &[
+            "refs/heads/main",
+            "refs/heads/main^{}",
+            "refs/tags/main",
+            "refs/tags/main^{}",
+        ],
+    ];
+    for pattern in patterns {
+        for options in [
+            &["ls-remote"][..],
+            &["ls-remote", "--heads"],
+            &["ls-remote", "--tags"],
+        ] {
+            let ask = |url: String| {
+                setup
+                    .client
+                    .git(&[options, &[url.as_str()], pattern].concat())
+                    .ok()
+                    .text()
+            };
+            assert_eq!(
+                ask(setup.url()),
+                ask(setup.upstream.direct(SAMPLE)),
+                "{options:?} {pattern:?}"
+            );
+        }
+    }
+}
+
+fn empty_repository(protocol: u8) {
+    let setup = setup_with(protocol, |path| {
+        Repo::init(path, &["--initial-branch=trunk"])
+    });
+    setup.clone_both(&[]);
+    assert_eq!(setup.ours(&["for-each-ref"]).ok().text(), "");
+    let head = |repo| {
+        setup
+            .client
+            .git_in(repo, &["symbolic-ref", "HEAD"])
+            .ok()
+            .text()
+    };
+    assert_eq!(head("ours"), head("direct"));
+    if protocol == 2 {
+        assert_eq!(head("ours"), "refs/heads/trunk");
+    }
+    // Its first commit arrives.
+    setup.repo.commit("trunk", &[("first.txt", b"first\n")]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn detached_head(protocol: u8) {
+    let setup = setup(protocol);
+    let id = setup.repo.id("main~3");
+    std::fs::write(setup.repo.path.join("HEAD"), format!("{id}\n")).unwrap();
+    setup.clone_both(&[]);
+    setup.assert_same(Objects::Exactly);
+    assert_eq!(setup.ours(&["rev-parse", "HEAD"]).ok().text(), id);
+    setup.ours(&["symbolic-ref", "HEAD"]).failed();
+}
+
+fn head_is_another_branch(protocol: u8) {
+    let setup = setup(protocol);
+    setup
+        .repo
+        .git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
+    setup.clone_both(&[]);
+    setup.assert_same(Objects::Exactly);
+    assert_eq!(
+        setup.ours(&["symbolic-ref", "HEAD"]).ok().text(),
+        "refs/heads/release/1.0"
+    );
+}
+
+fn tags_of_tags_trees_and_blobs(protocol: u8) {
+    let setup = setup(protocol);
+    let tag = |name: &str, target: &str| {
+        let who = ["-c", "user.name=T", "-c", "user.email=t@example.test"];
+        setup.repo.git(
+            &[
+                &who[..],
+                &["tag", "--annotate", "--message", name, name, target],
+            ]
+            .concat(),
+        );
+    };
+    tag("of-tag", "v1.0");
+    tag("of-tag-of-tag", "of-tag");
+    tag("of-tree", "main:src");
+    tag("of-blob", "main:bin/run");
+    setup.repo.git(&["tag", "light-of-tree", "main~9^{tree}"]);
+    setup.repo.git(&["tag", "light-of-tag", "v0.2"]);
+    setup.clone_both(&["--mirror"]);
+    setup.assert_same(Objects::Exactly);
+    let list = |url: String| setup.client.git(&["ls-remote", &url]).ok().text();
+    assert_eq!(list(setup.url()), list(setup.upstream.direct(SAMPLE)));
+    setup
+        .client
+        .clone(&setup.url(), "shallow", &["--mirror", "--depth", "1"])
+        .ok();
+    setup
+        .client
+        .clone(
+            &setup.upstream.direct(SAMPLE),
+            "shallow-direct",
+            &["--mirror", "--depth", "1"],
+        )
+        .ok();
+    assert_same(&setup.client, "shallow", "shallow-direct", Objects::Exactly);
+}
+
+/// Request bodies become so large that git compresses them, and sends them as chunks.
+fn many_references(protocol: u8) {
+    let setup = setup(protocol);
+    setup.repo.tag_often(2000);
+    // The smallest that git takes: above it a body is sent in chunks.
+    setup
+        .client
+        .git(&["config", "--global", "http.postBuffer", "70000"])
+        .ok();
+    setup.clone_both(&["--mirror"]);
+    setup.assert_same(Objects::Exactly);
+    setup.repo.commit("topic", &[("x", b"x\n")]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn push_is_refused(protocol: u8) {
+    let setup = setup(protocol);
+    setup.client.clone(&setup.url(), "ours", &[]).ok();
+    setup
+        .ours(&["commit", "--quiet", "--allow-empty", "-m", "mine"])
+        .ok();
+    let output = setup
+        .ours(&["push", "origin", "HEAD:refs/heads/mine"])
+        .failed();
+    assert!(output.stderr.contains("403"), "{}", output.describe());
+    assert!(
+        output
+            .stderr
+            .lines()
+            .any(|line| line.starts_with("remote: ") && line.contains("push")),
+        "git shows the person no reason: {}",
+        output.describe()
+    );
+}
+
+/// Nothing in common: all the `have` lines are unknown.
+fn unrelated_repository_into_the_same_clone(protocol: u8) {
+    let setup = setup(protocol);
+    let other = Repo::sample(&setup.upstream.path("team/other"), 2);
+    other.commit("main", &[("other.txt", b"other\n")]);
+    setup.clone_both(&["--bare"]);
+    setup
+        .ours(&["remote", "add", "other", &setup.warmdock.url("team/other")])
+        .ok();
+    setup
+        .client
+        .git_in(
+            "direct",
+            &[
+                "remote",
+                "add",
+                "other",
+                &setup.upstream.direct("team/other"),
+            ],
+        )
+        .ok();
+    setup.git_both(&["fetch", "--quiet", "--no-tags", "other"]);
+    setup.assert_same(Objects::Reachable);
+}

@@ -1,0 +1,205 @@
+//! Too many at once, too slow, too much: others are served as before.
+
+use std::io::{BufReader, Read, Write};
+use std::net::TcpStream;
+
+use crate::support::http::{self, connect};
+use crate::support::pkt;
+use crate::support::warmdock::{Builder, builder, target};
+use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, wait_for};
+
+/// More than the system keeps for a connection whose reader sleeps.
+const LARGE: usize = 24 << 20;
+
+/// A service over a repository whose clone no buffer holds.
+fn large(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warmdock) {
+    let upstream = Upstream::start();
+    let repo = Repo::large(&upstream.path(SAMPLE), LARGE);
+    upstream.sample("team/other");
+    let warmdock = configure(builder(&upstream.file_url()).set("/git/max_age", "1h")).start();
+    for name in [SAMPLE, "team/other"] {
+        Client::new(2).git(&["ls-remote", &warmdock.url(name)]).ok();
+    }
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    (upstream, repo, warmdock)
+}
+
+/// Asks for a pack and reads only the head of the answer.
+fn stalled(warmdock: &Warmdock, arguments: &[&str]) -> (http::Response, BufReader<TcpStream>) {
+    let body = pkt::v2("fetch", arguments);
+    let mut stream = connect(warmdock.address());
+    let head = format!(
+        "POST {}/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Length: {}\r\n\
+         Content-Type: application/x-git-upload-pack-request\r\nConnection: close\r\n\r\n",
+        target(SAMPLE),
+        body.len()
+    );
+    stream
+        .write_all(&[head.as_bytes(), &body].concat())
+        .unwrap();
+    let mut reader = BufReader::with_capacity(1024, stream);
+    let head = http::read_head(&mut reader).expect("an answer");
+    (head, reader)
+}
+
+#[test]
+fn more_packs_than_allowed_get_503() {
+    let (_upstream, repo, warmdock) = large(|config| {
+        config
+            .set("/limits/packs_per_repo", 1)
+            .set("/limits/packs_queue_per_repo", 0)
+    });
+    let want = format!("want {}", repo.id("main"));
+    let (head, mut reader) = stalled(&warmdock, &[&want, "done"]);
+    assert_eq!(head.status, 200);
+    // Another question, so that it cannot share the first one's answer.
+    let (second, mut rest) = stalled(&warmdock, &[&want, "deepen 1", "done"]);
+    assert_eq!(second.status, 503);
+    let seconds = second
+        .header("retry-after")
+        .expect("Retry-After")
+        .parse::<u64>()
+        .expect("seconds");
+    assert!(seconds >= 1);
+    let mut sentence = String::new();
+    rest.read_to_string(&mut sentence).unwrap();
+    assert!(sentence.contains("try again"), "{sentence}");
+    // Other repositories do not suffer.
+    Client::new(2)
+        .clone(&warmdock.url("team/other"), "ours", &["--bare"])
+        .ok();
+    // And when the first one is done, there is room again.
+    let mut whole = head;
+    http::read_body(&mut reader, &mut whole);
+    assert!(whole.complete && pkt::pack_of(&whole.body).len() > LARGE);
+    wait_for("room for the next one", || {
+        Client::new(2)
+            .clone(&warmdock.url(SAMPLE), "ours", &["--bare", "--depth=1"])
+            .status
+            .success()
+            .then_some(())
+    });
+}
+
+#[test]
+fn packs_wait_in_the_queue() {
+    let (_upstream, _repo, warmdock) = large(|config| {
+        config
+            .set("/limits/packs_per_repo", 1)
+            .set("/limits/packs_queue_per_repo", 20)
+    });
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let url = warmdock.url(SAMPLE);
+            scope.spawn(move || {
+                let depth: &[&str] = if number % 2 == 0 {
+                    &["--bare"]
+                } else {
+                    &["--bare", "--depth=1"]
+                };
+                Client::new(2).clone(&url, "ours", depth).ok();
+            });
+        }
+    });
+    assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
+}
+
+/// Readers that sleep in the middle of a pack hold neither memory for it nor others up.
+#[test]
+fn readers_that_stall() {
+    let (_upstream, repo, warmdock) = large(|config| config);
+    let want = format!("want {}", repo.id("main"));
+    let stalled: Vec<_> = (0..10)
+        .map(|_| stalled(&warmdock, &[&want, "done"]))
+        .collect();
+    for (head, _) in &stalled {
+        assert_eq!(head.status, 200);
+    }
+    Client::new(2)
+        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+        .ok();
+    Client::new(0)
+        .clone(&warmdock.url("team/other"), "ours", &["--bare"])
+        .ok();
+    for (mut head, mut reader) in stalled {
+        http::read_body(&mut reader, &mut head);
+        assert!(head.complete && pkt::pack_of(&head.body).len() > LARGE);
+    }
+}
+
+/// Health and metrics answer while every thread that makes packs is busy.
+#[test]
+fn health_is_answered_while_packs_are_made() {
+    let (_upstream, repo, warmdock) = large(|config| config.set("/limits/pack_threads", 1));
+    for number in 0..4 {
+        repo.commit(
+            "main",
+            &[(
+                "large.bin",
+                &crate::support::repo::Rng(number).bytes(4 << 20),
+            )],
+        );
+    }
+    std::thread::scope(|scope| {
+        let clones: Vec<_> = (1..=4)
+            .map(|depth| {
+                let url = warmdock.url(SAMPLE);
+                scope.spawn(move || {
+                    Client::new(2)
+                        .clone(&url, "ours", &["--bare", &format!("--depth={depth}")])
+                        .ok()
+                })
+            })
+            .collect();
+        let mut asked = 0;
+        while asked < 20 || clones.iter().any(|clone| !clone.is_finished()) {
+            for target in ["/healthz", "/readyz", "/metrics"] {
+                assert_eq!(http::get(warmdock.address(), target).status, 200);
+            }
+            asked += 1;
+        }
+    });
+}
+
+#[test]
+fn the_number_of_connections_is_limited() {
+    let (upstream, _repo) = Upstream::with_sample();
+    let warmdock = builder(&upstream.file_url())
+        .set("/limits/connections", 4)
+        .set("/limits/header_timeout", "1s")
+        .start();
+    let idle: Vec<_> = (0..30).map(|_| connect(warmdock.address())).collect();
+    // They are cut off by the header timeout one after the other: whoever waits is served in the end.
+    Client::new(2)
+        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+        .ok();
+    drop(idle);
+    Client::new(2)
+        .clone(&warmdock.url(SAMPLE), "again", &["--bare"])
+        .ok();
+}
+
+/// A client that opens connections and leaves does not use anything up.
+#[test]
+fn clients_that_leave_in_the_middle() {
+    let (_upstream, repo, warmdock) = large(|config| {
+        config
+            .set("/limits/packs_per_repo", 2)
+            .set("/limits/packs_queue_per_repo", 2)
+    });
+    let want = format!("want {}", repo.id("main"));
+    for _ in 0..10 {
+        wait_for("a place for one more", || {
+            let (head, reader) = stalled(&warmdock, &[&want, "done"]);
+            drop(reader);
+            (head.status == 200).then_some(())
+        });
+    }
+    wait_for("a place for one that stays", || {
+        Client::new(2)
+            .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+            .status
+            .success()
+            .then_some(())
+    });
+}

@@ -1,0 +1,25 @@
+//! The whole service from outside: the built binary, real clients, real upstream servers.
+//!
+//! One binary, so that it links once. Every test has its own folder, upstream and service, on ports that the system
+//! chose, and a limit in time for every process that it starts: tests run side by side in any order.
+#![forbid(unsafe_code)]
+
+mod support;
+
+mod access;
+mod bad_input;
+mod bad_upstream;
+mod cargo;
+mod command_line;
+mod configuration;
+mod crash;
+mod git_clients;
+mod gix_client;
+mod limits;
+mod name;
+mod passing_through;
+mod paths;
+mod pool;
+mod reload;
+mod server;
+mod tls;

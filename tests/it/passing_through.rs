@@ -1,0 +1,197 @@
+//! Clients that come before the mirror is there: they get what a clone straight from the upstream gets.
+
+use crate::support::compare::{Objects, assert_same};
+use crate::support::{Client, Fault, Repo, SAMPLE, Upstream, warmdock};
+
+/// Clones with the first request that the service ever gets, and again when the mirror is there.
+fn cold_and_warm(protocol: u8, args: &[&str], objects: Objects) {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_http(&upstream);
+    let client = Client::new(protocol);
+    client.clone(&upstream.direct(SAMPLE), "direct", args).ok();
+    client.clone(&warmdock.url(SAMPLE), "cold", args).ok();
+    assert_same(&client, "cold", "direct", objects);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    client.clone(&warmdock.url(SAMPLE), "warm", args).ok();
+    assert_same(&client, "warm", "direct", objects);
+    warmdock.fsck_mirror(SAMPLE);
+}
+
+#[test]
+fn v0_whole() {
+    cold_and_warm(0, &["--bare"], Objects::Exactly);
+}
+
+#[test]
+fn v1_whole() {
+    cold_and_warm(1, &["--bare"], Objects::Exactly);
+}
+
+#[test]
+fn v2_whole() {
+    cold_and_warm(2, &["--bare"], Objects::Exactly);
+}
+
+#[test]
+fn v0_depth_1() {
+    cold_and_warm(0, &["--bare", "--depth=1"], Objects::Exactly);
+}
+
+#[test]
+fn v2_depth_1() {
+    cold_and_warm(2, &["--bare", "--depth=1"], Objects::Exactly);
+}
+
+#[test]
+fn v0_partial() {
+    cold_and_warm(
+        0,
+        &["--no-checkout", "--filter=blob:none"],
+        Objects::Partial,
+    );
+}
+
+#[test]
+fn v2_partial() {
+    cold_and_warm(
+        2,
+        &["--no-checkout", "--filter=blob:none"],
+        Objects::Partial,
+    );
+}
+
+/// A commit by its id, as the first thing that anybody wants of the repository.
+#[test]
+fn by_commit_id() {
+    for protocol in [0, 2] {
+        let (upstream, repo) = Upstream::with_sample();
+        let warmdock = warmdock::over_http(&upstream);
+        let client = Client::new(protocol);
+        client.git(&["init", "--quiet", "--bare", "ours"]).ok();
+        let id = repo.id("main~5");
+        client
+            .git_in(
+                "ours",
+                &["fetch", "--quiet", "--depth=1", &warmdock.url(SAMPLE), &id],
+            )
+            .ok();
+        client
+            .git_in("ours", &["cat-file", "-e", &format!("{id}^{{tree}}")])
+            .ok();
+    }
+}
+
+#[test]
+fn an_empty_repository() {
+    for protocol in [0, 1, 2] {
+        let upstream = Upstream::start();
+        Repo::init(&upstream.path(SAMPLE), &["--initial-branch=trunk"]);
+        let warmdock = warmdock::over_http(&upstream);
+        let client = Client::new(protocol);
+        client.clone(&warmdock.url(SAMPLE), "cold", &[]).ok();
+        client.clone(&warmdock.url(SAMPLE), "again", &[]).ok();
+        client
+            .clone(&format!("{}/{SAMPLE}.git", upstream.url()), "direct", &[])
+            .ok();
+        let head = |repo| client.git_in(repo, &["symbolic-ref", "HEAD"]).ok().text();
+        assert_eq!(
+            (head("cold"), head("again")),
+            (head("direct"), head("direct"))
+        );
+    }
+}
+
+/// A server from before protocol v2 can be mirrored, and is served with every version.
+#[test]
+fn an_upstream_that_only_knows_v0() {
+    let (upstream, repo) = Upstream::with_sample();
+    upstream.only_v0();
+    let warmdock = warmdock::over_http(&upstream);
+    for protocol in [0, 1, 2] {
+        let client = Client::new(protocol);
+        client
+            .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+            .ok();
+        client
+            .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+            .ok();
+        assert_same(&client, "ours", "direct", Objects::Reachable);
+    }
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    repo.force_push("feature/one");
+    let client = Client::new(2);
+    client.git(&["ls-remote", &warmdock.url(SAMPLE)]).ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    warmdock.fsck_mirror(SAMPLE);
+}
+
+#[test]
+fn a_repository_that_does_not_exist() {
+    for over_http in [false, true] {
+        let (upstream, _repo) = Upstream::with_sample();
+        let warmdock = if over_http {
+            warmdock::over_http(&upstream)
+        } else {
+            warmdock::over_files(&upstream)
+        };
+        for protocol in [0, 2] {
+            let client = Client::new(protocol);
+            let output = client
+                .clone(&warmdock.url("team/absent"), "ours", &[])
+                .failed();
+            assert!(
+                output.stderr.contains("not found"),
+                "git's own words for 404: {}",
+                output.describe()
+            );
+        }
+        assert!(!warmdock.mirror("team/absent").exists());
+    }
+}
+
+/// A first clone takes long: whoever waits for it is not cut off, and sees that something happens.
+#[test]
+fn a_slow_first_clone_is_waited_for() {
+    let (upstream, repo) = Upstream::with_sample();
+    // Shorter than the wait below: the service must not count time in which its own upstream is slow.
+    let config = warmdock::builder(&upstream.url()).set("/limits/body_idle_timeout", "1s");
+    let warmdock = config.set("/limits/header_timeout", "1s").start();
+    upstream.fail(Fault::HoldPackAfter(2000));
+    std::thread::scope(|scope| {
+        let url = warmdock.url(SAMPLE);
+        let clones: Vec<_> = [0, 2]
+            .into_iter()
+            .map(|protocol| {
+                let url = url.clone();
+                scope.spawn(move || Client::new(protocol).clone(&url, "ours", &["--bare"]).ok())
+            })
+            .collect();
+        upstream.wait_held();
+        std::thread::sleep(std::time::Duration::from_secs(4));
+        upstream.release();
+        for clone in clones {
+            clone.join().unwrap();
+        }
+    });
+    warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
+/// The client goes away in the middle: the mirror is still made, and the next client is served.
+#[test]
+fn a_client_that_leaves_early() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_http(&upstream);
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let client = Client::new(2);
+    let mut command = client.command(&["clone", "--quiet", &warmdock.url(SAMPLE), "ours"]);
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    upstream.wait_held();
+    crate::support::process::signal("TERM", &child.id().to_string());
+    child.wait().unwrap();
+    upstream.release();
+    client
+        .clone(&warmdock.url(SAMPLE), "again", &["--bare"])
+        .ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+}

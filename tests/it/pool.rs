@@ -1,0 +1,559 @@
+//! The pool of mirrors: what is fetched, when, how often, and what clients see of it.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::support::client::git_at;
+use crate::support::compare::{Objects, assert_same};
+use crate::support::http::{self, Response};
+use crate::support::pkt;
+use crate::support::warmdock::{Builder, builder, files_below, target};
+use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for, warmdock};
+
+/// The advertisement of protocol v0: never answered without knowing the references.
+fn advertisement(warmdock: &Warmdock, name: &str) -> Response {
+    http::get(
+        warmdock.address(),
+        &format!("{}/info/refs?service=git-upload-pack", target(name)),
+    )
+}
+
+/// A service over HTTP that has mirrored the sample.
+fn mirrored(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warmdock) {
+    let (upstream, repo) = Upstream::with_sample();
+    let warm = json!([format!("{HOST}/{SAMPLE}")]);
+    let warmdock = configure(builder(&upstream.url()).set("/git/warm", warm)).start();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    (upstream, repo, warmdock)
+}
+
+/// Asks for an object by its id, with protocol v2: the references are not needed for it.
+fn want(warmdock: &Warmdock, id: &str) -> Response {
+    let headers = [
+        ("Git-Protocol", "version=2"),
+        ("Content-Type", "application/x-git-upload-pack-request"),
+    ];
+    let target = format!("{}/git-upload-pack", target(SAMPLE));
+    http::request(
+        warmdock.address(),
+        "POST",
+        &target,
+        &headers,
+        &pkt::v2_clone(id),
+    )
+}
+
+#[track_caller]
+fn clone_is_whole(upstream: &Upstream, warmdock: &Warmdock, name: &str) {
+    let client = Client::new(2);
+    client.clone(&warmdock.url(name), "ours", &["--bare"]).ok();
+    client
+        .clone(&upstream.direct(name), "direct", &["--bare"])
+        .ok();
+    assert_same(&client, "ours", "direct", Objects::Reachable);
+}
+
+#[test]
+fn one_fetch_for_many_first_clones() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_http(&upstream);
+    upstream.fail(Fault::HoldPackAfter(2000));
+    std::thread::scope(|scope| {
+        let clones: Vec<_> = (0..20)
+            .map(|number| {
+                let url = warmdock.url(SAMPLE);
+                scope.spawn(move || {
+                    Client::new(number % 3)
+                        .clone(&url, "ours", &["--bare"])
+                        .ok()
+                })
+            })
+            .collect();
+        upstream.wait_held();
+        // Whoever has not asked yet asks while the first fetch is under way. Asking later does no harm to the test.
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        upstream.release();
+        for clone in clones {
+            clone.join().unwrap();
+        }
+    });
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    assert_eq!(upstream.packs_for_mirror(), 1, "{:#?}", agents(&upstream));
+    assert!(
+        upstream.packs() <= 21,
+        "at most one request passed through for each client: {:#?}",
+        agents(&upstream)
+    );
+}
+
+fn agents(upstream: &Upstream) -> Vec<String> {
+    upstream
+        .asked()
+        .into_iter()
+        .filter(|asked| asked.pack)
+        .map(|asked| asked.agent)
+        .collect()
+}
+
+#[test]
+fn many_refreshes_at_once_are_few_fetches() {
+    let (upstream, repo, warmdock) = mirrored(|builder| builder);
+    let before = upstream.packs_for_mirror();
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| assert_eq!(advertisement(&warmdock, SAMPLE).status, 200));
+        }
+    });
+    assert_eq!(
+        upstream.packs_for_mirror() - before,
+        1,
+        "the objects are new only once"
+    );
+}
+
+#[test]
+fn new_commits_are_seen_when_older_than_max_age() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder);
+    let id = repo.commit("main", &[("new.txt", b"new\n")]);
+    assert!(advertisement(&warmdock, SAMPLE).text().contains(&id));
+}
+
+#[test]
+fn within_max_age_nobody_is_asked() {
+    let (upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/max_age", "1h"));
+    let asked = upstream.asked().len();
+    let id = repo.commit("main", &[("new.txt", b"new\n")]);
+    assert!(!advertisement(&warmdock, SAMPLE).text().contains(&id));
+    clone_at(&warmdock, &repo.id("main~1"));
+    assert_eq!(upstream.asked().len(), asked);
+}
+
+/// Clones and looks for the tip.
+#[track_caller]
+fn clone_at(warmdock: &Warmdock, tip: &str) {
+    let client = Client::new(2);
+    client.clone(&warmdock.url(SAMPLE), "ours", &[]).ok();
+    assert_eq!(
+        client.git_in("ours", &["rev-parse", "HEAD"]).ok().text(),
+        tip
+    );
+}
+
+#[test]
+fn a_commit_that_is_present_is_served_without_asking() {
+    let (upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
+    upstream.fail(Fault::CutOff);
+    let response = want(&warmdock, &repo.id("main~3"));
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert!(pkt::pack_of(&response.body).starts_with(b"PACK"));
+}
+
+/// A commit that was pushed a moment ago, and is asked for by its id before any reference was looked at.
+#[test]
+fn a_commit_that_is_not_present_is_fetched_first() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/max_age", "1h"));
+    let id = repo.commit("main", &[("new.txt", b"new\n")]);
+    let client = Client::new(2);
+    client.git(&["init", "--quiet", "--bare", "ours"]).ok();
+    client
+        .git_in(
+            "ours",
+            &["fetch", "--quiet", "--depth=1", &warmdock.url(SAMPLE), &id],
+        )
+        .ok();
+}
+
+#[test]
+fn serve_stale_serves_what_is_there_and_says_so() {
+    let (upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "serve_stale"));
+    let tip = repo.id("main");
+    upstream.fail(Fault::CutOff);
+    clone_at(&warmdock, &tip);
+    warmdock.wait_log("a warning that the answer is stale", |event| {
+        event["level"] == "WARN"
+            && event.to_string().contains("stale")
+            && event.to_string().contains(SAMPLE)
+    });
+    assert!(
+        warmdock.metric(|name| name.contains("stale")) > 0.0,
+        "{}",
+        warmdock.metrics()
+    );
+    upstream.release();
+    let new = repo.commit("main", &[("new.txt", b"new\n")]);
+    wait_for("the service to follow its upstream again", || {
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains(&new)
+            .then_some(())
+    });
+}
+
+#[test]
+fn fail_says_why() {
+    let (upstream, _repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
+    upstream.fail(Fault::CutOff);
+    let response = advertisement(&warmdock, SAMPLE);
+    assert_eq!(response.status, 502);
+    assert!(
+        response.text().contains(HOST),
+        "names the upstream: {}",
+        response.text()
+    );
+    upstream.release();
+    wait_for("the service to work again", || {
+        (advertisement(&warmdock, SAMPLE).status == 200).then_some(())
+    });
+}
+
+#[test]
+fn warm_repositories_are_refreshed_by_themselves() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/refresh", "1s"));
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    repo.git(&["branch", "--delete", "--force", "feature/two"]);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
+#[test]
+fn deleted_references_disappear() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder);
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/feature/two")
+    );
+    repo.git(&["branch", "--delete", "--force", "feature/two"]);
+    repo.git(&["tag", "--delete", "v0.1"]);
+    let text = advertisement(&warmdock, SAMPLE).text();
+    assert!(
+        !text.contains("refs/heads/feature/two") && !text.contains("refs/tags/v0.1"),
+        "{text}"
+    );
+}
+
+/// A file becomes a folder of the same name: what stores references as files trips over it.
+#[test]
+fn a_branch_makes_room_for_a_folder_of_branches() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder);
+    repo.git(&["branch", "topic", "main"]);
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/topic\n")
+    );
+    repo.git(&["branch", "--delete", "--force", "topic"]);
+    repo.git(&["branch", "topic/one", "main"]);
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/topic/one\n")
+    );
+    repo.git(&["branch", "--delete", "--force", "topic/one"]);
+    repo.git(&["branch", "topic", "main~1"]);
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains("refs/heads/topic\n")
+    );
+}
+
+#[test]
+fn a_commit_from_before_a_force_push_is_still_there() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder);
+    let (old, new) = repo.force_push("main");
+    assert!(advertisement(&warmdock, SAMPLE).text().contains(&new));
+    let response = want(&warmdock, &old);
+    assert_eq!(response.status, 200);
+    assert!(pkt::pack_of(&response.body).starts_with(b"PACK"));
+}
+
+#[test]
+fn only_tips_under_the_policy_advertised() {
+    let (_upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/allow_wants", "advertised"));
+    assert!(pkt::pack_of(&want(&warmdock, &repo.id("v0.2")).body).starts_with(b"PACK"));
+    let old = repo.id("main~4");
+    let response = want(&warmdock, &old);
+    let message = pkt::errors_of(&response.body);
+    assert!(
+        message.contains("not our ref") && message.contains(&old),
+        "{} {message}",
+        response.status
+    );
+}
+
+#[test]
+fn head_follows_the_upstream() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder);
+    let client = Client::new(2);
+    let head = || {
+        client
+            .git(&["ls-remote", "--symref", &warmdock.url(SAMPLE), "HEAD"])
+            .ok()
+            .text()
+    };
+    assert!(head().contains("ref: refs/heads/main\tHEAD"));
+    repo.git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
+    assert!(
+        head().contains("ref: refs/heads/release/1.0\tHEAD"),
+        "{}",
+        head()
+    );
+    assert_eq!(
+        git_at(&warmdock.mirror(SAMPLE), &["symbolic-ref", "HEAD"], b"")
+            .ok()
+            .text(),
+        "refs/heads/release/1.0"
+    );
+}
+
+/// Stock git reads the mirror: a person can look into it, and save it.
+#[test]
+fn a_mirror_is_a_bare_repository() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| builder);
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
+    warmdock.fsck_mirror(SAMPLE);
+    let refs = git_at(
+        &warmdock.mirror(SAMPLE),
+        &[
+            "for-each-ref",
+            "--format=%(objectname) %(refname) %(*objectname)",
+        ],
+        b"",
+    );
+    assert_eq!(refs.ok().text(), repo.refs());
+    assert_eq!(
+        git_at(
+            &warmdock.mirror(SAMPLE),
+            &["rev-parse", "--is-bare-repository"],
+            b""
+        )
+        .ok()
+        .text(),
+        "true"
+    );
+}
+
+/// Small packs from many fetches are put together in the background, and nothing is lost by it.
+#[test]
+fn many_small_packs_are_consolidated() {
+    let (upstream, repo, warmdock) = mirrored(|builder| builder);
+    for number in 0..60 {
+        repo.commit("main", &[("counter.txt", format!("{number}\n").as_bytes())]);
+        assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
+    }
+    wait_for("far fewer packs than fetches", || {
+        (warmdock.packs(SAMPLE).len() < 40).then_some(())
+    });
+    warmdock.fsck_mirror(SAMPLE);
+    clone_is_whole(&upstream, &warmdock, SAMPLE);
+}
+
+#[test]
+fn restart_keeps_the_mirrors() {
+    let (upstream, repo, mut warmdock) = mirrored(|builder| builder.set("/git/warm", json!([])));
+    let tip = repo.id("main");
+    warmdock.stop();
+    upstream.fail(Fault::CutOff);
+    warmdock.start_again();
+    clone_at(&warmdock, &tip);
+}
+
+#[test]
+fn other_namespaces_by_configuration() {
+    let (upstream, repo) = Upstream::with_sample();
+    let id = repo.commit_to(
+        "refs/pull/7/head",
+        Some(&repo.id("main")),
+        &[("pull.txt", b"pull\n")],
+    );
+    let plain = warmdock::over_http(&upstream);
+    assert!(!advertisement(&plain, SAMPLE).text().contains("refs/pull"));
+    let refs = json!(["refs/heads/*", "refs/tags/*", "refs/pull/*"]);
+    let warmdock = builder(&upstream.url()).set("/git/refs", refs).start();
+    assert!(
+        advertisement(&warmdock, SAMPLE)
+            .text()
+            .contains(&format!("{id} refs/pull/7/head"))
+    );
+    let client = Client::new(2);
+    client
+        .clone(&warmdock.url(SAMPLE), "ours", &["--mirror"])
+        .ok();
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--mirror"])
+        .ok();
+    assert_same(&client, "ours", "direct", Objects::Exactly);
+}
+
+#[test]
+fn sha256_is_refused_clearly() {
+    for over_http in [false, true] {
+        let upstream = Upstream::start();
+        let repo = Repo::init(
+            &upstream.path(SAMPLE),
+            &["--initial-branch=main", "--object-format=sha256"],
+        );
+        repo.commit("main", &[("a.txt", b"a\n")]);
+        let warmdock = if over_http {
+            warmdock::over_http(&upstream)
+        } else {
+            warmdock::over_files(&upstream)
+        };
+        let output = Client::new(2)
+            .clone(&warmdock.url(SAMPLE), "ours", &[])
+            .failed();
+        let response = advertisement(&warmdock, SAMPLE);
+        assert!(response.status >= 400, "{}", response.text());
+        let text = format!("{} {}", output.stderr, response.text()).to_lowercase();
+        assert!(
+            text.contains("sha256") || text.contains("sha-256"),
+            "{text}"
+        );
+    }
+}
+
+/// First-time clones wait for each other, so that a start with a cold disk does not flood the upstream.
+#[test]
+fn first_clones_wait_in_order() {
+    let upstream = Upstream::start();
+    let (one, two) = (upstream.sample("team/one"), upstream.sample("team/two"));
+    let warm = json!([format!("{HOST}/team/one"), format!("{HOST}/team/two")]);
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", warm)
+        .set("/git/first_clones", 1)
+        .start();
+    upstream.wait_held();
+    // Long enough for a second one to begin, if it would.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(upstream.packs_for_mirror(), 1);
+    upstream.release();
+    warmdock.wait_mirrored("team/one", &one);
+    warmdock.wait_mirrored("team/two", &two);
+}
+
+fn bytes_below(folder: &Path) -> u64 {
+    files_below(folder)
+        .iter()
+        .filter_map(|path| path.metadata().ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}
+
+#[test]
+fn the_data_limit_holds_and_the_least_recently_used_goes_first() {
+    let upstream = Upstream::start();
+    let names: Vec<String> = (0..10)
+        .map(|number| format!("team/large{number}"))
+        .collect();
+    for name in &names {
+        Repo::large(&upstream.path(name), 3 << 20);
+    }
+    let limit = 20 << 20;
+    let warm = json!([format!("{HOST}/{}", names[0])]);
+    let config = builder(&upstream.file_url())
+        .set("/git/warm", warm)
+        .set("/git/max_age", "1h");
+    let warmdock = config.set("/storage/max_size", "20MiB").start();
+    warmdock.wait_mirrored(&names[0], &Repo::at(&upstream.path(&names[0])));
+    let client = Client::new(2);
+    for name in &names[1..] {
+        client.clone(&warmdock.url(name), name, &["--bare"]).ok();
+        // What the file system adds for folders is not counted by anybody.
+        assert!(
+            bytes_below(&warmdock.data()) <= limit,
+            "{} bytes after {name}",
+            bytes_below(&warmdock.data())
+        );
+    }
+    assert!(
+        warmdock.mirror(&names[0]).is_dir(),
+        "a warm repository stays"
+    );
+    assert!(
+        warmdock.mirror(&names[9]).is_dir(),
+        "the last one used stays"
+    );
+    assert!(
+        !warmdock.mirror(&names[1]).is_dir(),
+        "the one that was not used for longest is gone"
+    );
+    // It comes back when somebody asks.
+    client
+        .clone(&warmdock.url(&names[1]), "again", &["--bare"])
+        .ok();
+    client
+        .clone(&warmdock.url(&names[0]), "warm", &["--bare"])
+        .ok();
+}
+
+#[test]
+fn a_repository_that_can_never_fit_is_refused() {
+    let upstream = Upstream::start();
+    Repo::large(&upstream.path("team/large"), 6 << 20);
+    let small = upstream.sample(SAMPLE);
+    let warmdock = builder(&upstream.file_url())
+        .set("/storage/max_size", "4MiB")
+        .start();
+    warmdock_refuses(&warmdock, "team/large");
+    assert!(bytes_below(&warmdock.data()) <= 4 << 20);
+    // The others are served as before.
+    assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
+    warmdock.wait_mirrored(SAMPLE, &small);
+    clone_is_whole(&upstream, &warmdock, SAMPLE);
+}
+
+#[track_caller]
+fn warmdock_refuses(warmdock: &Warmdock, name: &str) {
+    let output = Client::new(2)
+        .clone(&warmdock.url(name), "ours", &["--bare"])
+        .failed();
+    assert!(
+        output.stderr.contains("507") || output.stderr.contains("max_size"),
+        "{}",
+        output.describe()
+    );
+}
+
+/// Patterns of the upstream: what is not listed is as missing as what is not there.
+#[test]
+fn repositories_outside_the_patterns_are_missing() {
+    let (upstream, _repo) = Upstream::with_sample();
+    upstream.sample("other/sample");
+    let config = builder(&upstream.url()).set("/git/upstreams/0/repos", json!(["team/*"]));
+    let warmdock = config.start();
+    assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
+    let asked = upstream.asked().len();
+    let (outside, absent) = (
+        advertisement(&warmdock, "other/sample"),
+        advertisement(&warmdock, "other/absent"),
+    );
+    assert_eq!((outside.status, absent.status), (404, 404));
+    assert_eq!(
+        upstream.asked().len(),
+        asked,
+        "the upstream is not asked for what the operator does not allow"
+    );
+}
+
+#[test]
+fn a_name_with_and_without_dot_git_is_one_mirror() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_http(&upstream);
+    let client = Client::new(2);
+    let url = warmdock.url(SAMPLE);
+    client.clone(&url, "with", &["--bare"]).ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    client
+        .clone(url.strip_suffix(".git").unwrap(), "without", &["--bare"])
+        .ok();
+    assert_same(&client, "without", "with", Objects::Reachable);
+    assert_eq!(upstream.packs_for_mirror(), 1);
+}

@@ -1,0 +1,46 @@
+//! What the tests stand on: upstreams, repositories, clients, and the service as a child process.
+
+pub mod cgi;
+pub mod client;
+pub mod compare;
+pub mod http;
+pub mod pkt;
+pub mod process;
+pub mod repo;
+pub mod upstream;
+pub mod warmdock;
+
+pub use client::Client;
+pub use repo::Repo;
+pub use upstream::{Fault, Upstream};
+pub use warmdock::Warmdock;
+
+use std::time::{Duration, Instant};
+
+/// The host under which the test's upstream is configured. Reserved by RFC 2606: never resolves.
+pub const HOST: &str = "git.example.test";
+
+/// The name of the sample repository below [`HOST`].
+pub const SAMPLE: &str = "team/sample";
+
+/// How long to wait for something that should be there in a moment. No test measures time: this only ends a hang.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks `probe` until it gives a value.
+///
+/// # Panics
+/// After [`PATIENCE`], naming `what`.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(value) = probe() {
+            return value;
+        }
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "waited {PATIENCE:?} in vain for: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

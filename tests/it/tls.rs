@@ -1,0 +1,243 @@
+//! TLS from files: HTTP/1.1 and HTTP/2 by ALPN, certificates that are exchanged while the service runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::process::{self, Output};
+use crate::support::warmdock::{builder, target};
+use crate::support::{Client, SAMPLE, Upstream, Warmdock, wait_for};
+
+/// A certificate for this machine that it signed itself.
+struct Certificate {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+fn openssl(args: &[&str]) -> Output {
+    let mut command = Command::new("openssl");
+    command.args(args);
+    process::run(command, b"", Duration::from_secs(30))
+}
+
+fn make(folder: &Path, name: &str) -> Certificate {
+    let (cert, key) = (
+        folder.join(format!("{name}.crt")),
+        folder.join(format!("{name}.key")),
+    );
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        &format!("/CN={name}"),
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+        "-keyout",
+        key.to_str().unwrap(),
+        "-out",
+        cert.to_str().unwrap(),
+    ])
+    .ok();
+    Certificate { cert, key }
+}
+
+impl Certificate {
+    /// Puts this one's files in the place of another's.
+    fn replace(&self, other: &Certificate) {
+        for (new, old) in [(&self.cert, &other.cert), (&self.key, &other.key)] {
+            let beside = old.with_extension("new");
+            std::fs::copy(new, &beside).unwrap();
+            std::fs::rename(beside, old).unwrap();
+        }
+    }
+}
+
+fn setup() -> (tempfile::TempDir, Certificate, Upstream, Warmdock) {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = make(folder.path(), "first");
+    let (upstream, _repo) = Upstream::with_sample();
+    let tls = json!({ "cert": certificate.cert, "key": certificate.key });
+    let warmdock = builder(&upstream.file_url())
+        .set("/listen/tls", tls)
+        .start();
+    (folder, certificate, upstream, warmdock)
+}
+
+fn url(warmdock: &Warmdock) -> String {
+    format!("https://{}{}", warmdock.address(), target(SAMPLE))
+}
+
+fn curl(warmdock: &Warmdock, cert: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new("curl");
+    command
+        .args(["--silent", "--show-error", "--max-time", "20", "--cacert"])
+        .arg(cert)
+        .args(args);
+    command.arg(format!("https://{}/healthz", warmdock.address()));
+    process::run(command, b"", Duration::from_secs(30))
+}
+
+/// Whether a client that trusts only this certificate is served.
+fn shows(warmdock: &Warmdock, certificate: &Certificate) -> bool {
+    curl(warmdock, &certificate.cert, &[]).status.success()
+}
+
+#[test]
+fn git_clones_over_tls() {
+    let (_folder, certificate, _upstream, warmdock) = setup();
+    for protocol in [0, 2] {
+        let client = Client::new(protocol);
+        client
+            .git(&[
+                "config",
+                "--global",
+                "http.sslCAInfo",
+                certificate.cert.to_str().unwrap(),
+            ])
+            .ok();
+        client.clone(&url(&warmdock), "ours", &[]).ok();
+        client.git_in("ours", &["fsck", "--strict"]).ok();
+    }
+    // Who does not know the certificate is not served.
+    Client::new(2).clone(&url(&warmdock), "ours", &[]).failed();
+}
+
+#[test]
+fn http_2_and_1_by_alpn() {
+    let (_folder, certificate, _upstream, warmdock) = setup();
+    for (option, version) in [("--http2", "2"), ("--http1.1", "1.1"), ("--no-alpn", "1.1")] {
+        let args = [
+            option,
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_version} %{http_code}",
+        ];
+        assert_eq!(
+            curl(&warmdock, &certificate.cert, &args).ok().text(),
+            format!("{version} 200")
+        );
+    }
+}
+
+#[test]
+fn old_versions_of_tls_are_refused() {
+    let (_folder, certificate, _upstream, warmdock) = setup();
+    for versions in [
+        ["--tlsv1.2", "--tls-max", "1.2"],
+        ["--tlsv1.3", "--tls-max", "1.3"],
+    ] {
+        curl(&warmdock, &certificate.cert, &versions).ok();
+    }
+    let old = [
+        "--tlsv1.0",
+        "--tls-max",
+        "1.1",
+        "--ciphers",
+        "DEFAULT@SECLEVEL=0",
+    ];
+    curl(&warmdock, &certificate.cert, &old).failed();
+}
+
+#[test]
+fn a_new_certificate_is_taken_while_running() {
+    let (folder, certificate, _upstream, warmdock) = setup();
+    let second = make(folder.path(), "second");
+    let first_cert = folder.path().join("kept.crt");
+    std::fs::copy(&certificate.cert, &first_cert).unwrap();
+    second.replace(&certificate);
+    wait_for("the new certificate", || {
+        shows(&warmdock, &second).then_some(())
+    });
+    curl(&warmdock, &first_cert, &[]).failed();
+}
+
+#[test]
+fn a_bad_new_certificate_keeps_the_old_one() {
+    let (folder, certificate, _upstream, warmdock) = setup();
+    let kept = Certificate {
+        cert: folder.path().join("kept.crt"),
+        key: folder.path().join("kept.key"),
+    };
+    std::fs::copy(&certificate.cert, &kept.cert).unwrap();
+    std::fs::copy(&certificate.key, &kept.key).unwrap();
+    let other = make(folder.path(), "other");
+    // A key that does not belong to the certificate, and no certificate at all.
+    std::fs::copy(&other.key, &certificate.key).unwrap();
+    warmdock.signal("HUP");
+    warmdock.wait_log("a complaint about the key", |event| {
+        matches!(event["level"].as_str(), Some("ERROR" | "WARN"))
+            && event.to_string().contains("tls")
+    });
+    assert!(shows(&warmdock, &kept));
+    std::fs::write(&certificate.cert, "no certificate").unwrap();
+    warmdock.signal("HUP");
+    assert!(shows(&warmdock, &kept));
+    // The next good one is taken.
+    other.replace(&certificate);
+    wait_for("the good certificate", || {
+        shows(&warmdock, &other).then_some(())
+    });
+}
+
+/// Clients that never finish the handshake do not hold up those who do.
+#[test]
+fn slow_handshakes_hold_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = make(folder.path(), "first");
+    let (upstream, _repo) = Upstream::with_sample();
+    let tls = json!({ "cert": certificate.cert, "key": certificate.key });
+    let config = builder(&upstream.file_url()).set("/listen/tls", tls);
+    let warmdock = config.set("/limits/tls_handshake_timeout", "500ms").start();
+    let mut silent: Vec<_> = (0..50)
+        .map(|_| crate::support::http::connect(warmdock.address()))
+        .collect();
+    assert!(shows(&warmdock, &certificate));
+    for stream in &mut silent {
+        let mut answer = Vec::new();
+        if let Err(error) = std::io::Read::read_to_end(stream, &mut answer) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+        }
+    }
+    assert!(shows(&warmdock, &certificate));
+}
+
+/// The upstream's certificate is checked, with the roots that `SSL_CERT_FILE` names.
+#[test]
+fn an_upstream_over_tls_is_checked() {
+    let (_folder, certificate, upstream, first) = setup();
+    // One service is the upstream of the other.
+    let over = format!("https://{}/git/{}", first.address(), crate::support::HOST);
+    let trusting = builder(&over)
+        .environment("SSL_CERT_FILE", certificate.cert.to_str().unwrap())
+        .start();
+    let client = Client::new(2);
+    client
+        .clone(&trusting.url(SAMPLE), "ours", &["--bare"])
+        .ok();
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+        .ok();
+    crate::support::compare::assert_same(
+        &client,
+        "ours",
+        "direct",
+        crate::support::compare::Objects::Reachable,
+    );
+    let distrusting = builder(&over).start();
+    let output = Client::new(2)
+        .clone(&distrusting.url(SAMPLE), "ours", &["--bare"])
+        .failed();
+    assert!(output.stderr.contains("502"), "{}", output.describe());
+}

@@ -183,3 +183,182 @@ fn token(value: &[u8]) -> Option<Vec<u8>> {
     // SECURITY: an empty token is never right, whatever a token file holds.
     (!token.is_empty()).then_some(token)
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+
+    use super::*;
+    use crate::config::environment::Environment;
+    use crate::config::secret::Secret;
+    use crate::config::{self, Token};
+
+    fn config(anonymous: Anonymous, tokens: &[(&str, &str, &[&str])]) -> Arc<Config> {
+        let mut config = Config::parse("{}", &Environment::default()).expect("the default");
+        let tokens = tokens.iter().map(|(name, secret, repos)| Token {
+            name: (*name).into(),
+            token_file: "/run/secrets/token".into(),
+            secret: Secret::new(secret.as_bytes()),
+            repos: Patterns::new(repos.iter().map(|text| (*text).into()).collect())
+                .expect("patterns"),
+        });
+        config.access = config::Access {
+            anonymous,
+            tokens: tokens.collect(),
+        };
+        Arc::new(config)
+    }
+
+    fn access(anonymous: Anonymous) -> Access {
+        let tokens: &[(&str, &str, &[&str])] = &[
+            ("all", "s3cret", &[]),
+            ("ci", "t:ok en", &["github.com/my-org/*", "git.corp/**"]),
+            ("last", "zzz", &["git.corp/only/this"]),
+        ];
+        Access::new(watch::channel(config(anonymous, tokens)).1)
+    }
+
+    fn headers(values: &[String]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(
+                AUTHORIZATION,
+                HeaderValue::from_str(value).expect("a header"),
+            );
+        }
+        headers
+    }
+
+    fn basic(pair: &str) -> String {
+        format!("Basic {}", STANDARD.encode(pair))
+    }
+
+    /// The name of whoever is let in; `None` is 401.
+    fn name(access: &Access, values: &[String]) -> Option<String> {
+        match access.principal(&headers(values)) {
+            Ok(principal) => Some(principal.name().unwrap_or("anonymous").to_owned()),
+            Err(Error::Unauthorized) => None,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn tokens_are_taken_in_every_usual_form_and_nothing_else() {
+        let access = access(Anonymous::Read);
+        let good = [
+            ("Bearer s3cret".into(), "all"),
+            ("bearer  s3cret ".into(), "all"),
+            ("Bearer zzz".into(), "last"),
+            (basic("x-access-token:s3cret"), "all"),
+            (basic("anybody:s3cret"), "all"),
+            (basic(":s3cret"), "all"),
+            (basic("s3cret:"), "all"),
+            (basic("s3cret:x-oauth-basic"), "all"),
+            (basic("user:t:ok en"), "ci"),
+            (
+                format!("BASIC {}", STANDARD_NO_PAD.encode("u:s3cret")),
+                "all",
+            ),
+        ];
+        for (value, expected) in good {
+            assert_eq!(
+                name(&access, std::slice::from_ref(&value)).as_deref(),
+                Some(expected),
+                "{value}"
+            );
+        }
+        let bad = [
+            "Bearer wrong".into(),
+            "Bearer s3cre".into(),
+            "Bearer s3cret2".into(),
+            "Bearer S3cret".into(),
+            "Bearer ".into(),
+            "Bearer".into(),
+            "s3cret".into(),
+            "Digest s3cret".into(),
+            "Basic".into(),
+            "Basic !!!".into(),
+            "Basic s3cret".into(),
+            String::new(),
+            basic("s3cret"),
+            basic(":"),
+            basic("s3cret:wrong"),
+            basic("wrong:x-oauth-basic"),
+        ];
+        for value in bad {
+            assert_eq!(name(&access, std::slice::from_ref(&value)), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn two_sets_of_credentials_are_refused() {
+        let both = ["Bearer s3cret".to_owned(), "Bearer s3cret".to_owned()];
+        assert_eq!(name(&access(Anonymous::Read), &both), None);
+    }
+
+    #[test]
+    fn anonymous_users_are_let_in_by_configuration() {
+        assert_eq!(
+            name(&access(Anonymous::Read), &[]).as_deref(),
+            Some("anonymous")
+        );
+        assert_eq!(name(&access(Anonymous::None), &[]), None);
+        assert_eq!(
+            name(&access(Anonymous::None), &["Bearer zzz".into()]).as_deref(),
+            Some("last")
+        );
+    }
+
+    #[test]
+    fn an_empty_token_lets_nobody_in() {
+        let access = Access::new(watch::channel(config(Anonymous::None, &[("empty", "", &[])])).1);
+        for value in ["Bearer ".into(), basic(":"), basic(":x-oauth-basic")] {
+            assert_eq!(name(&access, std::slice::from_ref(&value)), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn who_may_read_what() {
+        let access = access(Anonymous::Read);
+        let repos = [
+            "github.com/my-org/a",
+            "github.com/other/a",
+            "git.corp/deep/er/b",
+            "git.corp/only/this",
+        ];
+        let table = [
+            ("", [true, true, true, true]),
+            ("Bearer s3cret", [true, true, true, true]),
+            ("Bearer t:ok en", [true, false, true, true]),
+            ("Bearer zzz", [false, false, false, true]),
+        ];
+        for (value, expected) in table {
+            let values = if value.is_empty() {
+                vec![]
+            } else {
+                vec![value.to_owned()]
+            };
+            let principal = access.principal(&headers(&values)).expect("let in");
+            let may = repos.map(|repo| principal.may_read(&RepoName::parse(repo).expect("a name")));
+            assert_eq!(may, expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_reload_holds_for_the_next_request() {
+        let (sender, receiver) = watch::channel(config(Anonymous::Read, &[("old", "one", &[])]));
+        let access = Access::new(receiver);
+        assert_eq!(
+            name(&access, &["Bearer one".into()]).as_deref(),
+            Some("old")
+        );
+        sender.send_replace(config(Anonymous::None, &[("new", "two", &[])]));
+        assert_eq!(name(&access, &["Bearer one".into()]), None);
+        assert_eq!(
+            name(&access, &["Bearer two".into()]).as_deref(),
+            Some("new")
+        );
+        assert_eq!(name(&access, &[]), None);
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -136,6 +138,8 @@ impl IntoResponse for Error {
                 HeaderValue::from_static("text/plain; charset=utf-8"),
             ),
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            // SECURITY: a sentence may quote what the client sent.
+            (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         ];
         let mut response = (self.status(), headers, format!("{self}\n")).into_response();
         if let Some((name, value)) = self.header() {
@@ -201,6 +205,7 @@ mod tests {
                 "text/plain; charset=utf-8"
             );
             assert_eq!(response.headers()[CACHE_CONTROL], "no-store");
+            assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
             assert_eq!(
                 response.headers().contains_key(WWW_AUTHENTICATE),
                 status == 401

@@ -18,12 +18,12 @@ use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
 use crate::git::upload_pack::plan::AnswerKey;
-use crate::git::upload_pack::sideband::Framed;
+use crate::git::upload_pack::sideband::{Framed, LARGE_PACKET};
 use crate::storage::{Evict, Part, Reservation, Storage};
 
-/// What is read, checked and sent in one go. Large enough that a switch of threads does not count, small enough for
-/// hundreds of clients.
-const BLOCK: usize = 256 << 10;
+/// What is read, checked and sent in one go: whole packets, so that others can be put between. Large enough that a
+/// switch of threads does not count, small enough for hundreds of clients.
+pub const BLOCK: usize = 4 * LARGE_PACKET;
 
 /// More answers than this are not kept, however small they are.
 const MOST_ANSWERS: usize = 20_000;
@@ -56,7 +56,15 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 struct State {
     bytes: u64,
-    end: Option<Result<PackStats, Arc<str>>>,
+    end: Option<Result<PackStats, Failed>>,
+}
+
+/// Why an answer was not finished.
+#[derive(Clone, Debug)]
+enum Failed {
+    /// There is no room to keep it.
+    Full,
+    Other(Arc<str>),
 }
 
 /// What asking for an answer gives.
@@ -216,6 +224,9 @@ impl Drop for Answer {
 /// Why an answer cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
+    /// Equal bytes can be made and sent without being kept.
+    #[error("there is no room to keep the answer")]
+    Full,
     #[error("{0}")]
     Making(Arc<str>),
     #[error("a kept answer is damaged on disk, please try again")]
@@ -265,8 +276,10 @@ impl AnswerReader {
             .await
             .map_err(|_| AnswerError::Making("the pack's writer went away".into()))?
             .clone();
-        if let Some(Err(error)) = state.end {
-            return Err(AnswerError::Making(error));
+        match state.end {
+            Some(Err(Failed::Full)) => return Err(AnswerError::Full),
+            Some(Err(Failed::Other(error))) => return Err(AnswerError::Making(error)),
+            _ => {}
         }
         if start >= state.bytes {
             return Ok(None);
@@ -317,6 +330,15 @@ impl Answer {
     }
 }
 
+impl Failed {
+    fn of(error: &ObjectError) -> Self {
+        match error {
+            ObjectError::Io(error) if error.kind() == io::ErrorKind::StorageFull => Self::Full,
+            other => Self::Other(other.to_string().into()),
+        }
+    }
+}
+
 /// Writes an answer. Dropped without [`AnswerWriter::run`], readers get an error.
 pub struct AnswerWriter {
     answers: Arc<Answers>,
@@ -351,18 +373,12 @@ impl AnswerWriter {
             framed.finish()?.send()?;
             Ok(stats)
         })();
-        self.end(
-            &answer,
-            result
-                .as_ref()
-                .map_err(|error: &ObjectError| error.to_string().into())
-                .copied(),
-        );
+        self.end(&answer, result.as_ref().copied().map_err(Failed::of));
         self.answer = None;
         result
     }
 
-    fn end(&self, answer: &Arc<Answer>, result: Result<PackStats, Arc<str>>) {
+    fn end(&self, answer: &Arc<Answer>, result: Result<PackStats, Failed>) {
         if result.is_err() {
             self.answers.forget(&self.id, answer);
         }
@@ -373,7 +389,7 @@ impl AnswerWriter {
 impl Drop for AnswerWriter {
     fn drop(&mut self) {
         if let Some(answer) = self.answer.take() {
-            self.end(&answer, Err("the pack was not made".into()));
+            self.end(&answer, Err(Failed::Other("the pack was not made".into())));
         }
     }
 }

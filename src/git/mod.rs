@@ -7,6 +7,7 @@ pub mod durable;
 pub mod mirror;
 pub mod name;
 pub mod objects;
+pub mod pack_stream;
 pub mod pool;
 pub mod refs;
 pub mod relay;

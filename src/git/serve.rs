@@ -1,5 +1,6 @@
 //! Sends a pack to a client: a kept answer, one that is being made, or one that has to be made first.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +9,13 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
-use crate::git::answers::{AnswerReader, AnswerWriter, Found};
+use crate::git::answers::{AnswerWriter, Found};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
+use crate::git::pack_stream::{PackStream, Source};
 use crate::git::pool::{Entry, Flight, Pool};
 use crate::git::snapshot::Snapshot;
 use crate::git::upload_pack::PackResponse;
-use crate::git::upload_pack::plan::Plan;
 use crate::git::upload_pack::request::Band;
 use crate::git::upload_pack::sideband::{self, Reframe};
 use crate::ops::metrics::{AnswerKind, Metrics, Queue};
@@ -38,7 +39,7 @@ pub struct Busy;
 
 /// A pack that will come.
 pub struct Prepared {
-    reader: AnswerReader,
+    stream: PackStream,
     kind: AnswerKind,
     band: Band,
     progress: bool,
@@ -66,6 +67,12 @@ pub fn prepare(
             .map_err(|_| Busy)
     };
     let key = plan.key();
+    let source = Source {
+        pool: Arc::clone(pool),
+        entry: Arc::clone(entry),
+        snapshot: Arc::clone(snapshot),
+        plan: Arc::new(plan),
+    };
     let early = if pool.answers().has(&entry.name, key) {
         None
     } else {
@@ -83,14 +90,7 @@ pub fn prepare(
             if whole {
                 pool.answers().supersede_whole(&entry.name, key);
             }
-            pool.spawn(make(
-                Arc::clone(pool),
-                Arc::clone(entry),
-                Arc::clone(snapshot),
-                plan,
-                writer,
-                place,
-            ));
+            pool.spawn(make(source.clone(), writer, place));
             (
                 reader,
                 if whole {
@@ -102,21 +102,20 @@ pub fn prepare(
         }
     };
     Ok(Prepared {
-        reader,
+        stream: PackStream::new(source, reader),
         kind,
         band,
         progress,
     })
 }
 
-async fn make(
-    pool: Arc<Pool>,
-    entry: Arc<Entry>,
-    snapshot: Arc<Snapshot>,
-    plan: Plan,
-    writer: AnswerWriter,
-    place: OwnedSemaphorePermit,
-) {
+async fn make(source: Source, writer: AnswerWriter, place: OwnedSemaphorePermit) {
+    let Source {
+        pool,
+        entry,
+        snapshot,
+        plan,
+    } = source;
     let queued = pool.metrics().queued(Queue::Pack);
     let turn = Arc::clone(&entry.making).acquire_owned().await;
     let thread = Arc::clone(pool.threads()).acquire_owned().await;
@@ -137,6 +136,9 @@ async fn make(
             );
         }
         Ok(Err(ObjectError::Cancelled)) => {}
+        Ok(Err(ObjectError::Io(error))) if error.kind() == ErrorKind::StorageFull => {
+            tracing::warn!(repo = %entry.name, %error, "an answer is sent without being kept");
+        }
         Ok(Err(error)) => {
             tracing::warn!(repo = %entry.name, %error, "a pack was not made");
             pool.report(&entry, &snapshot, &error).await;
@@ -158,13 +160,13 @@ pub fn send(head: Vec<u8>, prepared: Prepared, name: RepoName, metrics: Arc<Metr
 
 async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics: &Metrics) {
     let Prepared {
-        mut reader,
+        mut stream,
         kind,
         band,
         progress,
     } = prepared;
     if progress {
-        let what = match reader.stats() {
+        let what = match stream.stats() {
             Some(stats) => format!(
                 "warm: {} objects, {}\n",
                 stats.objects,
@@ -181,7 +183,7 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
     let mut reframe = Reframe::to(band);
     let mut sent = 0;
     loop {
-        let chunk = match timeout(KEEPALIVE, reader.next()).await {
+        let chunk = match timeout(KEEPALIVE, stream.next()).await {
             // Also tells us whether the client is still there.
             Err(_) => Bytes::from(sideband::keepalive(band)),
             Ok(Ok(Some(block))) if reframe.is_identity() => block,

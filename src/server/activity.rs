@@ -151,13 +151,16 @@ impl Activity {
 
     /// Returns when the connection is not worth keeping any more.
     pub async fn expired(&self) -> Expired {
+        let shortest = self.times.header.min(self.times.idle).min(self.times.stall);
         loop {
             let (deadline, why) = self.deadline();
-            if deadline <= Instant::now() {
+            let now = Instant::now();
+            if deadline <= now {
                 return why;
             }
-            // Deadlines move: whatever happens until then is seen when this one is over.
-            sleep_until(deadline).await;
+            // A head or a stall may begin in the meantime, with an earlier deadline: nobody wakes us for it, so that
+            // reads and writes cost next to nothing.
+            sleep_until(deadline.min(now + shortest)).await;
         }
     }
 
@@ -303,6 +306,24 @@ mod tests {
             assert_eq!(within(&activity, 1).await, None);
         }
         assert_eq!(within(&activity, 2).await, Some(Expired::SlowHead));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_begins_later_is_seen_while_an_earlier_one_is_awaited() {
+        let activity = connection();
+        drop(activity.request(false));
+        let began = Instant::now();
+        let waiting = tokio::spawn({
+            let activity = activity.clone();
+            async move { activity.expired().await }
+        });
+        sleep(SECOND * 20).await;
+        activity.received();
+        assert_eq!(waiting.await.expect("no panic"), Expired::SlowHead);
+        assert!(
+            began.elapsed() <= SECOND * 40,
+            "in paused time, which is exact"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -54,6 +55,8 @@ const HTTP2_WINDOW: u32 = 1 << 20;
 const HTTP2_SEND_BUFFER: usize = 512 << 10;
 /// Git opens one stream at a time, browsers some.
 const HTTP2_STREAMS: u32 = 100;
+/// Finds clients that are gone without having said so, while we are the ones who wait.
+const HTTP2_PING: Duration = Duration::from_secs(30);
 /// The head of a request: nothing that we serve needs more, and hyper's 400 KiB for each of a thousand clients is much.
 const HEAD_SIZE: usize = 32 << 10;
 
@@ -151,8 +154,8 @@ fn builder(times: Times) -> Builder<TokioExecutor> {
         .max_send_buf_size(HTTP2_SEND_BUFFER)
         .max_concurrent_streams(HTTP2_STREAMS)
         .max_header_list_size(HEAD_SIZE as u32)
-        .keep_alive_interval(times.body_idle)
-        .keep_alive_timeout(times.body_idle);
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING);
     builder
 }
 

@@ -89,3 +89,8 @@ pub async fn run(
     pool.shutdown().await;
     Ok(())
 }
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

@@ -27,7 +27,7 @@ pub(super) struct Surroundings<'a> {
     /// An empty folder for this fetch.
     pub scratch: &'a Path,
     pub keep_unreachable: Duration,
-    pub stop: &'a AtomicBool,
+    pub stop: &'a Arc<AtomicBool>,
 }
 
 /// Fetches the repository of `entry`, whose mirror is `before`, if there is one. The snapshot that is returned is

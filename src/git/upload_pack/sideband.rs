@@ -7,6 +7,8 @@ use super::request::Band;
 
 /// Pack bytes in one packet of `side-band-64k`: 65,520 with length and band.
 pub const LARGE_PAYLOAD: usize = 65_515;
+/// A full packet of `side-band-64k`.
+pub const LARGE_PACKET: usize = LARGE_PAYLOAD + HEAD;
 /// Pack bytes in one packet of `side-band`: 1,000 with length and band.
 const SMALL_PAYLOAD: usize = 995;
 

@@ -2,7 +2,8 @@
 //! passed through while a first clone is under way.
 
 use std::io::BufRead;
-use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -133,9 +134,10 @@ impl HttpUpstream {
             tokio::runtime::Handle::current(),
             self.headers.clone(),
             self.idle,
+            Arc::clone(job.stop),
         );
-        let failure = std::sync::Arc::clone(&http.failure);
-        let stop = job.stop;
+        let failure = Arc::clone(&http.failure);
+        let stop = Arc::clone(job.stop);
         self.fetch_over(http, path, namespaces, job)
             .map_err(|error| {
                 let seen = failure
@@ -143,16 +145,12 @@ impl HttpUpstream {
                     .unwrap_or_else(PoisonError::into_inner)
                     .clone();
                 match (error, seen) {
-                    (_, Some(Failure::Status(status))) => self.refusal(status),
-                    (UpstreamError::Failed(_), Some(Failure::Transport(what))) => {
-                        UpstreamError::Failed(format!("{}: {what}", self.name()))
-                    }
-                    (UpstreamError::Failed(_), None)
-                        if stop.load(std::sync::atomic::Ordering::Relaxed) =>
-                    {
+                    (UpstreamError::Failed(_), _) if stop.load(Ordering::Relaxed) => {
                         UpstreamError::Stopped
                     }
-                    (UpstreamError::Failed(what), None) => {
+                    (_, Some(Failure::Status(status))) => self.refusal(status),
+                    (UpstreamError::Failed(_), Some(Failure::Transport(what)))
+                    | (UpstreamError::Failed(what), None) => {
                         UpstreamError::Failed(format!("{}: {what}", self.name()))
                     }
                     (other, _) => other,

@@ -9,6 +9,7 @@ pub mod pack;
 mod transport;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gix_hash::ObjectId;
@@ -45,7 +46,7 @@ pub struct FetchJob<'a> {
     /// Called with the upstream's references before the pack comes.
     pub on_refs: &'a dyn Fn(&Refs),
     pub progress: &'a Progress,
-    pub stop: &'a AtomicBool,
+    pub stop: &'a Arc<AtomicBool>,
     /// Grows with what is written.
     pub reservation: &'a mut Reservation,
 }

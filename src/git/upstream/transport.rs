@@ -2,6 +2,7 @@
 //! is passed through share connections, timeouts, certificates and the rule for redirects.
 
 use std::io::{self, BufRead, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ pub(super) struct Blocking {
     runtime: Handle,
     headers: reqwest::header::HeaderMap,
     idle: Duration,
+    stop: Arc<AtomicBool>,
     /// Where the last GET ended up, without what was asked below it.
     redirected: Option<String>,
     /// The first thing that went wrong, in our own words.
@@ -36,12 +38,14 @@ impl Blocking {
         runtime: Handle,
         headers: reqwest::header::HeaderMap,
         idle: Duration,
+        stop: Arc<AtomicBool>,
     ) -> Self {
         Self {
             client,
             runtime,
             headers,
             idle,
+            stop,
             redirected: None,
             failure: Arc::default(),
         }
@@ -73,6 +77,7 @@ impl Blocking {
             chunk: Bytes::new(),
             runtime: self.runtime.clone(),
             idle: self.idle,
+            stop: Arc::clone(&self.stop),
             failure: Arc::clone(&self.failure),
         }))
     }
@@ -140,6 +145,15 @@ impl Http for Blocking {
     }
 }
 
+enum Waited<T> {
+    Done(T),
+    Silence,
+    Stopped,
+}
+
+/// How long a stop may go unnoticed by a fetch that waits.
+const LOOK_FOR_STOP: Duration = Duration::from_millis(200);
+
 /// One request and its response. It is sent when its response is first looked at, and by then its body is whole.
 struct Exchange {
     request: Option<reqwest::RequestBuilder>,
@@ -148,6 +162,7 @@ struct Exchange {
     chunk: Bytes,
     runtime: Handle,
     idle: Duration,
+    stop: Arc<AtomicBool>,
     failure: Arc<Mutex<Option<Failure>>>,
 }
 
@@ -159,19 +174,13 @@ impl Exchange {
         if !self.body.is_empty() {
             request = request.body(std::mem::take(&mut self.body));
         }
-        let idle = self.idle;
-        let response = self
-            .runtime
-            .block_on(async { tokio::time::timeout(idle, request.send()).await });
-        let response = match response {
-            Err(_) => {
-                return Err(self.failed(format!(
-                    "it did not answer for {}",
-                    humantime::format_duration(idle)
-                )));
+        let response = match self.wait(request.send()) {
+            Waited::Silence => {
+                return Err(self.failed(format!("it did not answer for {}", self.idle())));
             }
-            Ok(Err(error)) => return Err(self.failed(describe(&error))),
-            Ok(Ok(response)) => response,
+            Waited::Stopped => return Err(self.failed("the service is stopping".to_owned())),
+            Waited::Done(Err(error)) => return Err(self.failed(describe(&error))),
+            Waited::Done(Ok(response)) => response,
         };
         if !response.status().is_success() {
             *lock(&self.failure) = Some(Failure::Status(response.status()));
@@ -184,26 +193,43 @@ impl Exchange {
     fn fill(&mut self) -> io::Result<&[u8]> {
         self.send()?;
         while self.chunk.is_empty() {
-            let Some(response) = self.response.as_mut() else {
+            let Some(mut response) = self.response.take() else {
                 break;
             };
-            let idle = self.idle;
-            let next = self
-                .runtime
-                .block_on(async { tokio::time::timeout(idle, response.chunk()).await });
-            match next {
-                Err(_) => {
-                    return Err(self.failed(format!(
-                        "it sent nothing for {}",
-                        humantime::format_duration(idle)
-                    )));
+            match self.wait(response.chunk()) {
+                Waited::Silence => {
+                    return Err(self.failed(format!("it sent nothing for {}", self.idle())));
                 }
-                Ok(Err(error)) => return Err(self.failed(describe(&error))),
-                Ok(Ok(Some(chunk))) => self.chunk = chunk,
-                Ok(Ok(None)) => self.response = None,
+                Waited::Stopped => return Err(self.failed("the service is stopping".to_owned())),
+                Waited::Done(Err(error)) => return Err(self.failed(describe(&error))),
+                Waited::Done(Ok(Some(chunk))) => {
+                    self.chunk = chunk;
+                    self.response = Some(response);
+                }
+                Waited::Done(Ok(None)) => {}
             }
         }
         Ok(&self.chunk)
+    }
+
+    /// Blocks until `work` is done, the upstream was silent for too long, or the service stops.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> Waited<T> {
+        let stopped = async {
+            while !self.stop.load(Ordering::Relaxed) {
+                tokio::time::sleep(LOOK_FOR_STOP).await;
+            }
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                done = work => Waited::Done(done),
+                () = tokio::time::sleep(self.idle) => Waited::Silence,
+                () = stopped => Waited::Stopped,
+            }
+        })
+    }
+
+    fn idle(&self) -> humantime::FormattedDuration {
+        humantime::format_duration(self.idle)
     }
 
     fn failed(&mut self, what: String) -> io::Error {

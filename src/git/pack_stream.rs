@@ -1,0 +1,174 @@
+//! The bytes of one pack for one client: from a kept answer, or, where there is no room to keep it, made for this
+//! client alone.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::git::answers::{AnswerError, AnswerReader, BLOCK};
+use crate::git::objects::ObjectError;
+use crate::git::objects::writer::PackStats;
+use crate::git::pool::{Entry, Pool};
+use crate::git::snapshot::Snapshot;
+use crate::git::upload_pack::plan::Plan;
+use crate::git::upload_pack::sideband::Framed;
+
+/// What a pack is made from. Making it twice gives equal bytes: one thread writes it, in the order of the packs.
+#[derive(Clone)]
+pub struct Source {
+    pub pool: Arc<Pool>,
+    pub entry: Arc<Entry>,
+    pub snapshot: Arc<Snapshot>,
+    pub plan: Arc<Plan>,
+}
+
+/// A pack in packets of `side-band-64k`. Chunks end where packets end.
+pub struct PackStream {
+    source: Source,
+    from: From,
+    /// Bytes that were handed out.
+    sent: u64,
+}
+
+enum From {
+    Kept(AnswerReader),
+    Direct(Direct),
+}
+
+struct Direct {
+    blocks: mpsc::Receiver<Bytes>,
+    maker: JoinHandle<Result<(), ObjectError>>,
+}
+
+/// Blocks that are made ahead of a slow client.
+const AHEAD: usize = 2;
+
+impl PackStream {
+    pub fn new(source: Source, reader: AnswerReader) -> Self {
+        Self {
+            source,
+            from: From::Kept(reader),
+            sent: 0,
+        }
+    }
+
+    /// What the pack came to, where that is known already.
+    pub fn stats(&self) -> Option<PackStats> {
+        match &self.from {
+            From::Kept(reader) => reader.stats(),
+            From::Direct(_) => None,
+        }
+    }
+
+    /// The next bytes, or `None` at the end. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`AnswerError`], after which nothing more comes.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, AnswerError> {
+        if let From::Kept(reader) = &mut self.from {
+            match reader.next().await {
+                Err(AnswerError::Full) => {
+                    self.from = From::Direct(Direct::make(self.source.clone(), self.sent))
+                }
+                other => return self.count(other),
+            }
+        }
+        let From::Direct(direct) = &mut self.from else {
+            return Ok(None);
+        };
+        if let Some(block) = direct.blocks.recv().await {
+            return self.count(Ok(Some(block)));
+        }
+        match (&mut direct.maker).await {
+            Ok(Ok(())) => Ok(None),
+            Ok(Err(error)) => {
+                let Source {
+                    pool,
+                    entry,
+                    snapshot,
+                    ..
+                } = &self.source;
+                pool.report(entry, snapshot, &error).await;
+                Err(AnswerError::Making(error.to_string().into()))
+            }
+            Err(panic) => Err(AnswerError::Making(panic.to_string().into())),
+        }
+    }
+
+    fn count(
+        &mut self,
+        next: Result<Option<Bytes>, AnswerError>,
+    ) -> Result<Option<Bytes>, AnswerError> {
+        self.sent += next.as_ref().map_or(0, |block| {
+            block.as_ref().map_or(0, |block| block.len() as u64)
+        });
+        next
+    }
+}
+
+impl Direct {
+    /// Makes the pack once more and leaves out the first `skip` bytes, which the client has.
+    fn make(source: Source, skip: u64) -> Self {
+        let (sender, blocks) = mpsc::channel(AHEAD);
+        let maker = tokio::spawn(async move {
+            let thread = Arc::clone(source.pool.threads()).acquire_owned().await;
+            let made = tokio::task::spawn_blocking(move || {
+                let _thread = thread;
+                let closed = sender.clone();
+                let mut framed = Framed::new(Blocks {
+                    sender,
+                    skip,
+                    block: Vec::with_capacity(BLOCK),
+                });
+                source
+                    .plan
+                    .write(&source.snapshot, &mut framed, &|| closed.is_closed())?;
+                framed.finish()?.send()?;
+                Ok(())
+            });
+            made.await
+                .unwrap_or_else(|panic| Err(io::Error::other(panic).into()))
+        });
+        Self { blocks, maker }
+    }
+}
+
+/// Hands out blocks and waits for the client to take them: memory stays bounded.
+struct Blocks {
+    sender: mpsc::Sender<Bytes>,
+    skip: u64,
+    block: Vec<u8>,
+}
+
+impl Blocks {
+    fn send(&mut self) -> io::Result<()> {
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        let skipped = self.skip.min(block.len() as u64);
+        self.skip -= skipped;
+        let rest = Bytes::from(block).slice(skipped as usize..);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.sender
+            .blocking_send(rest)
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}
+
+impl Write for Blocks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..taken]);
+        if self.block.len() == BLOCK {
+            self.send()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

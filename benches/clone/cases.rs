@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::answer::Checksum;
 use crate::git_command::{git_in, run};
 use crate::git_peer::GitPeer;
 use crate::measure::{self, Figures, MOST_ROUNDS};
@@ -32,6 +33,7 @@ impl Case {
     pub fn title(&self) -> &'static str {
         match self.kind {
             CaseKind::Full => "full clone",
+            CaseKind::FullUnchecked => "full clone, checksum not computed",
             CaseKind::Depth1 => "clone, depth 1",
             CaseKind::Fetch => "incremental fetch",
             CaseKind::Refs => "ref list",
@@ -55,7 +57,8 @@ pub fn all(options: &Options, repository: &Repository) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &kind in &options.cases {
         let (work, clients) = match kind {
-            CaseKind::Full => (Work::FullClone, &options.clients[..]),
+            CaseKind::Full => (Work::FullClone(Checksum::Verified), &options.clients[..]),
+            CaseKind::FullUnchecked => (Work::FullClone(Checksum::Unchecked), &options.clients[..]),
             CaseKind::Depth1 => (Work::Depth1, &options.clients[..]),
             CaseKind::Fetch => {
                 let (haves, wants) = repository.fetch_since(options.behind)?;
@@ -153,7 +156,7 @@ impl Servers {
 
     /// Measures a case against everything that runs, one after the other.
     pub fn measure(&self, case: Case) -> Outcome {
-        let progress = |side: &str| eprintln!("{}, {} clients: {side}", case.title(), case.clients);
+        let progress = |side: &str| eprintln!("{}, clients {}: {side}", case.title(), case.clients);
         let git = self.git.as_ref().map(|git| {
             progress("git");
             measure_git(git, &case)

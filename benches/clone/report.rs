@@ -117,13 +117,13 @@ fn failures(text: &mut String, outcomes: &[Outcome]) {
                 Some(Err(error)) => {
                     let _ = writeln!(
                         text,
-                        "\n{title}, {clients} clients, {side}: could not be measured: {error:#}"
+                        "\n{title}, clients: {clients}, {side}: could not be measured: {error:#}"
                     );
                 }
                 Some(Ok(figures)) if figures.refusals > 0 => {
                     let _ = writeln!(
                         text,
-                        "\n{title}, {clients} clients, {side}: refused with 503 and asked again {} times in {} rounds",
+                        "\n{title}, clients: {clients}, {side}: refused with 503 and asked again {} times in {} rounds",
                         figures.refusals, figures.rounds
                     );
                 }

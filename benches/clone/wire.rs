@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::answer::{self, Pack};
+use crate::answer::{self, Checksum, Pack};
 use crate::http::{Connection, Method, Response};
 use crate::pkt_line::{self, Packet};
 
@@ -34,7 +34,7 @@ pub enum Kind {
 #[derive(Clone)]
 pub enum Work {
     /// All branches and tags with all history, as `git clone` does.
-    FullClone,
+    FullClone(Checksum),
     /// The default branch at depth 1, as `git clone --depth 1` does.
     Depth1,
     /// What is new since the client's state.
@@ -44,6 +44,15 @@ pub enum Work {
     },
     /// The list of references alone, without the capability advertisement.
     RefList,
+}
+
+impl Work {
+    fn checksum(&self) -> Checksum {
+        match self {
+            Self::FullClone(checksum) => *checksum,
+            _ => Checksum::Verified,
+        }
+    }
 }
 
 /// What a client got.
@@ -94,7 +103,7 @@ pub fn perform(work: &Work, remote: &Remote, recording: Recording<'_>) -> Result
     let list = client.ref_list()?;
     let list_time = started.elapsed();
     let pack = match fetch_request(work, &list)? {
-        Some(request) => Some(client.fetch(&request)?),
+        Some(request) => Some(client.fetch(&request, work.checksum())?),
         None => None,
     };
     Ok(Received {
@@ -139,8 +148,10 @@ impl Client<'_, '_> {
         self.exchange(Part::RefList, &request, RefList::read)
     }
 
-    fn fetch(&mut self, request: &[u8]) -> Result<Pack> {
-        self.exchange(Part::Pack, request, |mut body| answer::read(&mut body))
+    fn fetch(&mut self, request: &[u8], checksum: Checksum) -> Result<Pack> {
+        self.exchange(Part::Pack, request, |mut body| {
+            answer::read(&mut body, checksum)
+        })
     }
 
     /// Sends one request and has `read` take its body; asks again for as long as the server is too busy.
@@ -230,7 +241,7 @@ fn fetch_request(work: &Work, list: &RefList) -> Result<Option<Vec<u8>>> {
     }
     match work {
         Work::RefList => return Ok(None),
-        Work::FullClone => {
+        Work::FullClone(_) => {
             pkt_line::write(&mut request, "ofs-delta");
             let mut seen = HashSet::with_capacity(list.refs);
             for (id, _) in list.entries().filter(|(id, _)| *id != "unborn") {

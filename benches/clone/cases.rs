@@ -39,6 +39,13 @@ impl Case {
             CaseKind::Refs => "ref list",
         }
     }
+
+    /// With the number of clients, for a sentence.
+    pub fn full_title(&self) -> String {
+        let clients = self.clients;
+        let plural = if clients == 1 { "" } else { "s" };
+        format!("{}, {clients} client{plural}", self.title())
+    }
 }
 
 /// None where it was not to be measured; an error where it could not be.
@@ -156,7 +163,7 @@ impl Servers {
 
     /// Measures a case against everything that runs, one after the other.
     pub fn measure(&self, case: Case) -> Outcome {
-        let progress = |side: &str| eprintln!("{}, clients {}: {side}", case.title(), case.clients);
+        let progress = |side: &str| eprintln!("{}: {side}", case.full_title());
         let git = self.git.as_ref().map(|git| {
             progress("git");
             measure_git(git, &case)
@@ -216,10 +223,8 @@ impl Servers {
                 .args([self.folder.join("pristine"), data_dir.clone()]))?;
             let service = self.warmdock_at(data_dir, Warming::OnDemand)?;
             let remote = service.remote(NAME);
-            if case.kind != CaseKind::Refs {
-                // Opens the mirror; the first client of the day pays for the answer, not for the start.
-                wire::perform(&Work::RefList, &remote, None)?;
-            }
+            // Opens the mirror: what is measured is the making of the answer, not the start.
+            wire::perform(&Work::Head, &remote, None)?;
             process::reset_peak_memory(service.pid())?;
             let before = process::cpu_time(service.pid());
             let round = measure::round(&case.work, &remote, case.clients)?;

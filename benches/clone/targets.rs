@@ -40,8 +40,8 @@ pub fn verdicts(text: &mut String, outcomes: &[Outcome]) {
         verdict(
             text,
             &format!(
-                "depth 1 repeated with {}: at least 20 times git",
-                outcome.case.clients
+                "{}, repeated: at least 20 times git",
+                outcome.case.full_title()
             ),
             speedup(&outcome.git, &outcome.warm),
             |times| times >= 20.0,
@@ -52,9 +52,8 @@ pub fn verdicts(text: &mut String, outcomes: &[Outcome]) {
         verdict(
             text,
             &format!(
-                "{} with {}: a cold answer no slower than git's",
-                outcome.case.title(),
-                outcome.case.clients
+                "{}: a cold answer no slower than git's",
+                outcome.case.full_title()
             ),
             speedup(&outcome.cold, &outcome.git),
             |part| part <= 1.0,

@@ -44,6 +44,8 @@ pub enum Work {
     },
     /// The list of references alone, without the capability advertisement.
     RefList,
+    /// HEAD alone: the least that one can ask.
+    Head,
 }
 
 impl Work {
@@ -97,10 +99,13 @@ pub fn perform(work: &Work, remote: &Remote, recording: Recording<'_>) -> Result
         refusals: 0,
     };
     let started = Instant::now();
-    if !matches!(work, Work::RefList) {
+    if !matches!(work, Work::RefList | Work::Head) {
         client.capabilities()?;
     }
-    let list = client.ref_list()?;
+    let list = client.ref_list(match work {
+        Work::Head => &["HEAD"],
+        _ => &["HEAD", "refs/heads/", "refs/tags/"],
+    })?;
     let list_time = started.elapsed();
     let pack = match fetch_request(work, &list)? {
         Some(request) => Some(client.fetch(&request, work.checksum())?),
@@ -135,13 +140,13 @@ impl Client<'_, '_> {
         })
     }
 
-    fn ref_list(&mut self) -> Result<RefList> {
+    fn ref_list(&mut self, prefixes: &[&str]) -> Result<RefList> {
         let mut request = Vec::new();
         command(&mut request, "ls-refs");
         for argument in ["peel", "symrefs", "unborn"] {
             pkt_line::write(&mut request, argument);
         }
-        for prefix in ["HEAD", "refs/heads/", "refs/tags/"] {
+        for prefix in prefixes {
             pkt_line::write(&mut request, &format!("ref-prefix {prefix}"));
         }
         request.extend_from_slice(pkt_line::FLUSH);
@@ -240,7 +245,7 @@ fn fetch_request(work: &Work, list: &RefList) -> Result<Option<Vec<u8>>> {
         pkt_line::write(&mut request, argument);
     }
     match work {
-        Work::RefList => return Ok(None),
+        Work::RefList | Work::Head => return Ok(None),
         Work::FullClone(_) => {
             pkt_line::write(&mut request, "ofs-delta");
             let mut seen = HashSet::with_capacity(list.refs);

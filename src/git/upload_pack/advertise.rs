@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use gix_hash::ObjectId;
 use gix_object::bstr::BString;
 
 use super::pktline::{self, FLUSH};
@@ -29,6 +30,10 @@ pub struct LsRefs {
 
 /// More prefixes than this are as good as none: everything is listed, which the protocol allows.
 pub const MAX_PREFIXES: usize = 65_536;
+
+/// The branch that HEAD names is a capability, if it has at most so many bytes: capabilities share a packet with the
+/// first reference.
+const LONGEST_SYMREF: usize = 1024;
 
 /// Finished advertisements of one snapshot: the bytes are the same for all who ask until a reference changes.
 #[derive(Default)]
@@ -84,51 +89,65 @@ fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {
     if version == Version::V1 {
         pktline::write_line(&mut out, "version 1");
     }
-    let mut capabilities = String::from(
-        "multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not deepen-relative \
+    let mut capabilities = Vec::from(
+        b"multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not deepen-relative \
          no-progress include-tag multi_ack_detailed allow-tip-sha1-in-want",
     );
     if policy == WantPolicy::Reachable {
-        capabilities.push_str(" allow-reachable-sha1-in-want");
+        capabilities.extend_from_slice(b" allow-reachable-sha1-in-want");
     }
-    capabilities.push_str(" no-done");
+    capabilities.extend_from_slice(b" no-done");
     if let Head::Branch(name) = &refs.head
         && refs.head_id().is_some()
+        && name.len() <= LONGEST_SYMREF
     {
-        capabilities.push_str(&format!(" symref=HEAD:{name}"));
+        capabilities.extend_from_slice(b" symref=HEAD:");
+        capabilities.extend_from_slice(name);
     }
-    capabilities.push_str(&format!(" filter object-format=sha1 {AGENT}"));
+    capabilities.extend_from_slice(format!(" filter object-format=sha1 {AGENT}").as_bytes());
 
     let head = refs.head_id().map(|id| (b"HEAD".as_slice(), id, None));
     let others = refs
         .names
         .iter()
         .map(|(name, target)| (name.as_slice(), target.id, target.peeled));
-    let mut first = true;
-    let mut line = |name: &[u8], id: gix_hash::ObjectId| {
+    // They stand behind the first name that is written.
+    let mut capabilities = Some(capabilities);
+    let mut line = |name: &[u8], id: ObjectId| {
         let mut data = format!("{id} ").into_bytes();
         data.extend_from_slice(name);
-        if std::mem::take(&mut first) {
+        if let Some(capabilities) = &capabilities {
             data.push(0);
-            data.extend_from_slice(capabilities.as_bytes());
+            data.extend_from_slice(capabilities);
         }
-        data.push(b'\n');
-        pktline::write_data(&mut out, &data);
+        if write_reference(&mut out, data) {
+            capabilities = None;
+        }
+        capabilities.is_some()
     };
+    let mut nothing_yet = true;
     for (name, id, peeled) in head.into_iter().chain(others) {
-        line(name, id);
+        nothing_yet = line(name, id);
         if let Some(peeled) = peeled {
-            line(&[name, b"^{}"].concat(), peeled);
+            nothing_yet = line(&[name, b"^{}"].concat(), peeled);
         }
     }
-    if refs.head_id().is_none() && refs.names.is_empty() {
-        line(
-            b"capabilities^{}",
-            gix_hash::ObjectId::null(gix_hash::Kind::Sha1),
-        );
+    if nothing_yet {
+        line(b"capabilities^{}", ObjectId::null(gix_hash::Kind::Sha1));
     }
     out.extend_from_slice(FLUSH);
     out
+}
+
+/// Appends a line about a reference and a newline; false when it does not fit into a packet. Then it is left out: cut
+/// off, it would name another reference.
+fn write_reference(out: &mut Vec<u8>, mut data: Vec<u8>) -> bool {
+    data.push(b'\n');
+    let written = pktline::write_data(out, &data);
+    if let Err(error) = &written {
+        tracing::debug!(%error, "a reference is not told of");
+    }
+    written.is_ok()
 }
 
 fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
@@ -140,20 +159,22 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
                 .any(|prefix| name.starts_with(prefix))
     };
     let mut out = Vec::new();
-    let mut line = |data: &[u8]| pktline::write_data(&mut out, &[data, b"\n"].concat());
+    let mut line = |data: Vec<u8>| write_reference(&mut out, data);
     if wanted(b"HEAD") {
         match (refs.head_id(), &refs.head) {
             (Some(id), Head::Branch(name)) if arguments.symrefs => {
-                line(&[format!("{id} HEAD symref-target:").as_bytes(), name].concat());
+                line([format!("{id} HEAD symref-target:").as_bytes(), name].concat());
             }
-            (Some(id), _) => line(format!("{id} HEAD").as_bytes()),
+            (Some(id), _) => {
+                line(format!("{id} HEAD").into_bytes());
+            }
             (None, Head::Branch(name)) if arguments.unborn => {
                 let target = if arguments.symrefs {
                     [b" symref-target:", name.as_slice()].concat()
                 } else {
                     Vec::new()
                 };
-                line(&[b"unborn HEAD".as_slice(), &target].concat());
+                line([b"unborn HEAD".as_slice(), &target].concat());
             }
             _ => {}
         }
@@ -164,8 +185,92 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
         if let Some(peeled) = target.peeled.filter(|_| arguments.peel) {
             data.extend_from_slice(format!(" peeled:{peeled}").as_bytes());
         }
-        line(&data);
+        line(data);
     }
     out.extend_from_slice(FLUSH);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::refs::Target;
+    use crate::git::upload_pack::pktline::{MAX_DATA, Packet, Packets};
+
+    fn id(digit: &str) -> ObjectId {
+        ObjectId::from_hex(digit.repeat(40).as_bytes()).unwrap()
+    }
+
+    fn refs(head: &str, names: &[&str]) -> Refs {
+        let target = Target {
+            id: id("1"),
+            peeled: Some(id("2")),
+        };
+        Refs {
+            head: Head::Branch(head.into()),
+            names: names.iter().map(|name| ((*name).into(), target)).collect(),
+            ..Refs::default()
+        }
+    }
+
+    /// The lines, each without its newline.
+    fn lines(bytes: &[u8]) -> Vec<String> {
+        let mut packets = Packets::new(bytes);
+        let mut lines = Vec::new();
+        while let Some(Packet::Data(data)) = packets.next_packet().expect("packets") {
+            lines.push(String::from_utf8(pktline::text(data).to_vec()).expect("text"));
+        }
+        assert_eq!(packets.rest(), b"", "after the flush");
+        lines
+    }
+
+    #[test]
+    fn names_that_fit_into_no_packet_are_left_out() {
+        let long = format!("refs/heads/a{}", "x".repeat(MAX_DATA));
+        let refs = refs(&long, &[&long, "refs/heads/b", "refs/heads/c"]);
+        let everything = LsRefs {
+            symrefs: true,
+            peel: true,
+            ..LsRefs::default()
+        };
+        let (one, two) = (id("1"), id("2"));
+        assert_eq!(
+            lines(&list_refs(&refs, &everything)),
+            [
+                format!("{one} refs/heads/b peeled:{two}"),
+                format!("{one} refs/heads/c peeled:{two}"),
+            ]
+        );
+
+        let lines = lines(&advertise_v0(&refs, Version::V0, WantPolicy::Reachable));
+        let (first, capabilities) = lines[0].split_once('\0').expect("capabilities");
+        assert!(capabilities.ends_with(AGENT), "{capabilities}");
+        assert_eq!(first, format!("{one} HEAD"));
+        assert_eq!(
+            lines[1..],
+            [
+                format!("{one} refs/heads/b"),
+                format!("{two} refs/heads/b^{{}}"),
+                format!("{one} refs/heads/c"),
+                format!("{two} refs/heads/c^{{}}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn capabilities_are_told_where_no_name_fits() {
+        let mut refs = refs(
+            "refs/heads/main",
+            &[&format!("refs/{}", "x".repeat(MAX_DATA))],
+        );
+        for refs in [Refs::default(), refs.clone(), {
+            refs.head = Head::Unknown;
+            refs
+        }] {
+            let lines = lines(&advertise_v0(&refs, Version::V1, WantPolicy::Advertised));
+            let expected = format!("{} capabilities^{{}}\0multi_ack ", id("0"));
+            assert_eq!((lines.len(), lines[0].as_str()), (2, "version 1"));
+            assert!(lines[1].starts_with(&expected), "{lines:?}");
+        }
+    }
 }

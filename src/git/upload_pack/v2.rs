@@ -164,9 +164,12 @@ pub fn fetch(
             b"HEAD" => snapshot.refs.head_id(),
             _ => snapshot.refs.names.get(name).map(|target| target.id),
         };
-        let id = target.ok_or_else(|| Refusal::UnknownRef(name.clone()))?;
+        let unknown = || Refusal::UnknownRef(name.clone());
+        let id = target.ok_or_else(unknown)?;
         request.wants.push(id);
-        wanted_refs.push((id, name));
+        // What fits into no line is not advertised either.
+        let line = [format!("{id} ").as_bytes(), name, b"\n"].concat();
+        pktline::write_data(&mut wanted_refs, &line).map_err(|_| unknown())?;
     }
     if request.wants.is_empty() && !request.wait_for_done {
         return Ok(Response::without_pack(out));
@@ -205,9 +208,7 @@ pub fn fetch(
     }
     if !wanted_refs.is_empty() {
         pktline::write_line(&mut out, "wanted-refs");
-        for (id, name) in wanted_refs {
-            pktline::write_line(&mut out, &format!("{id} {name}"));
-        }
+        out.extend_from_slice(&wanted_refs);
         out.extend_from_slice(DELIM);
     }
     pktline::write_line(&mut out, "packfile");

@@ -239,17 +239,27 @@ fn parse(version: Version, body: &[u8]) -> Result<Command, Parsing> {
 }
 
 async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<Response, Error> {
-    let list = match app.pool.fresh(name).await.map_err(refused)? {
-        Found::Mirror(_, snapshot) => snapshot.advertisements.ls_refs(&snapshot.refs, &arguments),
-        Found::Cold(cold) => {
-            let refs = cold
-                .flight
-                .refs()
-                .await
-                .map_err(|error| refused(error.into()))?;
-            Advertisements::default().ls_refs(&refs, &arguments)
-        }
-    };
+    let make: Box<dyn FnOnce() -> Bytes + Send> =
+        match app.pool.fresh(name).await.map_err(refused)? {
+            Found::Mirror(_, snapshot) => {
+                if let Some(list) = snapshot.advertisements.kept_ls_refs(&arguments) {
+                    return Ok(result(list));
+                }
+                Box::new(move || snapshot.advertisements.ls_refs(&snapshot.refs, &arguments))
+            }
+            Found::Cold(cold) => {
+                let refs = cold
+                    .flight
+                    .refs()
+                    .await
+                    .map_err(|error| refused(error.into()))?;
+                Box::new(move || Advertisements::default().ls_refs(&refs, &arguments))
+            }
+        };
+    // References are many, and so can prefixes be.
+    let list = tokio::task::spawn_blocking(make)
+        .await
+        .map_err(|panic| Error::Internal(panic.into()))?;
     Ok(result(list))
 }
 

@@ -1,15 +1,16 @@
 //! What the server tells before it is asked: capabilities and references.
 
 use std::collections::HashMap;
+use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use gix_hash::ObjectId;
-use gix_object::bstr::BString;
+use gix_object::bstr::{BStr, BString, ByteSlice};
 
 use super::pktline::{self, FLUSH};
 use super::{AGENT, Version};
-use crate::git::refs::{Head, Refs};
+use crate::git::refs::{Head, Refs, Target};
 
 /// What may be wanted beyond the tips of references, as version 0 has to say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,8 +25,39 @@ pub struct LsRefs {
     pub symrefs: bool,
     pub peel: bool,
     pub unborn: bool,
-    /// Only references that begin with one of these; all without any.
-    pub prefixes: Vec<BString>,
+    /// Only references that begin with one of these.
+    pub prefixes: Prefixes,
+}
+
+/// Beginnings of names: sorted, and none begins with another. Without any, every name is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Prefixes(Vec<BString>);
+
+impl Prefixes {
+    pub fn new(mut prefixes: Vec<BString>) -> Self {
+        prefixes.sort_unstable();
+        // What begins with another stands behind it, and between the two stand only such as begin with it too.
+        prefixes.dedup_by(|next, kept| next.starts_with(kept));
+        Self(prefixes)
+    }
+
+    fn match_name(&self, name: &[u8]) -> bool {
+        self.0.is_empty() || self.0.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The references that begin with one of these, in the order of their names.
+    fn select<'r>(&self, refs: &'r Refs) -> Vec<(&'r BString, &'r Target)> {
+        if self.0.is_empty() {
+            return refs.names.iter().collect();
+        }
+        let mut found = Vec::new();
+        for prefix in &self.0 {
+            let from = (Bound::Included(prefix.as_bstr()), Bound::Unbounded);
+            let names = refs.names.range::<BStr, _>(from);
+            found.extend(names.take_while(|(name, _)| name.starts_with(prefix)));
+        }
+        found
+    }
 }
 
 /// More prefixes than this are as good as none: everything is listed, which the protocol allows.
@@ -45,24 +77,43 @@ pub struct Advertisements {
 /// Builders ask in a handful of ways; what comes after these is made anew each time.
 const KEPT_LISTS: usize = 32;
 
-impl Advertisements {
-    /// The advertisement of versions 0 and 1: references, with the capabilities behind the first.
-    pub fn v0(&self, refs: &Refs, version: Version, policy: WantPolicy) -> Bytes {
-        let mut kept = self.v0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.entry((version, policy))
-            .or_insert_with(|| advertise_v0(refs, version, policy).into())
-            .clone()
-    }
+/// A list for more prefixes than this is not kept: git asks with six for a name, and nobody asks so twice.
+const KEPT_PREFIXES: usize = 16;
 
-    /// The answer to `ls-refs`.
-    pub fn ls_refs(&self, refs: &Refs, arguments: &LsRefs) -> Bytes {
-        let mut kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(list) = kept.get(arguments) {
+impl Advertisements {
+    /// The advertisement of versions 0 and 1: references, with the capabilities behind the first. Takes processor time
+    /// where it is not kept.
+    pub fn v0(&self, refs: &Refs, version: Version, policy: WantPolicy) -> Bytes {
+        let lock = || self.v0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = lock().get(&(version, policy)) {
             return list.clone();
         }
+        let list = Bytes::from(advertise_v0(refs, version, policy));
+        lock().insert((version, policy), list.clone());
+        list
+    }
+
+    /// The answer to `ls-refs`, if it is there already.
+    pub fn kept_ls_refs(&self, arguments: &LsRefs) -> Option<Bytes> {
+        if arguments.prefixes.0.len() > KEPT_PREFIXES {
+            return None;
+        }
+        let kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(arguments).cloned()
+    }
+
+    /// The answer to `ls-refs`. Takes processor time where it is not kept: not for an async worker.
+    pub fn ls_refs(&self, refs: &Refs, arguments: &LsRefs) -> Bytes {
+        if let Some(list) = self.kept_ls_refs(arguments) {
+            return list;
+        }
+        // Nobody waits for the lock meanwhile. That two make the same list does no harm.
         let list = Bytes::from(list_refs(refs, arguments));
-        if kept.len() < KEPT_LISTS {
-            kept.insert(arguments.clone(), list.clone());
+        if arguments.prefixes.0.len() <= KEPT_PREFIXES {
+            let mut kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < KEPT_LISTS {
+                kept.insert(arguments.clone(), list.clone());
+            }
         }
         list
     }
@@ -151,16 +202,9 @@ fn write_reference(out: &mut Vec<u8>, mut data: Vec<u8>) -> bool {
 }
 
 fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
-    let wanted = |name: &[u8]| {
-        arguments.prefixes.is_empty()
-            || arguments
-                .prefixes
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
-    };
     let mut out = Vec::new();
     let mut line = |data: Vec<u8>| write_reference(&mut out, data);
-    if wanted(b"HEAD") {
+    if arguments.prefixes.match_name(b"HEAD") {
         match (refs.head_id(), &refs.head) {
             (Some(id), Head::Branch(name)) if arguments.symrefs => {
                 line([format!("{id} HEAD symref-target:").as_bytes(), name].concat());
@@ -179,7 +223,7 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
             _ => {}
         }
     }
-    for (name, target) in refs.names.iter().filter(|(name, _)| wanted(name)) {
+    for (name, target) in arguments.prefixes.select(refs) {
         let mut data = format!("{} ", target.id).into_bytes();
         data.extend_from_slice(name);
         if let Some(peeled) = target.peeled.filter(|_| arguments.peel) {
@@ -193,8 +237,9 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::git::refs::Target;
     use crate::git::upload_pack::pktline::{MAX_DATA, Packet, Packets};
 
     fn id(digit: &str) -> ObjectId {
@@ -271,6 +316,74 @@ mod tests {
             let expected = format!("{} capabilities^{{}}\0multi_ack ", id("0"));
             assert_eq!((lines.len(), lines[0].as_str()), (2, "version 1"));
             assert!(lines[1].starts_with(&expected), "{lines:?}");
+        }
+    }
+
+    fn ls_refs(prefixes: &[&str]) -> LsRefs {
+        LsRefs {
+            prefixes: Prefixes::new(prefixes.iter().map(|prefix| (*prefix).into()).collect()),
+            ..LsRefs::default()
+        }
+    }
+
+    #[test]
+    fn of_prefixes_only_those_stay_that_say_something() {
+        let kept = |prefixes| ls_refs(prefixes).prefixes.0;
+        assert_eq!(
+            kept(&["b/", "a/b", "a/", "b/", "ab", "a/c"]),
+            ["a/", "ab", "b/"]
+        );
+        assert_eq!(kept(&["refs/", "", "HEAD"]), [""]);
+        assert!(kept(&[]).is_empty());
+    }
+
+    #[test]
+    fn lists_are_kept_for_few_prefixes_only_and_not_too_many() {
+        let advertisements = Advertisements::default();
+        let refs = refs("refs/heads/a1", &["refs/heads/a1", "refs/heads/b"]);
+        let many: Vec<String> = (0..=KEPT_PREFIXES)
+            .map(|nth| format!("refs/heads/a{nth:02}"))
+            .collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for (prefixes, kept) in [
+            (&many[1..], true),
+            (&many, false),
+            (&["x"], true),
+            (&[], true),
+        ] {
+            let arguments = ls_refs(prefixes);
+            let list = advertisements.ls_refs(&refs, &arguments);
+            assert_eq!(list, list_refs(&refs, &arguments));
+            let expected = kept.then_some(list);
+            assert_eq!(
+                advertisements.kept_ls_refs(&arguments),
+                expected,
+                "{prefixes:?}"
+            );
+        }
+        for nth in 0..2 * KEPT_LISTS {
+            advertisements.ls_refs(&refs, &ls_refs(&[&nth.to_string()]));
+        }
+        assert_eq!(advertisements.ls_refs.lock().unwrap().len(), KEPT_LISTS);
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_has_the_names_that_begin_with_a_prefix_in_order(
+            names in prop::collection::btree_set("[a-c]{1,4}", 0..20),
+            prefixes in prop::collection::vec("[a-cH]{0,3}", 1..6),
+        ) {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+            let mut refs = refs("a", &names);
+            refs.head = Head::Detached(id("1"));
+            let expected: Vec<String> = ["HEAD"]
+                .iter()
+                .chain(&names)
+                .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+                .map(|name| format!("{} {name}", id("1")))
+                .collect();
+            prop_assert_eq!(lines(&list_refs(&refs, &ls_refs(&prefixes))), expected);
         }
     }
 }

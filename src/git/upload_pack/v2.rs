@@ -2,7 +2,7 @@
 
 use gix_object::bstr::ByteSlice;
 
-use super::advertise::{LsRefs, MAX_PREFIXES, WantPolicy};
+use super::advertise::{LsRefs, MAX_PREFIXES, Prefixes, WantPolicy};
 use super::negotiate::Common;
 use super::pktline::{self, DELIM, FLUSH, Packet, Packets};
 use super::plan;
@@ -90,18 +90,17 @@ fn parse_capabilities(packets: &mut Packets<'_>) -> Result<bool, Refusal> {
 
 fn parse_ls_refs(arguments: &[&[u8]]) -> LsRefs {
     let mut request = LsRefs::default();
+    let mut prefixes = Vec::new();
     for argument in arguments {
         match *argument {
             b"symrefs" => request.symrefs = true,
             b"peel" => request.peel = true,
             b"unborn" => request.unborn = true,
-            other => request
-                .prefixes
-                .extend(other.strip_prefix(b"ref-prefix ").map(Into::into)),
+            other => prefixes.extend(other.strip_prefix(b"ref-prefix ").map(Into::into)),
         }
     }
-    if request.prefixes.len() > MAX_PREFIXES {
-        request.prefixes.clear();
+    if prefixes.len() <= MAX_PREFIXES {
+        request.prefixes = Prefixes::new(prefixes);
     }
     request
 }
@@ -251,7 +250,7 @@ mod tests {
         ]);
         let expected = LsRefs {
             peel: true,
-            prefixes: vec!["refs/heads/".into()],
+            prefixes: Prefixes::new(vec!["refs/heads/".into()]),
             ..LsRefs::default()
         };
         assert_eq!(parse(&body).unwrap(), Command::LsRefs(expected));

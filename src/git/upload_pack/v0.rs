@@ -24,11 +24,14 @@ enum MultiAck {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Request {
     pub fetch: FetchRequest,
-    /// Each batch ends with a flush, the last one perhaps with `done`.
-    batches: Vec<Vec<ObjectId>>,
+    /// Where each batch ends in `fetch.haves`: at a flush, the last one perhaps at `done`.
+    batch_ends: Vec<usize>,
     multi_ack: MultiAck,
     no_done: bool,
 }
+
+/// Git sends one batch in a body. Each is answered with a line at least, and takes a few bytes to send and to keep.
+const MAX_BATCHES: usize = 65_536;
 
 /// Reads a request as smart HTTP sends it: whole, in one body.
 ///
@@ -73,7 +76,6 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
             }
         }
     }
-    let mut batch = Vec::new();
     loop {
         match packets.next_packet()? {
             Some(Packet::Data(data)) => {
@@ -87,12 +89,11 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
                     )));
                 }
                 if request.fetch.done {
-                    request.batches.push(batch);
+                    request.end_batch()?;
                     return Ok(request);
                 }
-                batch.extend(request.fetch.haves.last());
             }
-            Some(Packet::Flush) => request.batches.push(std::mem::take(&mut batch)),
+            Some(Packet::Flush) => request.end_batch()?,
             None => return Ok(request),
             other => {
                 return Err(Refusal::Malformed(format!(
@@ -104,6 +105,23 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
 }
 
 impl Request {
+    fn end_batch(&mut self) -> Result<(), Refusal> {
+        if self.batch_ends.len() >= MAX_BATCHES {
+            return Err(Refusal::Malformed(format!(
+                "expected at most {MAX_BATCHES} batches of `have` lines, found more"
+            )));
+        }
+        self.batch_ends.push(self.fetch.haves.len());
+        Ok(())
+    }
+
+    fn batches(&self) -> impl Iterator<Item = &[ObjectId]> {
+        let starts = std::iter::once(&0).chain(&self.batch_ends);
+        starts
+            .zip(&self.batch_ends)
+            .map(|(start, end)| &self.fetch.haves[*start..*end])
+    }
+
     /// Reads the capabilities behind the first want and returns the want.
     fn take_capabilities<'l>(&mut self, line: &'l [u8]) -> Result<&'l [u8], Refusal> {
         // `want <40 digits> capabilities…`
@@ -176,7 +194,7 @@ pub fn respond(
 
     let mut common = Common::none(&commits);
     let mut ready = false;
-    for (nth, batch) in request.batches.iter().enumerate() {
+    for (nth, batch) in request.batches().enumerate() {
         let (mut got_common, mut got_other) = (false, false);
         for have in batch {
             if common.take(have, snapshot, &commits) {
@@ -206,7 +224,7 @@ pub fn respond(
                 }
             }
         }
-        if fetch.done && nth + 1 == request.batches.len() {
+        if fetch.done && nth + 1 == request.batch_ends.len() {
             break;
         }
         // The batch ended with a flush.
@@ -288,12 +306,22 @@ mod tests {
         let have = format!("have {ID}");
         let request = parse(&body(&[&want, "0000", &have, "0000", &have, "done"])).unwrap();
         assert_eq!(
-            request.batches.iter().map(Vec::len).collect::<Vec<_>>(),
+            request.batches().map(<[_]>::len).collect::<Vec<_>>(),
             [1, 1]
         );
         assert_eq!(request.multi_ack, MultiAck::Detailed);
         assert!(request.fetch.done && request.fetch.thin_pack && request.fetch.include_tag);
         assert_eq!(request.fetch.band, Band::Large);
+    }
+
+    #[test]
+    fn flushes_have_a_number() {
+        let mut request = body(&[&format!("want {ID}"), "0000"]);
+        request.extend(FLUSH.repeat(MAX_BATCHES));
+        assert_eq!(parse(&request).unwrap().batches().count(), MAX_BATCHES);
+        request.extend_from_slice(FLUSH);
+        let refusal = parse(&request).unwrap_err().to_string();
+        assert!(refusal.contains("65536 batches"), "{refusal}");
     }
 
     #[test]

@@ -172,19 +172,24 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     if let Found::Cold(cold) = &found
         && let Some(upstream) = cold.upstream.http()
     {
+        // Kept while the body goes up.
+        let (bytes, _place) = body.into_parts();
         let request = Relayed {
             method: Method::POST,
             tail: "git-upload-pack",
-            body: body.into_bytes(),
+            body: bytes,
         };
         return relay(upstream, &name, request, &headers, Arc::clone(&app.metrics))
             .await
             .map_err(refused);
     }
-    let command =
-        tokio::task::spawn_blocking(move || parse(version, &body.decoded(encoding, limit)?))
-            .await
-            .map_err(|panic| Error::Internal(panic.into()))?;
+    let parsing = tokio::task::spawn_blocking(move || {
+        let body = body.decoded(encoding, limit)?;
+        parse(version, body.bytes())
+    });
+    let command = parsing
+        .await
+        .map_err(|panic| Error::Internal(panic.into()))?;
     match command {
         Err(Parsing::Body(error)) => Err(error),
         Err(Parsing::Refusal(refusal)) => Ok(result(error_packet(&refusal.to_string()))),

@@ -161,8 +161,9 @@ impl Request {
 /// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
 pub fn certain_head(request: &Request) -> Option<Vec<u8>> {
     let fetch = &request.fetch;
-    let plain =
-        fetch.done && fetch.haves.is_empty() && !fetch.deepen.is_asked() && !fetch.wants.is_empty();
+    // Without haves, but with flushes, each of these is answered with a NAK of its own.
+    let at_once = fetch.done && fetch.haves.is_empty() && request.batch_ends.len() == 1;
+    let plain = at_once && !fetch.deepen.is_asked() && !fetch.wants.is_empty();
     (plain && fetch.band != Band::None).then(|| {
         let mut out = Vec::new();
         pktline::write_line(&mut out, "NAK");
@@ -284,6 +285,7 @@ fn with_pack(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::upload_pack::fixture::Repository;
 
     const ID: &str = "1111111111111111111111111111111111111111";
 
@@ -336,6 +338,38 @@ mod tests {
         ] {
             let refusal = parse(&body(lines)).unwrap_err().to_string();
             assert!(refusal.contains("expected"), "{lines:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn what_is_certain_is_what_the_answer_begins_with() {
+        let mut repository = Repository::new();
+        let line = repository.line(3);
+        let snapshot = repository.snapshot(&[("refs/heads/main", line[2])]);
+        let band = format!("want {} side-band-64k", line[2]);
+        let bare = format!("want {}", line[2]);
+        let have = format!("have {}", line[0]);
+        let shallow = format!("shallow {}", line[1]);
+        let cases: &[(&[&str], bool)] = &[
+            (&[&band, "0000", "done"], true),
+            (&[&band, &shallow, "0000", "done"], true),
+            (&[&band, "filter blob:none", "0000", "done"], true),
+            (&[&bare, "0000", "done"], false),
+            (&[&band, "0000"], false),
+            (&[&band, "0000", "0000", "done"], false),
+            (&[&band, "deepen 1", "0000", "done"], false),
+            (&[&band, &shallow, "deepen 2", "0000", "done"], false),
+            (&[&band, "0000", &have, "done"], false),
+            (&["0000"], false),
+        ];
+        for (lines, certain) in cases {
+            let request = parse(&body(lines)).unwrap();
+            let head = certain_head(&request);
+            assert_eq!(head.is_some(), *certain, "{lines:?}");
+            let answer = respond(&request, &snapshot, WantPolicy::Reachable).unwrap();
+            if let Some(head) = head {
+                assert_eq!(head, answer.head, "{lines:?}");
+            }
         }
     }
 }

@@ -255,6 +255,7 @@ pub fn fetch(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::upload_pack::fixture::Repository;
 
     fn request(lines: &[&str]) -> Vec<u8> {
         let mut body = Vec::new();
@@ -358,5 +359,39 @@ mod tests {
             ..LsRefs::default()
         };
         assert_eq!(parse(&body).unwrap(), Command::LsRefs(expected));
+    }
+
+    #[test]
+    fn what_is_certain_is_what_the_answer_begins_with() {
+        let mut repository = Repository::new();
+        let line = repository.line(3);
+        let snapshot = repository.snapshot(&[("refs/heads/main", line[2])]);
+        let want = format!("want {}", line[2]);
+        let have = format!("have {}", line[0]);
+        let shallow = format!("shallow {}", line[1]);
+        let cases: &[(&[&str], bool)] = &[
+            (&[&want, "done"], true),
+            (&[&want], true),
+            (&[&want, "wait-for-done"], true),
+            (&[&want, "deepen-relative", "filter tree:0", "done"], true),
+            (&[&want, &have, "done"], false),
+            (&[&want, &have], false),
+            (&[&want, &shallow, "done"], false),
+            (&[&want, "deepen 1", "done"], false),
+            (&["want-ref refs/heads/main", "done"], false),
+            (&["done"], false),
+        ];
+        for (arguments, certain) in cases {
+            let lines = [&["command=fetch", "0001"], *arguments, &["0000"]].concat();
+            let Command::Fetch(asked) = parse(&request(&lines)).unwrap() else {
+                panic!("{arguments:?}");
+            };
+            let head = certain_head(&asked);
+            assert_eq!(head.is_some(), *certain, "{arguments:?}");
+            let answer = fetch(*asked, &snapshot, WantPolicy::Reachable).unwrap();
+            if let Some(head) = head {
+                assert_eq!(head, answer.head, "{arguments:?}");
+            }
+        }
     }
 }

@@ -53,6 +53,10 @@ pub enum Error {
         limit: u64,
     },
 
+    /// 415 for a content type or encoding that is not understood. The text names what is, as a sentence.
+    #[error("{0}")]
+    UnsupportedMediaType(String),
+
     /// 503 with `Retry-After`, rounded up to whole seconds.
     #[error("The service is busy with this: try again in {} s.", whole_seconds(*retry_after))]
     Busy {
@@ -84,6 +88,7 @@ impl Error {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamFailed(_) => StatusCode::BAD_GATEWAY,
             Self::StorageFull => StatusCode::INSUFFICIENT_STORAGE,
@@ -185,6 +190,7 @@ mod tests {
             (Error::MethodNotAllowed, 405),
             (Error::RequestTimeout, 408),
             (Error::PayloadTooLarge { limit: 7 }, 413),
+            (Error::UnsupportedMediaType("expected gzip".into()), 415),
             (
                 Error::Busy {
                     retry_after: Duration::from_millis(1200),

@@ -172,6 +172,12 @@ impl Reservation {
         Ok(())
     }
 
+    /// Takes over what `other` has: at no moment is it counted twice or not at all.
+    pub fn absorb(&mut self, mut other: Self) {
+        debug_assert_eq!(self.part, other.part, "space is not moved between parts");
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Gives back what is above `bytes`, or counts what is below.
     pub fn set(&mut self, bytes: u64) {
         let used = &self.storage.used[self.part as usize];

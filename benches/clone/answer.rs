@@ -10,17 +10,24 @@ use crate::pkt_line::{self, Packet};
 
 const CHECKSUM: usize = 20;
 
-/// A pack whose header and trailing checksum were right.
+/// A pack whose header was right, and its trailing checksum too if it was to be verified.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Pack {
     pub bytes: u64,
     pub objects: u32,
 }
 
+/// Whether the pack's checksum is computed. Computing it can cost the client more than sending it costs the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Checksum {
+    Verified,
+    Unchecked,
+}
+
 /// Reads the response body to its end (gitprotocol-v2, "fetch": output).
-pub fn read(body: &mut impl BufRead) -> Result<Pack> {
+pub fn read(body: &mut impl BufRead, checksum: Checksum) -> Result<Pack> {
     skip_to_pack(body)?;
-    let mut check = Check::new();
+    let mut check = Check::new(checksum);
     while let Some(packet) = pkt_line::read_head(body)? {
         let length = match packet {
             Packet::Data(length) => length,
@@ -77,16 +84,18 @@ fn read_pack_data(body: &mut impl BufRead, mut left: usize, check: &mut Check) -
 
 /// Hashes all but the last 20 bytes, which are the pack's own checksum.
 struct Check {
-    hash: digest::Context,
+    /// None when the checksum is not looked at.
+    hash: Option<digest::Context>,
     header: Vec<u8>,
     tail: Vec<u8>,
     bytes: u64,
 }
 
 impl Check {
-    fn new() -> Self {
+    fn new(checksum: Checksum) -> Self {
+        let hash = || digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
         Self {
-            hash: digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+            hash: (checksum == Checksum::Verified).then(hash),
             header: Vec::with_capacity(12),
             tail: Vec::with_capacity(2 * CHECKSUM),
             bytes: 0,
@@ -98,15 +107,18 @@ impl Check {
         let missing = 12 - self.header.len();
         self.header
             .extend_from_slice(&data[..missing.min(data.len())]);
+        let Some(hash) = &mut self.hash else {
+            return;
+        };
         let Some(sure) = data.len().checked_sub(CHECKSUM) else {
             self.tail.extend_from_slice(data);
             let surplus = self.tail.len().saturating_sub(CHECKSUM);
-            self.hash.update(&self.tail[..surplus]);
+            hash.update(&self.tail[..surplus]);
             self.tail.drain(..surplus);
             return;
         };
-        self.hash.update(&self.tail);
-        self.hash.update(&data[..sure]);
+        hash.update(&self.tail);
+        hash.update(&data[..sure]);
         self.tail.clear();
         self.tail.extend_from_slice(&data[sure..]);
     }
@@ -117,12 +129,14 @@ impl Check {
             "expected a pack of version 2, found {:?}",
             self.header
         );
-        let computed = self.hash.finish();
-        ensure!(
-            computed.as_ref() == self.tail,
-            "the pack's checksum is wrong: computed {computed:?}, found {:02x?}",
-            self.tail
-        );
+        if let Some(hash) = self.hash {
+            let computed = hash.finish();
+            ensure!(
+                computed.as_ref() == self.tail,
+                "the pack's checksum is wrong: computed {computed:?}, found {:02x?}",
+                self.tail
+            );
+        }
         let count = self.header[8..12].try_into().expect("four bytes");
         Ok(Pack {
             bytes: self.bytes,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::answer::Checksum;
 use crate::git_command::{git_in, run};
 use crate::git_peer::GitPeer;
 use crate::measure::{self, Figures, MOST_ROUNDS};
@@ -32,10 +33,18 @@ impl Case {
     pub fn title(&self) -> &'static str {
         match self.kind {
             CaseKind::Full => "full clone",
+            CaseKind::FullUnchecked => "full clone, checksum not computed",
             CaseKind::Depth1 => "clone, depth 1",
             CaseKind::Fetch => "incremental fetch",
             CaseKind::Refs => "ref list",
         }
+    }
+
+    /// With the number of clients, for a sentence.
+    pub fn full_title(&self) -> String {
+        let clients = self.clients;
+        let plural = if clients == 1 { "" } else { "s" };
+        format!("{}, {clients} client{plural}", self.title())
     }
 }
 
@@ -55,7 +64,8 @@ pub fn all(options: &Options, repository: &Repository) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &kind in &options.cases {
         let (work, clients) = match kind {
-            CaseKind::Full => (Work::FullClone, &options.clients[..]),
+            CaseKind::Full => (Work::FullClone(Checksum::Verified), &options.clients[..]),
+            CaseKind::FullUnchecked => (Work::FullClone(Checksum::Unchecked), &options.clients[..]),
             CaseKind::Depth1 => (Work::Depth1, &options.clients[..]),
             CaseKind::Fetch => {
                 let (haves, wants) = repository.fetch_since(options.behind)?;
@@ -153,7 +163,7 @@ impl Servers {
 
     /// Measures a case against everything that runs, one after the other.
     pub fn measure(&self, case: Case) -> Outcome {
-        let progress = |side: &str| eprintln!("{}, {} clients: {side}", case.title(), case.clients);
+        let progress = |side: &str| eprintln!("{}: {side}", case.full_title());
         let git = self.git.as_ref().map(|git| {
             progress("git");
             measure_git(git, &case)
@@ -213,10 +223,8 @@ impl Servers {
                 .args([self.folder.join("pristine"), data_dir.clone()]))?;
             let service = self.warmdock_at(data_dir, Warming::OnDemand)?;
             let remote = service.remote(NAME);
-            if case.kind != CaseKind::Refs {
-                // Opens the mirror; the first client of the day pays for the answer, not for the start.
-                wire::perform(&Work::RefList, &remote, None)?;
-            }
+            // Opens the mirror: what is measured is the making of the answer, not the start.
+            wire::perform(&Work::Head, &remote, None)?;
             process::reset_peak_memory(service.pid())?;
             let before = process::cpu_time(service.pid());
             let round = measure::round(&case.work, &remote, case.clients)?;

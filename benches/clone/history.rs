@@ -1,6 +1,6 @@
 //! The plan of a generated repository: which commits there are, what each changes, and which references point where.
 //!
-//! A main line with topic branches, most of which are merged. A file's versions are numbered in the order in which
+//! A main line with topic branches, half of which are merged. A file's versions are numbered in the order in which
 //! commits make them, whatever the branch; so a merge takes the newer version of each file and needs no text merge.
 
 use std::collections::BTreeMap;
@@ -125,7 +125,9 @@ impl Planning {
                     continue;
                 }
                 let topic = open.swap_remove(number);
-                if self.random.percent(12) {
+                // Half of the topics were dropped, squashed or rebased: a quarter of all references is not merged then,
+                // as in rust-lang/cargo with its pull requests.
+                if self.random.percent(50) {
                     abandoned.push(topic.tip);
                 } else {
                     self.merge(&topic);

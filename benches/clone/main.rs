@@ -93,16 +93,16 @@ fn shape(options: &Options) -> Shape {
             seed: options.seed,
             commits: 2_000,
             files: 400,
-            tags: 600,
-            branches: 120,
+            tags: 450,
+            branches: 170,
         }
     } else {
         Shape {
             seed: options.seed,
             commits: 33_000,
             files: 3_000,
-            tags: 8_000,
-            branches: 1_500,
+            tags: 6_900,
+            branches: 2_600,
         }
     }
 }

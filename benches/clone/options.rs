@@ -26,7 +26,11 @@ pub struct Options {
     pub only: Option<Side>,
 
     /// Cases to measure
-    #[arg(long, value_delimiter = ',', default_value = "full,depth1,fetch,refs")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "full,full-unchecked,depth1,fetch,refs"
+    )]
     pub cases: Vec<CaseKind>,
 
     /// Also write the report to this file
@@ -65,6 +69,8 @@ pub enum Side {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
 pub enum CaseKind {
     Full,
+    /// As `full`, but the client does not compute the checksum, which otherwise limits how fast it can be served
+    FullUnchecked,
     Depth1,
     Fetch,
     Refs,

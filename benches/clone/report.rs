@@ -27,11 +27,13 @@ pub fn write(outcomes: &[Outcome], facts: &Facts) -> String {
 
 const NOTES: &str = "
 Seconds are wall time from the first client's start to the last one's end, the median of the rounds (short cases are
-repeated up to 20 times, 3 times when cold). A clone is what a client does: capabilities, reference list, pack; the client checks the
-pack's checksum and discards the pack, on the same cores as the server. Cold: a service just started on a mirror
-without any finished answer. Warm: the repository is in `warm`, and the same was asked before. Static file: nginx
-serving the recorded answers (warmdock's, where it is measured) to the same client. CPU is the server's per round, git's
-with its child processes. Peak memory: git's is sampled (PSS of nginx, fcgiwrap and git together), warmdock's is VmHWM.
+repeated up to 20 times, 3 times when cold). A clone is what a client does: capabilities, reference list, pack. The
+client checks the pack's checksum and discards the pack, on the same cores as the server; computing checksums costs it
+more than nginx needs to send a file, so full clones are measured once more without that. Cold: a service just started
+on a mirror without any finished answer, after one request for HEAD. Warm: the repository is in `warm`, and the same was
+asked before. Static file: nginx serving the recorded answers (warmdock's, where it is measured) to the same client. CPU
+is the server's per round, git's with its child processes. Peak memory: git's is sampled (PSS of nginx, fcgiwrap and git
+together), warmdock's is VmHWM.
 ";
 
 fn table(text: &mut String, outcomes: &[Outcome]) {
@@ -112,18 +114,15 @@ fn failures(text: &mut String, outcomes: &[Outcome]) {
             ("static file", &outcome.file),
         ];
         for (side, measured) in sides {
-            let (title, clients) = (outcome.case.title(), outcome.case.clients);
+            let title = outcome.case.full_title();
             match measured {
                 Some(Err(error)) => {
-                    let _ = writeln!(
-                        text,
-                        "\n{title}, {clients} clients, {side}: could not be measured: {error:#}"
-                    );
+                    let _ = writeln!(text, "\n{title}, {side}: could not be measured: {error:#}");
                 }
                 Some(Ok(figures)) if figures.refusals > 0 => {
                     let _ = writeln!(
                         text,
-                        "\n{title}, {clients} clients, {side}: refused with 503 and asked again {} times in {} rounds",
+                        "\n{title}, {side}: refused with 503 and asked again {} times in {} rounds",
                         figures.refusals, figures.rounds
                     );
                 }

@@ -1,6 +1,7 @@
 //! The measured repository: a copy of what was given, packed as well as git can serve it.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,6 +30,14 @@ impl Repository {
         run(Command::new("git")
             .args(["clone", "--quiet", "--mirror", "--no-hardlinks"])
             .args([source, &into]))?;
+        // Packs so marked are left out of the new pack, and then git writes no bitmap.
+        for entry in fs::read_dir(into.join("objects/pack"))? {
+            let path = entry?.path();
+            let mark = path.extension().and_then(|extension| extension.to_str());
+            if matches!(mark, Some("keep" | "promisor")) {
+                fs::remove_file(path)?;
+            }
+        }
         for arguments in [
             &["repack", "-q", "-a", "-d", "-b"][..],
             &["pack-refs", "--all"],
@@ -36,6 +45,13 @@ impl Repository {
         ] {
             run(Command::new("git").arg("-C").arg(&into).args(arguments))?;
         }
+        let has_bitmap = fs::read_dir(into.join("objects/pack"))?
+            .filter_map(|entry| entry.ok())
+            .any(|entry| entry.path().extension().is_some_and(|e| e == "bitmap"));
+        ensure!(
+            has_bitmap,
+            "git repack wrote no bitmap; the comparison is with bitmaps"
+        );
         let counts = git_in(&into, &["count-objects", "-v"])?;
         let count = |key: &str| -> Result<u64> {
             let line = counts.lines().find_map(|line| line.strip_prefix(key));

@@ -14,27 +14,34 @@ pub fn verdicts(text: &mut String, outcomes: &[Outcome]) {
             .find(|outcome| outcome.case.kind == kind && outcome.case.clients == clients)
     };
 
-    let full8 = find(CaseKind::Full, 8);
-    verdict(
-        text,
-        "full clone with 8 clients: at least 10 times the throughput of git with bitmaps",
-        full8.and_then(|case| speedup(&case.git, &case.warm)),
-        |times| times >= 10.0,
-        |times| format!("{times:.1} times"),
-    );
-    verdict(
-        text,
-        "full clone with 8 clients: within 2 times of the static file",
-        full8.and_then(|case| speedup(&case.warm, &case.file)),
-        |times| times <= 2.0,
-        |times| format!("{times:.2} times its time"),
-    );
+    for (kind, remark) in [
+        (CaseKind::Full, "the client computing checksums"),
+        (CaseKind::FullUnchecked, "the client computing none"),
+    ] {
+        let case = find(kind, 8);
+        verdict(
+            text,
+            &format!(
+                "full clone with 8 clients, {remark}: at least 10 times the throughput of git with bitmaps"
+            ),
+            case.and_then(|case| speedup(&case.git, &case.warm)),
+            |times| times >= 10.0,
+            |times| format!("{times:.1} times"),
+        );
+        verdict(
+            text,
+            &format!("full clone with 8 clients, {remark}: within 2 times of the static file"),
+            case.and_then(|case| speedup(&case.warm, &case.file)),
+            |times| times <= 2.0,
+            |times| format!("{times:.2} times its time"),
+        );
+    }
     for outcome in outcomes.iter().filter(|o| o.case.kind == CaseKind::Depth1) {
         verdict(
             text,
             &format!(
-                "depth 1 repeated with {}: at least 20 times git",
-                outcome.case.clients
+                "{}, repeated: at least 20 times git",
+                outcome.case.full_title()
             ),
             speedup(&outcome.git, &outcome.warm),
             |times| times >= 20.0,
@@ -45,9 +52,8 @@ pub fn verdicts(text: &mut String, outcomes: &[Outcome]) {
         verdict(
             text,
             &format!(
-                "{} with {}: a cold answer no slower than git's",
-                outcome.case.title(),
-                outcome.case.clients
+                "{}: a cold answer no slower than git's",
+                outcome.case.full_title()
             ),
             speedup(&outcome.cold, &outcome.git),
             |part| part <= 1.0,

@@ -61,7 +61,7 @@ pub struct TextFile<'v> {
 
 impl<'v> TextFile<'v> {
     pub fn new(vocabulary: &'v Vocabulary, mut random: Random) -> Self {
-        let length = 30 + random.low_below(600);
+        let length = 30 + random.low_below(330);
         let lines = (0..length).map(|_| vocabulary.line(&mut random)).collect();
         Self {
             vocabulary,
@@ -82,12 +82,12 @@ impl<'v> TextFile<'v> {
         let hunks = if self.random.percent(3) {
             8 + self.random.below(12)
         } else {
-            1 + self.random.below(6)
+            1 + self.random.below(9)
         };
         for _ in 0..hunks {
             let at = self.random.below(self.lines.len());
             // Files grow slowly, and long ones shrink again.
-            let longest = if self.lines.len() > 1200 { 40 } else { 17 };
+            let longest = if self.lines.len() > 500 { 40 } else { 19 };
             let removed = self.random.below(longest).min(self.lines.len() - at);
             let added = 1 + self.random.below(18);
             let new: Vec<String> = (0..added)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::answer::{self, Pack};
+use crate::answer::{self, Checksum, Pack};
 use crate::http::{Connection, Method, Response};
 use crate::pkt_line::{self, Packet};
 
@@ -34,7 +34,7 @@ pub enum Kind {
 #[derive(Clone)]
 pub enum Work {
     /// All branches and tags with all history, as `git clone` does.
-    FullClone,
+    FullClone(Checksum),
     /// The default branch at depth 1, as `git clone --depth 1` does.
     Depth1,
     /// What is new since the client's state.
@@ -44,6 +44,17 @@ pub enum Work {
     },
     /// The list of references alone, without the capability advertisement.
     RefList,
+    /// HEAD alone: the least that one can ask.
+    Head,
+}
+
+impl Work {
+    fn checksum(&self) -> Checksum {
+        match self {
+            Self::FullClone(checksum) => *checksum,
+            _ => Checksum::Verified,
+        }
+    }
 }
 
 /// What a client got.
@@ -88,13 +99,16 @@ pub fn perform(work: &Work, remote: &Remote, recording: Recording<'_>) -> Result
         refusals: 0,
     };
     let started = Instant::now();
-    if !matches!(work, Work::RefList) {
+    if !matches!(work, Work::RefList | Work::Head) {
         client.capabilities()?;
     }
-    let list = client.ref_list()?;
+    let list = client.ref_list(match work {
+        Work::Head => &["HEAD"],
+        _ => &["HEAD", "refs/heads/", "refs/tags/"],
+    })?;
     let list_time = started.elapsed();
     let pack = match fetch_request(work, &list)? {
-        Some(request) => Some(client.fetch(&request)?),
+        Some(request) => Some(client.fetch(&request, work.checksum())?),
         None => None,
     };
     Ok(Received {
@@ -126,21 +140,23 @@ impl Client<'_, '_> {
         })
     }
 
-    fn ref_list(&mut self) -> Result<RefList> {
+    fn ref_list(&mut self, prefixes: &[&str]) -> Result<RefList> {
         let mut request = Vec::new();
         command(&mut request, "ls-refs");
         for argument in ["peel", "symrefs", "unborn"] {
             pkt_line::write(&mut request, argument);
         }
-        for prefix in ["HEAD", "refs/heads/", "refs/tags/"] {
+        for prefix in prefixes {
             pkt_line::write(&mut request, &format!("ref-prefix {prefix}"));
         }
         request.extend_from_slice(pkt_line::FLUSH);
         self.exchange(Part::RefList, &request, RefList::read)
     }
 
-    fn fetch(&mut self, request: &[u8]) -> Result<Pack> {
-        self.exchange(Part::Pack, request, |mut body| answer::read(&mut body))
+    fn fetch(&mut self, request: &[u8], checksum: Checksum) -> Result<Pack> {
+        self.exchange(Part::Pack, request, |mut body| {
+            answer::read(&mut body, checksum)
+        })
     }
 
     /// Sends one request and has `read` take its body; asks again for as long as the server is too busy.
@@ -229,8 +245,8 @@ fn fetch_request(work: &Work, list: &RefList) -> Result<Option<Vec<u8>>> {
         pkt_line::write(&mut request, argument);
     }
     match work {
-        Work::RefList => return Ok(None),
-        Work::FullClone => {
+        Work::RefList | Work::Head => return Ok(None),
+        Work::FullClone(_) => {
             pkt_line::write(&mut request, "ofs-delta");
             let mut seen = HashSet::with_capacity(list.refs);
             for (id, _) in list.entries().filter(|(id, _)| *id != "unborn") {

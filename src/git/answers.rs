@@ -51,6 +51,8 @@ pub struct Answer {
     /// Made ahead of time: goes on without readers.
     ahead: AtomicBool,
     last_used: AtomicU64,
+    /// It could not be read: it is made anew.
+    bad: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -108,7 +110,10 @@ impl Answers {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let id = (repo.clone(), key);
         let mut kept = self.kept();
-        if let Some(answer) = kept.get(&id) {
+        if let Some(answer) = kept
+            .get(&id)
+            .filter(|answer| !answer.bad.load(Ordering::Relaxed))
+        {
             answer.last_used.store(now, Ordering::Relaxed);
             if ahead {
                 answer.ahead.store(true, Ordering::Relaxed);
@@ -128,10 +133,12 @@ impl Answers {
             readers: AtomicUsize::new(0),
             ahead: AtomicBool::new(ahead),
             last_used: AtomicU64::new(now),
+            bad: AtomicBool::new(false),
         });
-        kept.insert(id.clone(), Arc::clone(&answer));
+        let replaced = kept.insert(id.clone(), Arc::clone(&answer));
         let too_many = kept.len() > MOST_ANSWERS;
         drop(kept);
+        discard(replaced.into_iter().collect());
         if too_many {
             self.forget_oldest(|kept, _| kept.len() > MOST_ANSWERS * 9 / 10);
         }
@@ -148,14 +155,20 @@ impl Answers {
 
     /// Forgets the answers of `repo`, for instance when it is evicted.
     pub fn forget_repo(&self, repo: &RepoName) {
-        self.kept().retain(|(of, _), _| of != repo);
+        let gone: Vec<_> = self
+            .kept()
+            .extract_if(|(of, _), _| of == repo)
+            .map(|(_, answer)| answer)
+            .collect();
+        discard(gone);
     }
 
     /// `key` holds everything that `repo` has now: the answer that held everything before is worth its space no more.
     pub fn supersede_whole(&self, repo: &RepoName, key: AnswerKey) {
         let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = whole.insert(repo.clone(), key).filter(|old| *old != key) {
-            self.kept().remove(&(repo.clone(), old));
+            let gone = self.kept().remove(&(repo.clone(), old));
+            discard(gone.into_iter().collect());
         }
     }
 
@@ -190,12 +203,22 @@ impl Answers {
             }
         }
         drop(kept);
-        // The files go here, outside of the lock.
-        drop(gone);
+        discard(gone);
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<(RepoName, AnswerKey), Arc<Answer>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets go of answers, and so removes their files: outside of the lock, and not on an async worker.
+fn discard(gone: Vec<Arc<Answer>>) {
+    if gone.is_empty() {
+        return;
+    }
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(move || drop(gone))),
+        Err(_) => drop(gone),
     }
 }
 
@@ -288,10 +311,12 @@ impl AnswerReader {
         let answer = Arc::clone(&self.answer);
         let file = self.file.clone();
         let block = self.block;
-        let (file, bytes) =
-            tokio::task::spawn_blocking(move || answer.read_block(file, block, length))
-                .await
-                .map_err(io::Error::other)??;
+        let read = tokio::task::spawn_blocking(move || {
+            answer
+                .read_block(file, block, length)
+                .inspect_err(|_| answer.bad.store(true, Ordering::Relaxed))
+        });
+        let (file, bytes) = read.await.map_err(io::Error::other)??;
         self.file = Some(file);
         self.block += 1;
         Ok(Some(bytes))
@@ -360,8 +385,24 @@ impl AnswerWriter {
         let Some(answer) = self.answer.clone() else {
             return Err(ObjectError::Cancelled);
         };
-        let cancelled =
+        let unwanted =
             || answer.readers.load(Ordering::Relaxed) == 0 && !answer.ahead.load(Ordering::Relaxed);
+        let cancelled = || {
+            if !unwanted() {
+                return false;
+            }
+            // Under the lock nobody can join; who comes later finds it gone and makes it anew.
+            let mut kept = self.answers.kept();
+            let unwanted = unwanted();
+            if unwanted
+                && kept
+                    .get(&self.id)
+                    .is_some_and(|found| Arc::ptr_eq(found, &answer))
+            {
+                kept.remove(&self.id);
+            }
+            unwanted
+        };
         let result = (|| {
             let file = File::create_new(&answer.path)?;
             let mut framed = Framed::new(Blocks {

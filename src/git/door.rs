@@ -11,6 +11,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::response::Response;
 use axum::routing::any;
+use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::config::AllowWants;
@@ -18,6 +19,7 @@ use crate::error::Error;
 use crate::git::body::{self, Encoding};
 use crate::git::name::RepoName;
 use crate::git::pool::{Cold, Entry, Found, PoolError};
+use crate::git::refs::Refs;
 use crate::git::relay::{Relayed, relay};
 use crate::git::serve::{self, Busy, Chunks};
 use crate::git::snapshot::Snapshot;
@@ -99,22 +101,12 @@ async fn refs(app: &Arc<App>, name: &RepoName, headers: &HeaderMap) -> Result<Re
     };
     let (entry, snapshot) = match found.map_err(refused)? {
         Found::Mirror(entry, snapshot) => (entry, snapshot),
+        Found::Cold(cold) if cold.upstream.http().is_some() => {
+            let tail = "info/refs?service=git-upload-pack";
+            return pass_through(app, &cold, Method::GET, tail, Bytes::new(), headers).await;
+        }
         Found::Cold(cold) => {
-            if let Some(upstream) = cold.upstream.http() {
-                let request = Relayed {
-                    method: Method::GET,
-                    tail: "info/refs?service=git-upload-pack",
-                    body: Bytes::new(),
-                };
-                return relay(upstream, name, request, headers, Arc::clone(&app.metrics))
-                    .await
-                    .map_err(refused);
-            }
-            let refs = cold
-                .flight
-                .refs()
-                .await
-                .map_err(|error| refused(error.into()))?;
+            let refs = refs_of_first_clone(app, &cold).await?;
             return Ok(advertisement(
                 version,
                 &Advertisements::default(),
@@ -133,10 +125,51 @@ async fn refs(app: &Arc<App>, name: &RepoName, headers: &HeaderMap) -> Result<Re
     Ok(response)
 }
 
+/// Hands a request for a repository without a mirror to its upstream. Once that has answered, a mirror is worth
+/// making.
+async fn pass_through(
+    app: &Arc<App>,
+    cold: &Cold,
+    method: Method,
+    tail: &'static str,
+    body: Bytes,
+    headers: &HeaderMap,
+) -> Result<Response, Error> {
+    let upstream = cold.upstream.http().ok_or(Error::NotFound)?;
+    let request = Relayed { method, tail, body };
+    let answer = relay(
+        upstream,
+        &cold.entry.name,
+        request,
+        headers,
+        Arc::clone(&app.metrics),
+    )
+    .await;
+    match answer {
+        Ok(answer) => {
+            // When too many wait already, this client is served all the same.
+            let _ = app.pool.first_clone(cold);
+            Ok(answer)
+        }
+        Err(error) => {
+            if matches!(error, PoolError::NotFound) {
+                app.pool.not_found(cold);
+            }
+            Err(refused(error))
+        }
+    }
+}
+
+/// The references of a repository whose first clone is under way: they come long before the pack.
+async fn refs_of_first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Refs>, Error> {
+    let flight = app.pool.first_clone(cold).map_err(refused)?;
+    flight.refs().await.map_err(|error| refused(error.into()))
+}
+
 fn advertisement(
     version: Version,
     kept: &Advertisements,
-    refs: &crate::git::refs::Refs,
+    refs: &Refs,
     policy: WantPolicy,
 ) -> Response {
     let body = match version {
@@ -170,18 +203,12 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     let version = version_of(&headers);
     let found = app.pool.present(&name).await.map_err(refused)?;
     if let Found::Cold(cold) = &found
-        && let Some(upstream) = cold.upstream.http()
+        && cold.upstream.http().is_some()
     {
         // Kept while the body goes up.
         let (bytes, _place) = body.into_parts();
-        let request = Relayed {
-            method: Method::POST,
-            tail: "git-upload-pack",
-            body: bytes,
-        };
-        return relay(upstream, &name, request, &headers, Arc::clone(&app.metrics))
-            .await
-            .map_err(refused);
+        let tail = "git-upload-pack";
+        return pass_through(app, cold, Method::POST, tail, bytes, &headers).await;
     }
     let parsing = tokio::task::spawn_blocking(move || {
         let body = body.decoded(encoding, limit)?;
@@ -253,11 +280,7 @@ async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<R
                 Box::new(move || snapshot.advertisements.ls_refs(&snapshot.refs, &arguments))
             }
             Found::Cold(cold) => {
-                let refs = cold
-                    .flight
-                    .refs()
-                    .await
-                    .map_err(|error| refused(error.into()))?;
+                let refs = refs_of_first_clone(app, &cold).await?;
                 Box::new(move || Advertisements::default().ls_refs(&refs, &arguments))
             }
         };
@@ -276,7 +299,13 @@ async fn answer(
 ) -> Result<Response, Error> {
     let policy = policy(app);
     let mut snapshot = snapshot;
-    let mut answer = respond(fetch.clone(), Arc::clone(&snapshot), policy).await?;
+    let mut answer = respond(
+        app.pool.planning(),
+        fetch.clone(),
+        Arc::clone(&snapshot),
+        policy,
+    )
+    .await?;
     if matches!(answer, Err(Refusal::NotOurRef(_) | Refusal::UnknownRef(_))) {
         // The upstream may have it by now.
         snapshot = app
@@ -284,7 +313,7 @@ async fn answer(
             .ask_again(&entry, snapshot)
             .await
             .map_err(refused)?;
-        answer = respond(fetch, Arc::clone(&snapshot), policy).await?;
+        answer = respond(app.pool.planning(), fetch, Arc::clone(&snapshot), policy).await?;
     }
     let Answer { head, pack } = match answer {
         Ok(answer) => answer,
@@ -310,7 +339,8 @@ async fn answer(
 /// Answers from a mirror that is not there yet: with progress where the response's beginning is known, else when the
 /// first clone is done.
 async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Response, Error> {
-    let Cold { entry, flight, .. } = cold;
+    let flight = app.pool.first_clone(&cold).map_err(refused)?;
+    let entry = cold.entry;
     let beginning = match &fetch {
         Fetch::V2(request) => v2::certain_head(request).map(|head| (head, request.band)),
         Fetch::V0(request) => v0::certain_head(request).map(|head| (head, request.fetch.band)),
@@ -329,7 +359,7 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Respons
     );
     let rest: serve::Respond = Box::new(move |snapshot| {
         Box::pin(async move {
-            let answer = respond(fetch, Arc::clone(&snapshot), policy)
+            let answer = respond(pool.planning(), fetch, Arc::clone(&snapshot), policy)
                 .await
                 .map_err(|error| error.to_string())?;
             let pack = answer.map_err(|refusal| refusal.to_string())?.pack;
@@ -344,13 +374,18 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Respons
 
 /// Negotiates and plans, on a thread of its own: history is walked for that.
 async fn respond(
+    planning: &Arc<Semaphore>,
     fetch: Fetch,
     snapshot: Arc<Snapshot>,
     policy: WantPolicy,
 ) -> Result<Result<Answer, Refusal>, Error> {
-    tokio::task::spawn_blocking(move || match fetch {
-        Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
-        Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
+    let permit = Arc::clone(planning).acquire_owned().await;
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        match fetch {
+            Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
+            Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
+        }
     })
     .await
     .map_err(|panic| Error::Internal(panic.into()))
@@ -375,7 +410,7 @@ fn refused(error: PoolError) -> Error {
         PoolError::NotFound => Error::NotFound,
         PoolError::Upstream(what) => Error::UpstreamFailed(what),
         PoolError::Storage(_) => Error::StorageFull,
-        PoolError::Stopping => Error::Busy {
+        PoolError::Busy | PoolError::Stopping => Error::Busy {
             retry_after: RETRY_AFTER,
         },
     }

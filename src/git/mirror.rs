@@ -75,8 +75,13 @@ impl MirrorFolder {
     /// # Errors
     /// What the file system says.
     pub fn remove_pack(&self, pack: &Path) -> io::Result<()> {
-        fs::remove_file(pack.with_extension("idx"))?;
-        fs::remove_file(pack.with_extension("pack"))
+        for extension in ["idx", "pack"] {
+            match fs::remove_file(pack.with_extension(extension)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Puts a damaged pack where nobody takes it for one; it stays until the repository is fetched again.
@@ -139,10 +144,13 @@ impl MirrorFolder {
     /// What the file system says.
     pub fn set_garbage(&self, garbage: bool) -> io::Result<()> {
         let path = self.path.join(GARBAGE);
-        match garbage {
-            true => File::create(path)?.sync_all(),
-            false if path.exists() => fs::remove_file(path),
-            false => Ok(()),
+        match (garbage, path.exists()) {
+            (true, false) => {
+                File::create(&path)?;
+                durable::sync(&self.path)
+            }
+            (false, true) => fs::remove_file(path),
+            _ => Ok(()),
         }
     }
 

@@ -29,6 +29,8 @@ pub struct Source {
 pub struct PackStream {
     source: Source,
     from: From,
+    /// The kept answer is made from this very source, so making it again gives equal bytes.
+    own: bool,
     /// Bytes that were handed out.
     sent: u64,
 }
@@ -47,10 +49,12 @@ struct Direct {
 const AHEAD: usize = 2;
 
 impl PackStream {
-    pub fn new(source: Source, reader: AnswerReader) -> Self {
+    /// `own` says that `reader` reads what is made from `source`.
+    pub fn new(source: Source, reader: AnswerReader, own: bool) -> Self {
         Self {
             source,
             from: From::Kept(reader),
+            own,
             sent: 0,
         }
     }
@@ -70,8 +74,8 @@ impl PackStream {
     pub async fn next(&mut self) -> Result<Option<Bytes>, AnswerError> {
         if let From::Kept(reader) = &mut self.from {
             match reader.next().await {
-                Err(AnswerError::Full) => {
-                    self.from = From::Direct(Direct::make(self.source.clone(), self.sent))
+                Err(AnswerError::Full | AnswerError::Damaged) if self.own || self.sent == 0 => {
+                    self.from = From::Direct(Direct::make(self.source.clone(), self.sent));
                 }
                 other => return self.count(other),
             }
@@ -85,14 +89,16 @@ impl PackStream {
         match (&mut direct.maker).await {
             Ok(Ok(())) => Ok(None),
             Ok(Err(error)) => {
-                let Source {
-                    pool,
-                    entry,
-                    snapshot,
-                    ..
-                } = &self.source;
-                pool.report(entry, snapshot, &error).await;
-                Err(AnswerError::Making(error.to_string().into()))
+                let text = error.to_string();
+                let source = self.source.clone();
+                // Reporting reads whole packs; the client hears at once.
+                self.source.pool.spawn(async move {
+                    source
+                        .pool
+                        .report(&source.entry, &source.snapshot, &error)
+                        .await;
+                });
+                Err(AnswerError::Making(text.into()))
             }
             Err(panic) => Err(AnswerError::Making(panic.to_string().into())),
         }
@@ -114,7 +120,7 @@ impl Direct {
     fn make(source: Source, skip: u64) -> Self {
         let (sender, blocks) = mpsc::channel(AHEAD);
         let maker = tokio::spawn(async move {
-            let thread = Arc::clone(source.pool.threads()).acquire_owned().await;
+            let thread = Arc::clone(source.pool.unkept()).acquire_owned().await;
             let made = tokio::task::spawn_blocking(move || {
                 let _thread = thread;
                 let closed = sender.clone();

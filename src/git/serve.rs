@@ -78,9 +78,9 @@ pub fn prepare(
     } else {
         Some(place()?)
     };
-    let (reader, kind) = match pool.answers().get_or_new(&entry.name, key, false) {
-        Found::Kept(reader) if whole => (reader, AnswerKind::Whole),
-        Found::Kept(reader) => (reader, AnswerKind::Cached),
+    let (reader, kind, own) = match pool.answers().get_or_new(&entry.name, key, false) {
+        Found::Kept(reader) if whole => (reader, AnswerKind::Whole, false),
+        Found::Kept(reader) => (reader, AnswerKind::Cached, false),
         Found::New(reader, writer) => {
             // The answer may have been evicted since we looked.
             let place = match early {
@@ -98,11 +98,12 @@ pub fn prepare(
                 } else {
                     AnswerKind::Made
                 },
+                true,
             )
         }
     };
     Ok(Prepared {
-        stream: PackStream::new(source, reader),
+        stream: PackStream::new(source, reader, own),
         kind,
         band,
         progress,

@@ -7,7 +7,7 @@ use gix_hash::ObjectId;
 use gix_object::Kind;
 
 use crate::git::objects::ObjectError;
-use crate::git::objects::commits::{CommitNumber, CommitSet, Commits, peel};
+use crate::git::objects::commits::{CommitNumber, CommitSet, Commits, closure, peel};
 use crate::git::objects::packs::{PackSet, Reader};
 use crate::git::objects::set::ObjectSet;
 use crate::git::refs::Refs;
@@ -21,14 +21,18 @@ pub struct Snapshot {
     /// What annotated tags come to.
     peeled: HashMap<ObjectId, ObjectId>,
     pub advertisements: Advertisements,
-    everything: OnceLock<ObjectSet>,
-    /// Whether an advertised reference reaches every commit.
+    /// The commits that advertised references reach.
+    live: CommitSet,
+    /// Whether nothing else is in the packs.
     all_live: bool,
+    live_objects: OnceLock<ObjectSet>,
 }
 
 impl Snapshot {
     /// Reads the history that `refs` reach into `commits`, which may be that of the snapshot before. Kept tips that a
     /// reference reaches need no keeping and are dropped: after most moves of a branch that is all of them.
+    ///
+    /// `garbage` says that the packs hold objects which nothing reaches.
     ///
     /// # Errors
     /// [`ObjectError`] when a reference names what is not in the packs, or history has a hole.
@@ -36,6 +40,7 @@ impl Snapshot {
         packs: PackSet,
         mut refs: Refs,
         commits: Arc<RwLock<Commits>>,
+        garbage: bool,
     ) -> Result<Self, ObjectError> {
         let peeled: HashMap<ObjectId, ObjectId> = refs
             .names
@@ -58,25 +63,32 @@ impl Snapshot {
             }
         }
         if !tips.is_empty() {
+            // Whoever changes a mirror is alone, so nothing is added between reading and appending, and readers wait
+            // for the appending only.
+            let new = commits
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .read_new(&tips, &mut reader)?;
             commits
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
-                .extend(&tips, &mut reader)?;
+                .append(new);
         }
         let history = commits.read().unwrap_or_else(PoisonError::into_inner);
         let live = reached(refs.tips(), &peeled, &history);
         refs.kept
             .retain(|kept, _| !history.number(kept).is_some_and(|kept| live.contains(kept)));
-        let all_live = live.len() == history.len();
+        let all_live = !garbage && refs.kept.is_empty() && live.len() == history.len();
         drop(history);
         Ok(Self {
             packs,
             refs,
+            live,
             all_live,
             commits,
             peeled,
             advertisements: Advertisements::default(),
-            everything: OnceLock::new(),
+            live_objects: OnceLock::new(),
         })
     }
 
@@ -94,14 +106,59 @@ impl Snapshot {
         commits.number(self.peeled.get(id).unwrap_or(id))
     }
 
-    /// Every object once, also those that stand in several packs.
-    pub fn everything(&self) -> &ObjectSet {
-        self.everything.get_or_init(|| self.packs.all())
+    /// The commits that advertised references reach.
+    pub fn live(&self) -> &CommitSet {
+        &self.live
     }
 
-    /// Whether nothing but what references reach is in the packs, as far as commits tell.
-    pub fn all_live(&self) -> bool {
-        self.all_live
+    /// Whether `id` is a live commit or an advertised tag, so that it and all it reaches are in
+    /// [`Snapshot::live_objects`].
+    pub fn is_live(&self, id: &ObjectId, commits: &Commits) -> bool {
+        self.peeled.contains_key(id)
+            || commits
+                .number(id)
+                .is_some_and(|commit| self.live.contains(commit))
+    }
+
+    /// What tells one set of live objects from another: the packs, and the tips where packs hold more than they reach.
+    pub fn live_name(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        let packs = self.packs.packs().iter();
+        let packs = packs.map(|pack| {
+            pack.path()
+                .file_name()
+                .unwrap_or_default()
+                .as_encoded_bytes()
+                .to_vec()
+        });
+        let mut tips: Vec<ObjectId> = if self.all_live {
+            Vec::new()
+        } else {
+            self.refs.tips().collect()
+        };
+        tips.sort_unstable();
+        tips.dedup();
+        packs.chain(tips.into_iter().map(|tip| tip.as_slice().to_vec()))
+    }
+
+    /// Every object that an advertised reference reaches. The first call may have to walk all of history.
+    ///
+    /// # Errors
+    /// [`ObjectError`] when an object is missing or damaged.
+    pub fn live_objects(
+        &self,
+        reader: &mut Reader<'_>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<&ObjectSet, ObjectError> {
+        if let Some(live) = self.live_objects.get() {
+            return Ok(live);
+        }
+        let live = if self.all_live {
+            self.packs.all()
+        } else {
+            let tips: Vec<ObjectId> = self.refs.tips().collect();
+            closure(|| self.commits(), &tips, reader, cancelled)?
+        };
+        Ok(self.live_objects.get_or_init(|| live))
     }
 }
 

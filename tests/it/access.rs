@@ -20,7 +20,7 @@ struct Setup {
 fn setup(anonymous: &str) -> Setup {
     let (upstream, _repo) = Upstream::with_sample();
     upstream.sample("other/repo");
-    let secrets = tempfile::tempdir().unwrap();
+    let secrets = crate::support::temporary_folder();
     std::fs::write(secrets.path().join("ci"), format!("{CI}\n")).unwrap();
     std::fs::write(secrets.path().join("other"), OTHER).unwrap();
     let tokens = json!([
@@ -238,7 +238,7 @@ fn what_one_may_not_read_looks_like_what_is_not_there() {
 #[test]
 fn what_one_may_not_read_is_not_fetched() {
     let (upstream, _repo) = Upstream::with_sample();
-    let secrets = tempfile::tempdir().unwrap();
+    let secrets = crate::support::temporary_folder();
     std::fs::write(secrets.path().join("other"), OTHER).unwrap();
     let token =
         json!([{ "name": "other", "token_file": secrets.path().join("other"), "repos": ["x/y"] }]);

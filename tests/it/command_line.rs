@@ -50,7 +50,7 @@ fn help_and_version_are_fine() {
 fn a_port_that_is_taken_ends_with_1() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let path = folder.path().join("config.json");
     std::fs::write(
         &path,
@@ -70,7 +70,7 @@ fn a_data_folder_that_is_in_use_is_refused() {
     let first = warmdock::over_files(&upstream);
     let mut config = first.config();
     config["listen"]["http"] = "127.0.0.1:0".into();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let path = folder.path().join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
     // Ends by itself: one that runs on is stopped after the limit, and fails the test.

@@ -9,7 +9,7 @@ use crate::support::process::{self, Output};
 use crate::support::warmdock::{command, run};
 
 fn check(config: &str) -> Output {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let path = folder.path().join("config.json");
     std::fs::write(&path, config).unwrap();
     run(&["check", "--config", path.to_str().unwrap()])
@@ -271,7 +271,7 @@ fn what_is_no_json() {
         );
         assert!(said(&output).len() > 20, "{text:?}: {}", output.describe());
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let path = folder.path().join("config.json");
     std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
     assert_eq!(
@@ -285,7 +285,7 @@ fn what_is_no_json() {
 /// What Docker makes of a bind mount whose file is not there.
 #[test]
 fn a_folder_instead_of_the_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     for subcommand in ["check", "serve"] {
         let output = run(&[subcommand, "--config", folder.path().to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(78), "{}", output.describe());
@@ -312,7 +312,7 @@ fn a_file_that_is_not_there() {
 
 #[test]
 fn serve_with_a_wrong_file_binds_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let path = folder.path().join("config.json");
     std::fs::write(
         &path,
@@ -327,7 +327,7 @@ fn serve_with_a_wrong_file_binds_nothing() {
 
 #[test]
 fn check_prints_the_effective_configuration_without_secrets() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let secret = folder.path().join("secret");
     std::fs::write(&secret, "very-secret-0c51\n").unwrap();
     let config = json!({
@@ -362,7 +362,7 @@ fn check_prints_the_effective_configuration_without_secrets() {
 
 #[test]
 fn the_embedded_default() {
-    let home = tempfile::tempdir().unwrap();
+    let home = crate::support::temporary_folder();
     let mut check = command(&["check"]);
     check.env("HOME", home.path());
     if Path::new("/config/app_config.json").exists() {
@@ -392,7 +392,7 @@ fn the_embedded_default() {
 
 #[test]
 fn the_environment_names_the_file() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let path = folder.path().join("config.json");
     std::fs::write(&path, r#"{ "git": { "max_age": "77s" } }"#).unwrap();
     let mut check = command(&["check"]);

@@ -64,7 +64,7 @@ impl Certificate {
 }
 
 fn setup() -> (tempfile::TempDir, Certificate, Upstream, Warmdock) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let certificate = make(folder.path(), "first");
     let (upstream, _repo) = Upstream::with_sample();
     let tls = json!({ "cert": certificate.cert, "key": certificate.key });
@@ -194,7 +194,7 @@ fn a_bad_new_certificate_keeps_the_old_one() {
 /// Clients that never finish the handshake do not hold up those who do.
 #[test]
 fn slow_handshakes_hold_nobody_up() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = crate::support::temporary_folder();
     let certificate = make(folder.path(), "first");
     let (upstream, _repo) = Upstream::with_sample();
     let tls = json!({ "cert": certificate.cert, "key": certificate.key });

@@ -1,6 +1,6 @@
 //! How the commits of a mirror hang together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_object::{CommitRefIter, Kind, TagRefIter};
@@ -28,6 +28,17 @@ pub struct Commit {
     pub time: i64,
 }
 
+/// Commits that were read and are not added yet.
+#[derive(Default)]
+pub struct NewCommits(Vec<NewCommit>);
+
+struct NewCommit {
+    id: ObjectId,
+    tree: ObjectId,
+    parents: Vec<ObjectId>,
+    time: i64,
+}
+
 /// Every commit that a reference reached since the mirror was opened. Kept in memory, about 100 bytes a commit, so
 /// that negotiation and depth need no object to be decoded.
 #[derive(Default)]
@@ -37,36 +48,21 @@ pub struct Commits {
 }
 
 impl Commits {
-    /// Reads the commits that `tips` reach and that are not known yet.
+    /// Reads the commits that `tips` reach and that are not known yet, to be added by [`Commits::append`].
     ///
     /// # Errors
-    /// [`ObjectError::Missing`] when history has a hole; nothing is added then.
-    pub fn extend(
-        &mut self,
+    /// [`ObjectError::Missing`] when history has a hole.
+    pub fn read_new(
+        &self,
         tips: &[ObjectId],
         reader: &mut Reader<'_>,
-    ) -> Result<(), ObjectError> {
-        let before = self.commits.len();
-        let result = self.read_history(tips, reader);
-        if result.is_err() {
-            for gone in self.commits.drain(before..) {
-                self.numbers.remove(&gone.id);
-            }
-        }
-        result
-    }
-
-    fn read_history(
-        &mut self,
-        tips: &[ObjectId],
-        reader: &mut Reader<'_>,
-    ) -> Result<(), ObjectError> {
-        let before = self.commits.len();
-        let mut found: Vec<Vec<ObjectId>> = Vec::new();
+    ) -> Result<NewCommits, ObjectError> {
+        let mut new = NewCommits::default();
+        let mut seen = HashSet::new();
         let mut todo: Vec<ObjectId> = tips.to_vec();
         let mut buffer = Vec::new();
         while let Some(id) = todo.pop() {
-            if self.numbers.contains_key(&id) {
+            if self.numbers.contains_key(&id) || !seen.insert(id) {
                 continue;
             }
             reader.read_kind(&id, Kind::Commit, &mut buffer)?;
@@ -76,29 +72,44 @@ impl Commits {
             };
             let mut fields = CommitRefIter::from_bytes(&buffer, HashKind::Sha1);
             let tree = fields.tree_id().map_err(damaged)?;
-            let parents: Vec<ObjectId> = fields.clone().parent_ids().collect();
+            let parents: Vec<ObjectId> = fields.parent_ids().collect();
             // A commit whose date no one can read still has its place in history.
             let time = fields.committer().map_or(0, |who| who.seconds());
-            todo.extend(
-                parents
-                    .iter()
-                    .filter(|parent| !self.numbers.contains_key(*parent)),
-            );
+            todo.extend(&parents);
+            new.0.push(NewCommit {
+                id,
+                tree,
+                parents,
+                time,
+            });
+        }
+        Ok(new)
+    }
+
+    /// Adds what [`Commits::read_new`] read of these same commits.
+    pub fn append(&mut self, new: NewCommits) {
+        for commit in &new.0 {
             self.numbers
-                .insert(id, CommitNumber(self.commits.len() as u32));
+                .insert(commit.id, CommitNumber(self.numbers.len() as u32));
+        }
+        for NewCommit {
+            id,
+            tree,
+            parents,
+            time,
+        } in new.0
+        {
+            let parents = parents
+                .iter()
+                .filter_map(|parent| self.number(parent))
+                .collect();
             self.commits.push(Commit {
                 id,
                 tree,
-                parents: Vec::new(),
+                parents,
                 time,
             });
-            found.push(parents);
         }
-        for (at, parents) in found.into_iter().enumerate() {
-            self.commits[before + at].parents =
-                parents.iter().map(|parent| self.numbers[parent]).collect();
-        }
-        Ok(())
     }
 
     pub fn number(&self, id: &oid) -> Option<CommitNumber> {
@@ -178,6 +189,11 @@ impl CommitSet {
         self.seen.get(commit.0 as usize).copied().unwrap_or(false)
     }
 
+    /// In the order in which they were added.
+    pub fn members(&self) -> &[CommitNumber] {
+        &self.members
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = CommitNumber> + '_ {
         self.members.iter().copied()
     }
@@ -235,30 +251,35 @@ pub fn peel(id: ObjectId, reader: &mut Reader<'_>) -> Result<Peeled, ObjectError
     }
 }
 
-/// The objects of the packs that the given tips reach: everything, trees and blobs included.
+/// The objects of the packs that the given tips reach: everything, trees and blobs included. `history` knows the
+/// commits that the tips reach, and is not held for long.
 ///
 /// # Errors
 /// [`ObjectError`] when an object is missing or damaged.
-pub fn closure(
-    commits: &Commits,
+pub fn closure<'h, H: std::ops::Deref<Target = Commits> + 'h>(
+    history: impl Fn() -> H,
     tips: &[ObjectId],
     reader: &mut Reader<'_>,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<ObjectSet, ObjectError> {
-    let mut walk = super::walk::Walk::new(reader);
+    let mut walk = super::walk::Walk::filtered(reader, super::walk::Filter::default(), cancelled);
     let mut starts = Vec::new();
     for tip in tips {
         let peeled = walk.peel_into(*tip)?;
         match peeled.kind {
-            Kind::Commit => starts.extend(commits.number(&peeled.id)),
+            Kind::Commit => starts.extend(history().number(&peeled.id)),
             _ => walk.add_object(&peeled.id)?,
         }
     }
-    let included = commits.reachable(starts, &commits.no_commits());
-    walk.add_commits(
-        commits,
-        &included,
-        &commits.no_commits(),
-        &commits.no_commits(),
-    )?;
+    let (included, none) = {
+        let commits = history();
+        (
+            commits.reachable(starts, &commits.no_commits()),
+            commits.no_commits(),
+        )
+    };
+    super::walk::for_each_commit(&history, &included, &none, &none, |commit| {
+        walk.add_commit(commit)
+    })?;
     Ok(walk.finish().objects)
 }

@@ -22,6 +22,8 @@ pub enum ObjectError {
         expected: gix_object::Kind,
         found: gix_object::Kind,
     },
+    #[error("tree {0} is nested too deeply")]
+    TooDeep(ObjectId),
     #[error("cannot read the packs: {0}")]
     Io(#[from] std::io::Error),
     #[error("nobody waits for this pack any more")]

@@ -39,6 +39,10 @@ impl Pack {
             pack: name_of(index_path),
             what,
         };
+        // A lack of file handles is no damage, and what follows does not tell the two apart.
+        for extension in ["idx", "pack"] {
+            std::fs::File::open(index_path.with_extension(extension))?;
+        }
         let index = gix_pack::index::File::at(index_path, HashKind::Sha1)
             .map_err(|err| damaged(format!("its index does not open: {err}")))?;
         let mut data = gix_pack::data::File::at(index_path.with_extension("pack"), HashKind::Sha1)

@@ -9,7 +9,7 @@ use gix_object::tree::EntryKind;
 use gix_object::{Kind, TreeRefIter};
 
 use super::ObjectError;
-use super::commits::{CommitSet, Commits, Peeled, peel};
+use super::commits::{CommitNumber, CommitSet, Commits, Peeled, peel};
 use super::packs::{ObjectNumber, Reader};
 use super::set::ObjectSet;
 
@@ -125,58 +125,51 @@ impl<'w, 'p> Walk<'w, 'p> {
     /// # Errors
     /// [`ObjectError`] when an object is missing or damaged.
     pub fn mark_known_tree(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
-        let number = self.reader.packs().require(id)?;
-        if !self.found.known.insert(number) {
-            return Ok(());
-        }
-        let tree = self.tree(number, id)?;
-        for entry in Entries::of(&tree) {
-            match entry.kind {
-                EntryKind::Tree => self.mark_known_tree(&entry.id)?,
-                EntryKind::Commit => {}
-                _ => {
-                    self.found
-                        .known
-                        .insert(self.reader.packs().require(&entry.id)?);
+        let mut todo = vec![*id];
+        while let Some(id) = todo.pop() {
+            let number = self.reader.packs().require(&id)?;
+            if !self.found.known.insert(number) {
+                continue;
+            }
+            let tree = self.tree(number, &id)?;
+            for entry in Entries::of(&tree) {
+                match entry.kind {
+                    EntryKind::Tree => todo.push(entry.id),
+                    EntryKind::Commit => {}
+                    _ => {
+                        self.found
+                            .known
+                            .insert(self.reader.packs().require(&entry.id)?);
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Adds every commit of `included` with the trees and blobs that differ from all of its parents'. Each parent is
-    /// in `included` as well or in `theirs`, what the other side has; a commit in `cuts` counts as without parents.
+    /// Adds a commit with the trees and blobs that differ from those of its `parents`, each of which is added as well
+    /// or is the other side's.
     ///
     /// # Errors
     /// [`ObjectError`] when an object is missing or damaged.
-    pub fn add_commits(
-        &mut self,
-        commits: &Commits,
-        included: &CommitSet,
-        theirs: &CommitSet,
-        cuts: &CommitSet,
-    ) -> Result<(), ObjectError> {
-        for number in included.iter() {
-            let commit = commits.get(number);
-            if self.filter.takes(Kind::Commit) {
-                self.found
-                    .objects
-                    .insert(self.reader.packs().require(&commit.id)?);
-            }
-            if !self.filter.walks_trees() {
-                continue;
-            }
-            let bases: Vec<Base> = if cuts.contains(number) {
-                Vec::new()
-            } else {
-                let base = |parent: &_| Base {
-                    tree: commits.get(*parent).tree,
-                    theirs: theirs.contains(*parent),
-                };
-                commit.parents.iter().map(base).collect()
-            };
-            self.add_tree(&commit.tree, &bases, 0)?;
+    pub fn add_commit(&mut self, commit: &CommitToAdd) -> Result<(), ObjectError> {
+        if self.filter.takes(Kind::Commit) {
+            let number = self.reader.packs().require(&commit.id)?;
+            self.found.objects.insert(number);
         }
+        if self.filter.walks_trees() {
+            self.add_tree(&commit.tree, &commit.parents, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Adds an object whatever the filter says.
+    ///
+    /// # Errors
+    /// [`ObjectError::Missing`].
+    pub fn add_unfiltered(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
+        let number = self.reader.packs().require(id)?;
+        self.found.objects.insert(number);
         Ok(())
     }
 
@@ -184,6 +177,9 @@ impl<'w, 'p> Walk<'w, 'p> {
         self.steps = self.steps.wrapping_add(1);
         if self.steps.is_multiple_of(256) && (self.cancelled)() {
             return Err(ObjectError::Cancelled);
+        }
+        if depth > DEEPEST_TREE {
+            return Err(ObjectError::TooDeep(*id));
         }
         if !self.filter.reaches(depth) || bases.iter().any(|base| base.tree == *id) {
             return Ok(());
@@ -300,11 +296,66 @@ impl<'w, 'p> Walk<'w, 'p> {
     }
 }
 
+/// Git's own limit (`core.maxTreeDepth`). Deeper trees are no source code, and each level takes stack.
+const DEEPEST_TREE: u64 = 2048;
+
 /// A tree to compare with, and whether the other side has it.
-struct Base {
-    tree: ObjectId,
-    theirs: bool,
+pub struct Base {
+    pub tree: ObjectId,
+    pub theirs: bool,
 }
+
+/// A commit for [`Walk::add_commit`].
+pub struct CommitToAdd {
+    pub id: ObjectId,
+    pub tree: ObjectId,
+    /// The trees of its parents; none for a commit that is to count as without.
+    pub parents: Vec<Base>,
+}
+
+/// Calls `each` for every commit of `included`. A parent is in `included` as well or in `theirs`; a commit in `cuts`
+/// counts as without parents.
+///
+/// History is looked at in slices, so that a fetch that has to add to it never waits for a whole walk.
+///
+/// # Errors
+/// The first of `each`.
+pub fn for_each_commit<'h, H: std::ops::Deref<Target = Commits> + 'h>(
+    history: impl Fn() -> H,
+    included: &CommitSet,
+    theirs: &CommitSet,
+    cuts: &CommitSet,
+    mut each: impl FnMut(&CommitToAdd) -> Result<(), ObjectError>,
+) -> Result<(), ObjectError> {
+    for slice in included.members().chunks(SLICE) {
+        let to_add: Vec<CommitToAdd> = {
+            let commits = history();
+            let base = |parent: &CommitNumber| Base {
+                tree: commits.get(*parent).tree,
+                theirs: theirs.contains(*parent),
+            };
+            let to_add = |number: &CommitNumber| {
+                let commit = commits.get(*number);
+                let parents = if cuts.contains(*number) {
+                    &[][..]
+                } else {
+                    &commit.parents
+                };
+                CommitToAdd {
+                    id: commit.id,
+                    tree: commit.tree,
+                    parents: parents.iter().map(base).collect(),
+                }
+            };
+            slice.iter().map(to_add).collect()
+        };
+        to_add.iter().try_for_each(&mut each)?;
+    }
+    Ok(())
+}
+
+/// Commits that are looked at in one go.
+const SLICE: usize = 1024;
 
 struct Entry<'t> {
     kind: EntryKind,

@@ -67,12 +67,12 @@ pub fn write_pack(
     for (at, pack) in packs.packs().iter().enumerate() {
         let mut run = Run::default();
         for (nth, (offset, position)) in pack.by_offset().iter().enumerate() {
+            if nth % 1024 == 0 && cancelled() {
+                return Err(ObjectError::Cancelled);
+            }
             let number = packs.number(at, *position);
             if !objects.contains(number) {
                 continue;
-            }
-            if nth % 1024 == 0 && cancelled() {
-                return Err(ObjectError::Cancelled);
             }
             let bytes = pack.checked_entry_bytes(nth)?;
             let entry = pack.entry(*offset)?;

@@ -1,13 +1,18 @@
 //! Mirrors that turn out to be damaged: they are taken out of service at once, set aside, and fetched again.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::Pool;
-use super::entry::Entry;
+use super::entry::{Entry, Failure};
 use crate::git::mirror::MirrorFolder;
 use crate::git::objects::ObjectError;
 use crate::git::objects::packs::Pack;
 use crate::git::snapshot::Snapshot;
+use crate::git::upstream::UpstreamError;
+
+/// A mirror that is damaged again within this time came so from its upstream.
+const AGAIN: Duration = Duration::from_secs(3600);
 
 impl Pool {
     /// Making a pack from `snapshot` failed with `error`: when that says that the mirror is not whole, no more is
@@ -19,24 +24,43 @@ impl Pool {
         error: &ObjectError,
     ) {
         match error {
-            ObjectError::Cancelled | ObjectError::Io(_) => {}
+            ObjectError::Cancelled | ObjectError::Io(_) | ObjectError::TooDeep(_) => {}
             ObjectError::Missing(_) | ObjectError::Damaged { .. } | ObjectError::Kind { .. } => {
-                self.set_aside(entry, Some(snapshot), &error.to_string())
-                    .await;
-                if let Ok((entry, upstream)) = self.entry(&entry.name).await {
+                if !self
+                    .set_aside(entry, Some(snapshot), &error.to_string())
+                    .await
+                {
+                    return;
+                }
+                let again = {
+                    let mut state = entry.state();
+                    let last = state.set_aside.replace(Instant::now());
+                    last.is_some_and(|last| last.elapsed() < AGAIN)
+                };
+                if again {
+                    let text = format!(
+                        "the repository was damaged twice; is it whole at the upstream? {error}"
+                    );
+                    let mut state = entry.state();
+                    state.failed = Some(Failure::after(
+                        state.failed.as_ref(),
+                        UpstreamError::Hopeless(text),
+                    ));
+                } else if let Ok((entry, upstream)) = self.entry(&entry.name).await {
                     self.fly(&entry, upstream);
                 }
             }
         }
     }
 
-    /// Takes the mirror out of service, if it is still the one that was `seen`, and sets damaged packs aside.
+    /// Takes the mirror out of service, if it is still the one that was `seen`, and sets damaged packs aside. Returns
+    /// whether it was.
     pub(super) async fn set_aside(
         self: &Arc<Self>,
         entry: &Arc<Entry>,
         seen: Option<&Arc<Snapshot>>,
         what: &str,
-    ) {
+    ) -> bool {
         {
             let mut state = entry.state();
             let same = match (seen, &state.snapshot) {
@@ -45,7 +69,7 @@ impl Pool {
                 _ => false,
             };
             if !same {
-                return;
+                return false;
             }
             state.snapshot = None;
             state.on_disk = false;
@@ -59,6 +83,7 @@ impl Pool {
         {
             tracing::error!(repo = %entry.name, %error, "damaged packs were not set aside");
         }
+        true
     }
 
     /// Compares every byte with its checksum while the mirror is in service already.
@@ -101,7 +126,10 @@ fn set_damaged_packs_aside(folder: &MirrorFolder) {
         Err(error) => return tracing::error!(%error, "the damaged mirror cannot be read"),
     };
     for index in indices {
-        if let Err(error) = Pack::open(&index).and_then(|pack| pack.verify()) {
+        // Nothing else is a reason to give a pack up.
+        if let Err(error @ ObjectError::Damaged { .. }) =
+            Pack::open(&index).and_then(|pack| pack.verify())
+        {
             let aside = folder.set_aside(&index);
             tracing::error!(%error, set_aside = aside.is_ok(), "found a damaged pack");
         }

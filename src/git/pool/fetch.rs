@@ -30,8 +30,8 @@ pub(super) struct Surroundings<'a> {
     pub stop: &'a Arc<AtomicBool>,
 }
 
-/// Fetches the repository of `entry`, whose mirror is `before`, if there is one. The snapshot that is returned is
-/// `before` itself when nothing changed.
+/// Fetches the repository of `entry`, whose mirror is `before`, if there is one, and puts the result into service. The
+/// snapshot that is returned is `before` itself when nothing changed. The caller holds `entry.busy`.
 ///
 /// # Errors
 /// [`UpstreamError`]; the mirror is then as it was.
@@ -56,23 +56,29 @@ pub(super) fn fetch(
             reservation: &mut reservation,
         },
     )?;
-    let bytes = reservation.bytes();
-    let snapshot = match before {
+    let snapshot = match &before {
         Some(before) => update(&entry.folder, before, fetched, around),
         None => create(&entry.folder, fetched, around),
     }?;
-    // From here on the mirror's own reservation covers what came.
     let mut state = entry.state();
-    if state.snapshot.is_none() {
-        state.reservation.set(0);
+    match (&before, &state.snapshot) {
+        (Some(before), Some(now)) if Arc::ptr_eq(before, now) => {}
+        (None, None) => state.reservation.set(0),
+        // Found to be damaged while we fetched: what was built on it is of no use.
+        _ => {
+            return Err(UpstreamError::Failed(
+                "the mirror was set aside meanwhile".to_owned(),
+            ));
+        }
     }
-    let total = state.reservation.bytes() + bytes;
-    drop(reservation);
-    state.reservation.set(total);
+    state.reservation.absorb(reservation);
+    state.snapshot = Some(Arc::clone(&snapshot));
+    state.on_disk = true;
     Ok(snapshot)
 }
 
-/// The tips to tell the upstream of. The newest are the most telling.
+/// What to tell the upstream of: the newest tips, and commits farther and farther behind HEAD, in case the upstream
+/// no longer knows the tips.
 fn haves(snapshot: &Snapshot) -> Vec<ObjectId> {
     let commits = snapshot.commits();
     let numbers: HashSet<_> = snapshot
@@ -85,15 +91,27 @@ fn haves(snapshot: &Snapshot) -> Vec<ObjectId> {
         .map(|number| commits.get(number))
         .collect();
     tips.sort_unstable_by_key(|commit| std::cmp::Reverse((commit.time, commit.id)));
-    tips.into_iter()
+    let mut haves: Vec<ObjectId> = tips
+        .into_iter()
         .take(MOST_HAVES)
         .map(|commit| commit.id)
-        .collect()
+        .collect();
+
+    let head = snapshot
+        .refs
+        .head_id()
+        .and_then(|head| snapshot.commit_of(&head, &commits));
+    let line = std::iter::successors(head, |commit| commits.get(*commit).parents.first().copied());
+    let behind = line
+        .enumerate()
+        .filter(|(distance, _)| distance.is_power_of_two());
+    haves.extend(behind.map(|(_, commit)| commits.get(commit).id));
+    haves
 }
 
 fn update(
     folder: &MirrorFolder,
-    before: Arc<Snapshot>,
+    before: &Arc<Snapshot>,
     fetched: Fetched,
     around: &Surroundings<'_>,
 ) -> Result<Arc<Snapshot>, UpstreamError> {
@@ -101,19 +119,20 @@ fn update(
         .refs
         .replaced_by(fetched.refs, SystemTime::now(), around.keep_unreachable);
     if fetched.index.is_none() && refs == before.refs {
-        return Ok(before);
+        return Ok(Arc::clone(before));
     }
+    let garbage = folder.has_garbage() || before.refs.has_forgotten(&refs);
     let mut packs = before.packs.packs().to_vec();
-    let installed = match &fetched.index {
-        None => None,
-        Some(index) => {
-            let installed = folder.install(index).map_err(storing)?;
-            packs.push(Arc::new(Pack::open(&installed).map_err(unusable)?));
-            Some(installed)
-        }
-    };
-    let forgotten = before.refs.has_forgotten(&refs);
-    let snapshot = match Snapshot::new(PackSet::new(packs), refs, before.shared_commits()) {
+    let mut installed = None;
+    if let Some(index) = &fetched.index {
+        // Should we die before the references are written, nothing reaches what is in the pack.
+        folder.set_garbage(true).map_err(storing)?;
+        let path = folder.install(index).map_err(storing)?;
+        packs.push(Arc::new(Pack::open(&path).map_err(unusable)?));
+        installed = Some(path);
+    }
+    let snapshot = match Snapshot::new(PackSet::new(packs), refs, before.shared_commits(), garbage)
+    {
         Ok(snapshot) => snapshot,
         Err(error) => {
             // The references are still the old ones, so nobody needs the pack.
@@ -123,10 +142,8 @@ fn update(
             return Err(unusable(error));
         }
     };
-    if forgotten {
-        folder.set_garbage(true).map_err(storing)?;
-    }
     snapshot.refs.write(folder.path()).map_err(storing)?;
+    folder.set_garbage(garbage).map_err(storing)?;
     Ok(Arc::new(snapshot))
 }
 
@@ -147,7 +164,7 @@ fn create(
     make(&fetched.refs).map_err(storing)?;
     // Checked before it is put into place: every reference is there, and history is whole.
     let packs = PackSet::open(&new.packs()).map_err(unusable)?;
-    let commits = Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()))
+    let commits = Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()), false)
         .map_err(unusable)?
         .shared_commits();
 
@@ -164,7 +181,7 @@ fn create(
     };
     place().map_err(storing)?;
     let (packs, refs) = folder.open().map_err(unusable)?;
-    Snapshot::new(packs, refs, commits)
+    Snapshot::new(packs, refs, commits, false)
         .map(Arc::new)
         .map_err(unusable)
 }

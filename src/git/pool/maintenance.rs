@@ -3,18 +3,19 @@
 
 use std::fs;
 use std::io::{self, BufReader, BufWriter, Write};
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use crate::git::mirror::MirrorFolder;
+use crate::git::objects::ObjectError;
 use crate::git::objects::commits::closure;
 use crate::git::objects::packs::{Pack, PackSet, Reader};
 use crate::git::objects::set::ObjectSet;
 use crate::git::objects::writer::{PackFormat, write_pack};
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{Progress, UpstreamError, pack::receive};
-use crate::storage::{Part, Storage};
+use crate::storage::Reservation;
 
 /// Packs beside the largest, before they become one. Each look-up asks every pack.
 const MOST_PACKS: usize = 8;
@@ -44,7 +45,18 @@ pub(super) fn needed(folder: &MirrorFolder, snapshot: &Snapshot) -> Work {
     }
 }
 
-/// Does it. The snapshot that is returned has the same references and new packs.
+/// Why packs could not be consolidated.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    #[error("{0}")]
+    Objects(#[from] ObjectError),
+    #[error("{0}")]
+    Other(#[from] UpstreamError),
+    #[error("the mirror cannot be written: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Does it. The snapshot that is returned has the same references and new packs. The caller holds `entry.busy`.
 ///
 /// # Errors
 /// What went wrong; the mirror is then as it was.
@@ -52,10 +64,10 @@ pub(super) fn consolidate(
     work: Work,
     folder: &MirrorFolder,
     before: &Snapshot,
-    storage: &Arc<Storage>,
+    reservation: &mut Reservation,
     scratch: &Path,
     stop: &AtomicBool,
-) -> Result<Arc<Snapshot>, UpstreamError> {
+) -> Result<Arc<Snapshot>, Trouble> {
     let old = before.packs.packs();
     let (kept, merged) = match work {
         Work::Nothing | Work::MergeSmall => old.split_at(1.min(old.len())),
@@ -70,18 +82,19 @@ pub(super) fn consolidate(
                 .tips()
                 .chain(before.refs.kept.keys().copied())
                 .collect();
-            closure(&before.commits(), &tips, &mut reader).map_err(failed)?
+            closure(|| before.commits(), &tips, &mut reader, &|| {
+                stop.load(Ordering::Relaxed)
+            })?
         }
         Work::Nothing | Work::MergeSmall => source.all(),
     };
     drop(reader);
 
-    let mut reservation = storage.nothing(Part::Git);
-    let index = rewrite(&source, &objects, scratch, stop, &mut reservation)?;
+    let index = rewrite(&source, &objects, scratch, stop, reservation)?;
     let mut packs = kept.to_vec();
     if let Some(index) = index {
-        let installed = folder.install(&index).map_err(failed)?;
-        packs.push(Arc::new(Pack::open(&installed).map_err(failed)?));
+        let installed = folder.install(&index)?;
+        packs.push(Arc::new(Pack::open(&installed)?));
     }
     // Commits that went must not be taken for present, so history is read anew.
     let commits = if work == Work::Rewrite {
@@ -89,8 +102,7 @@ pub(super) fn consolidate(
     } else {
         before.shared_commits()
     };
-    let snapshot =
-        Snapshot::new(PackSet::new(packs), before.refs.clone(), commits).map_err(failed)?;
+    let snapshot = Snapshot::new(PackSet::new(packs), before.refs.clone(), commits, false)?;
     for pack in merged {
         // A pack with the same objects has the same name, and is the new one.
         if !snapshot
@@ -99,11 +111,11 @@ pub(super) fn consolidate(
             .iter()
             .any(|new| new.path() == pack.path())
         {
-            folder.remove_pack(pack.path()).map_err(failed)?;
+            folder.remove_pack(pack.path())?;
         }
     }
     if work == Work::Rewrite {
-        folder.set_garbage(false).map_err(failed)?;
+        folder.set_garbage(false)?;
     }
     Ok(Arc::new(snapshot))
 }
@@ -114,10 +126,10 @@ fn rewrite(
     objects: &ObjectSet,
     scratch: &Path,
     stop: &AtomicBool,
-    reservation: &mut crate::storage::Reservation,
-) -> Result<Option<std::path::PathBuf>, UpstreamError> {
-    fs::create_dir_all(scratch).map_err(failed)?;
-    let (output, input) = io::pipe().map_err(failed)?;
+    reservation: &mut Reservation,
+) -> Result<Option<PathBuf>, Trouble> {
+    fs::create_dir_all(scratch)?;
+    let (output, input) = io::pipe()?;
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
             let mut out = BufWriter::with_capacity(1 << 20, input);
@@ -126,10 +138,10 @@ fn rewrite(
                 thin_bases: None,
             };
             write_pack(&mut Reader::new(source), objects, format, &mut out, &|| {
-                stop.load(std::sync::atomic::Ordering::Relaxed)
+                stop.load(Ordering::Relaxed)
             })?;
             out.flush()?;
-            Ok::<_, crate::git::objects::ObjectError>(())
+            Ok::<_, ObjectError>(())
         });
         let nothing = PackSet::default();
         let received = receive(
@@ -141,14 +153,8 @@ fn rewrite(
             reservation,
         );
         match writer.join() {
-            Ok(Err(error)) if !matches!(&error, crate::git::objects::ObjectError::Io(_)) => {
-                Err(failed(error))
-            }
-            _ => received,
+            Ok(Err(error)) if !matches!(&error, ObjectError::Io(_)) => Err(error.into()),
+            _ => Ok(received?),
         }
     })
-}
-
-fn failed(error: impl std::fmt::Display) -> UpstreamError {
-    UpstreamError::Failed(format!("packs cannot be consolidated: {error}"))
 }

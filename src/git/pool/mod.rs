@@ -11,7 +11,7 @@ mod refresh;
 mod status;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,6 +30,7 @@ use crate::storage::{Evict, Part, Storage, StorageFull};
 use data_dir::DataDir;
 
 pub use entry::Entry;
+use entry::Failure;
 pub use flight::Flight;
 pub use status::RepoStatus;
 
@@ -39,8 +40,21 @@ const FETCHES_AT_ONCE: usize = 8;
 /// Names that were asked for and are no mirrors are forgotten beyond this many.
 const MOST_ENTRIES: usize = 10_000;
 
-/// After a failure the upstream is left alone for this long at least.
-const LEAST_PAUSE: Duration = Duration::from_secs(5);
+/// First clones that wait for a place. Beyond that, requests only pass through, or are told to come back.
+const MOST_WAITING: usize = 64;
+
+/// Who may get stale references waits no longer than this for fresh ones; the fetch goes on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A mirror whose upstream was asked this recently is not asked again for what it lacks.
+const JUST_NOW: Duration = Duration::from_secs(1);
+
+/// Packs that are made for one client alone since there is no room to keep them. They hold a thread as long as the
+/// client reads.
+const UNKEPT_AT_ONCE: usize = 8;
+
+/// Requests that are planned at once, for each core: history is walked for that.
+const PLANS_PER_CORE: usize = 2;
 
 /// The mirrors.
 pub struct Pool {
@@ -56,6 +70,9 @@ pub struct Pool {
     fetches: Arc<Semaphore>,
     /// Threads that make packs.
     threads: Arc<Semaphore>,
+    unkept: Arc<Semaphore>,
+    planning: Arc<Semaphore>,
+    waiting_clones: AtomicUsize,
     loaded: AtomicBool,
     scratch: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -66,14 +83,14 @@ pub struct Pool {
 /// What the pool has of a repository.
 pub enum Found {
     Mirror(Arc<Entry>, Arc<Snapshot>),
-    /// No mirror yet; it is being fetched.
+    /// No mirror yet.
     Cold(Cold),
 }
 
-/// A repository whose first clone is under way.
+/// A repository without a mirror. Where its upstream speaks HTTP, requests are passed through to it while
+/// [`Pool::first_clone`] makes the mirror; else they wait for that.
 pub struct Cold {
     pub entry: Arc<Entry>,
-    pub flight: Arc<Flight>,
     pub upstream: Arc<Upstream>,
 }
 
@@ -86,6 +103,8 @@ pub enum PoolError {
     Upstream(String),
     #[error("{0}")]
     Storage(#[from] StorageFull),
+    #[error("too many first clones are waiting")]
+    Busy,
     #[error("the service is stopping")]
     Stopping,
 }
@@ -131,6 +150,9 @@ impl Pool {
             answers,
             data,
             entries: Mutex::default(),
+            unkept: Arc::new(Semaphore::new(UNKEPT_AT_ONCE)),
+            planning: Arc::new(Semaphore::new(PLANS_PER_CORE * cores)),
+            waiting_clones: AtomicUsize::new(0),
             loaded: AtomicBool::new(false),
             scratch: AtomicU64::new(0),
             stop: Arc::default(),
@@ -171,7 +193,10 @@ impl Pool {
             .iter()
             .map(|entry| {
                 let state = entry.state();
-                let failed = state.failed.as_ref().map(|(_, error)| error.to_string());
+                let failed = state
+                    .failed
+                    .as_ref()
+                    .map(|failure| failure.error.to_string());
                 RepoStatus {
                     repo: entry.name.clone(),
                     state: match (&state.flight, state.on_disk, &failed) {
@@ -219,6 +244,16 @@ impl Pool {
         &self.threads
     }
 
+    /// Permits for packs that are made for one client alone.
+    pub fn unkept(&self) -> &Arc<Semaphore> {
+        &self.unkept
+    }
+
+    /// Permits for walking history on behalf of a client.
+    pub fn planning(&self) -> &Arc<Semaphore> {
+        &self.planning
+    }
+
     /// Spawns work that a stop waits for.
     pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(work);
@@ -230,7 +265,7 @@ impl Pool {
     /// [`PoolError::NotFound`] also for what the operator does not allow.
     pub async fn fresh(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
         let (entry, upstream) = self.entry(name).await?;
-        let Some(snapshot) = self.opened(&entry).await else {
+        let Some(snapshot) = self.opened(&entry).await? else {
             return self.cold(entry, upstream);
         };
         let max_age = self.config.borrow().git.max_age;
@@ -251,7 +286,7 @@ impl Pool {
     /// [`PoolError::NotFound`] also for what the operator does not allow.
     pub async fn present(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
         let (entry, upstream) = self.entry(name).await?;
-        match self.opened(&entry).await {
+        match self.opened(&entry).await? {
             Some(snapshot) => Ok(Found::Mirror(entry, snapshot)),
             None => self.cold(entry, upstream),
         }
@@ -260,14 +295,45 @@ impl Pool {
     /// The mirror after asking the upstream, since `snapshot` lacks something that a client expects there.
     ///
     /// # Errors
-    /// Never for a mirror that may be stale.
+    /// Why the upstream cannot be asked, where a stale mirror may not be served.
     pub async fn ask_again(
         self: &Arc<Self>,
         entry: &Arc<Entry>,
         snapshot: Arc<Snapshot>,
     ) -> Result<Arc<Snapshot>, PoolError> {
+        if entry
+            .state()
+            .fresh
+            .is_some_and(|fresh| fresh.elapsed() < JUST_NOW)
+        {
+            return Ok(entry.snapshot().unwrap_or(snapshot));
+        }
         let (_, upstream) = self.entry(&entry.name).await?;
         self.refreshed(entry, upstream, snapshot).await
+    }
+
+    /// Begins the first clone of a repository, or joins it.
+    ///
+    /// # Errors
+    /// [`PoolError::Busy`] when too many wait for theirs.
+    pub fn first_clone(self: &Arc<Self>, cold: &Cold) -> Result<Arc<Flight>, PoolError> {
+        let under_way = cold.entry.state().flight.clone();
+        match under_way {
+            Some(flight) => Ok(flight),
+            None if self.waiting_clones.load(Ordering::Relaxed) >= MOST_WAITING => {
+                Err(PoolError::Busy)
+            }
+            None => Ok(self.fly(&cold.entry, Arc::clone(&cold.upstream))),
+        }
+    }
+
+    /// Remembers for a moment that the upstream has no such repository, so that not everyone who asks is passed on.
+    pub fn not_found(&self, cold: &Cold) {
+        let mut state = cold.entry.state();
+        state.failed = Some(Failure::after(
+            state.failed.as_ref(),
+            UpstreamError::NotFound,
+        ));
     }
 
     async fn refreshed(
@@ -276,48 +342,43 @@ impl Pool {
         upstream: Arc<Upstream>,
         snapshot: Arc<Snapshot>,
     ) -> Result<Arc<Snapshot>, PoolError> {
-        let (policy, pause) = {
-            let git = &self.config.borrow().git;
-            (git.when_upstream_fails, git.max_age.max(LEAST_PAUSE))
-        };
+        let may_be_stale =
+            self.config.borrow().git.when_upstream_fails == WhenUpstreamFails::ServeStale;
         // An upstream that just failed is not asked by everyone who comes.
-        let recent = entry
-            .state()
-            .failed
-            .clone()
-            .filter(|(when, _)| when.elapsed() < pause);
+        let recent = entry.state().failed.clone().filter(Failure::is_recent);
         let result = match recent {
-            Some((_, error)) => Err(error),
+            Some(failure) => Err(failure.error),
+            None if may_be_stale => {
+                let landed = tokio::time::timeout(PATIENCE, self.fly(entry, upstream).wait()).await;
+                let slow = || UpstreamError::Failed("the upstream takes long to answer".to_owned());
+                landed.unwrap_or_else(|_| Err(slow()))
+            }
             None => self.fly(entry, upstream).wait().await,
         };
         match result {
             Ok(snapshot) => Ok(snapshot),
-            // The upstream answered: the repository is gone. Builds that are locked to it go on.
-            Err(error) if policy == WhenUpstreamFails::ServeStale => {
+            // Also when the upstream answers that the repository is gone: builds that are locked to it go on.
+            Err(error) if may_be_stale => {
                 tracing::warn!(repo = %entry.name, %error, "serving stale references");
                 self.metrics.stale_served(&entry.name);
-                Ok(snapshot)
+                Ok(entry.snapshot().unwrap_or(snapshot))
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn cold(
-        self: &Arc<Self>,
-        entry: Arc<Entry>,
-        upstream: Arc<Upstream>,
-    ) -> Result<Found, PoolError> {
-        if let Some((when, error)) = &entry.state().failed
-            && when.elapsed() < LEAST_PAUSE
-        {
-            return Err(error.clone().into());
+    fn cold(&self, entry: Arc<Entry>, upstream: Arc<Upstream>) -> Result<Found, PoolError> {
+        let recent = entry.state().failed.clone().filter(Failure::is_recent);
+        match recent {
+            // There is no room for a mirror, or none can be made: requests can still pass through.
+            Some(Failure {
+                error: UpstreamError::Storage(_) | UpstreamError::Hopeless(_),
+                ..
+            }) if upstream.http().is_some() => {}
+            Some(failure) => return Err(failure.error.into()),
+            None => {}
         }
-        let flight = self.fly(&entry, Arc::clone(&upstream));
-        Ok(Found::Cold(Cold {
-            entry,
-            flight,
-            upstream,
-        }))
+        Ok(Found::Cold(Cold { entry, upstream }))
     }
 
     /// The entry of a repository that the operator allows.
@@ -439,13 +500,17 @@ impl Evict for Pool {
             if freed >= bytes {
                 return;
             }
+            // Being opened, fetched or consolidated.
+            let Ok(_busy) = entry.busy.try_lock() else {
+                continue;
+            };
             let scratch = self.scratch();
             let mut state = entry.state();
             let unused = state
                 .snapshot
                 .as_ref()
                 .is_none_or(|snapshot| Arc::strong_count(snapshot) == 1);
-            if !state.on_disk || state.flight.is_some() || !unused {
+            if state.reservation.bytes() == 0 || state.flight.is_some() || !unused {
                 continue;
             }
             if let Err(error) = std::fs::rename(entry.folder.path(), &scratch) {
@@ -455,13 +520,14 @@ impl Evict for Pool {
             state.on_disk = false;
             state.snapshot = None;
             state.fresh = None;
-            let size = state.reservation.bytes();
+            // Counted until the files are gone; a mirror that is made meanwhile has a reservation of its own.
+            let reservation =
+                std::mem::replace(&mut state.reservation, self.storage.nothing(Part::Git));
             drop(state);
             self.answers.forget_repo(&entry.name);
             data_dir::remove(&scratch);
-            entry.state().reservation.set(0);
-            freed += size;
-            tracing::info!(repo = %entry.name, bytes = size, "evicted the mirror to stay below storage.max_size");
+            freed += reservation.bytes();
+            tracing::info!(repo = %entry.name, bytes = reservation.bytes(), "evicted the mirror to stay below storage.max_size");
         }
     }
 }

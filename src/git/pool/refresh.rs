@@ -2,15 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime};
 
-use super::entry::Entry;
+use super::entry::{Entry, Failure};
 use super::fetch::{self, Surroundings};
 use super::flight::Flight;
 use super::maintenance::{self, Work};
-use super::{Pool, data_dir};
+use super::{Pool, PoolError, data_dir};
 use crate::git::name::RepoName;
+use crate::git::objects::ObjectError;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{Upstream, UpstreamError};
 use crate::ops::metrics::{FetchResult, Queue};
@@ -30,7 +31,11 @@ impl Pool {
         let mut config = self.config.clone();
         loop {
             let current = config.borrow_and_update().clone();
-            self.storage.set_limit(current.storage.max_size);
+            if current.storage.max_size != self.storage.limit() {
+                self.storage.set_limit(current.storage.max_size);
+                let storage = Arc::clone(&self.storage);
+                self.tasks.spawn_blocking(move || storage.make_room());
+            }
             for name in &current.git.warm {
                 self.keep_warm(name, current.git.refresh).await;
             }
@@ -62,51 +67,66 @@ impl Pool {
             Ok(found) => found,
             Err(error) => return tracing::error!(repo = %name, %error, "cannot be kept warm"),
         };
-        if self.opened(&entry).await.is_some()
-            && entry
-                .state()
-                .fresh
-                .is_some_and(|fresh| fresh.elapsed() < refresh)
-        {
-            return;
+        let opened = match self.opened(&entry).await {
+            Ok(opened) => opened,
+            Err(error) => return tracing::error!(repo = %name, %error, "cannot be kept warm"),
+        };
+        let (fresh, paused) = {
+            let state = entry.state();
+            let fresh = state.fresh.is_some_and(|fresh| fresh.elapsed() < refresh);
+            (fresh, state.failed.as_ref().is_some_and(Failure::is_recent))
+        };
+        if !paused && (opened.is_none() || !fresh) {
+            self.fly(&entry, upstream);
         }
-        self.fly(&entry, upstream);
     }
 
     /// The open mirror, opening it first when it only lies on disk.
-    pub(super) async fn opened(self: &Arc<Self>, entry: &Arc<Entry>) -> Option<Arc<Snapshot>> {
-        {
+    ///
+    /// # Errors
+    /// The machine has no more of something: the mirror may be fine.
+    pub(super) async fn opened(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+    ) -> Result<Option<Arc<Snapshot>>, PoolError> {
+        let is_settled = |entry: &Entry| {
             let state = entry.state();
-            if state.snapshot.is_some() || !state.on_disk {
-                return state.snapshot.clone();
+            (state.snapshot.is_some() || !state.on_disk).then(|| state.snapshot.clone())
+        };
+        if let Some(settled) = is_settled(entry) {
+            return Ok(settled);
+        }
+        let (pool, entry) = (Arc::clone(self), Arc::clone(entry));
+        // In a task of its own: a client that goes away does not leave it half done.
+        let opening = self.tasks.spawn(async move {
+            let _busy = entry.busy.lock().await;
+            if let Some(settled) = is_settled(&entry) {
+                return Ok(settled);
             }
-        }
-        let _one = entry.opening.lock().await;
-        if let Some(snapshot) = entry.snapshot() {
-            return Some(snapshot);
-        }
-        let folder = entry.folder.clone();
-        let opened = tokio::task::spawn_blocking(move || {
-            let (packs, refs) = folder.open()?;
-            Snapshot::new(packs, refs, Arc::default())
+            let folder = entry.folder.clone();
+            let opened = tokio::task::spawn_blocking(move || {
+                let (packs, refs) = folder.open()?;
+                Snapshot::new(packs, refs, Arc::default(), folder.has_garbage())
+            });
+            let damage = match opened.await {
+                Ok(Ok(snapshot)) => {
+                    let snapshot = Arc::new(snapshot);
+                    entry.state().snapshot = Some(Arc::clone(&snapshot));
+                    pool.verify_in_background(&entry, &snapshot);
+                    return Ok(Some(snapshot));
+                }
+                Ok(Err(ObjectError::Io(error))) if !is_damage(&error) => {
+                    return Err(PoolError::Upstream(format!(
+                        "the mirror cannot be opened: {error}"
+                    )));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => format!("opening it failed: {panic}"),
+            };
+            pool.set_aside(&entry, None, &damage).await;
+            Ok(None)
         });
-        match opened.await {
-            Ok(Ok(snapshot)) => {
-                let snapshot = Arc::new(snapshot);
-                entry.state().snapshot = Some(Arc::clone(&snapshot));
-                self.verify_in_background(entry, &snapshot);
-                Some(snapshot)
-            }
-            Ok(Err(error)) => {
-                self.set_aside(entry, None, &error.to_string()).await;
-                None
-            }
-            Err(panic) => {
-                self.set_aside(entry, None, &format!("opening it failed: {panic}"))
-                    .await;
-                None
-            }
-        }
+        opening.await.unwrap_or(Err(PoolError::Stopping))
     }
 
     /// The fetch of `entry` that is under way, begun now if there was none.
@@ -152,7 +172,12 @@ impl Pool {
                 (&self.fetches, None)
             }
         };
-        let queued = flight.first.then(|| self.metrics.queued(Queue::FirstClone));
+        let queued = flight.first.then(|| {
+            (
+                self.metrics.queued(Queue::FirstClone),
+                Waiting::new(&self.waiting_clones),
+            )
+        });
         let place = tokio::select! {
             place = Arc::clone(places).acquire_owned() => place.map_err(|_| UpstreamError::Stopped)?,
             () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
@@ -221,8 +246,6 @@ impl Pool {
         let counted = match result {
             Ok(snapshot) => {
                 let changed = before.is_none_or(|before| !Arc::ptr_eq(before, &snapshot));
-                state.snapshot = Some(snapshot);
-                state.on_disk = true;
                 // The references are as old as the question.
                 state.fresh = Some(started);
                 state.last_fetch = Some(SystemTime::now());
@@ -245,7 +268,7 @@ impl Pool {
                         tracing::warn!(repo = %entry.name, upstream.host = entry.name.host(), elapsed_ms, %error, "fetch failed")
                     }
                 }
-                state.failed = Some((Instant::now(), error));
+                state.failed = Some(Failure::after(state.failed.as_ref(), error));
                 FetchResult::Failed
             }
         };
@@ -255,74 +278,112 @@ impl Pool {
 
     /// Prepares answers for warm repositories and consolidates packs where that is due.
     async fn after_fetch(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: Arc<Snapshot>) {
-        if self.config.borrow().git.warm.contains(&entry.name) {
-            self.prepare(entry, &snapshot).await;
-        }
-        let folder = entry.folder.clone();
-        let looked_at = Arc::clone(&snapshot);
-        let work =
-            tokio::task::spawn_blocking(move || maintenance::needed(&folder, &looked_at)).await;
+        self.prepare_if_warm(entry, &snapshot).await;
         drop(snapshot);
-        if let Ok(work @ (Work::MergeSmall | Work::Rewrite)) = work {
-            self.maintain(entry, work).await;
+        if let Some(snapshot) = self.maintain(entry).await {
+            self.prepare_if_warm(entry, &snapshot).await;
         }
     }
 
-    async fn maintain(self: &Arc<Self>, entry: &Arc<Entry>, work: Work) {
+    async fn prepare_if_warm(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>) {
+        let warm = self.config.borrow().git.warm.contains(&entry.name);
+        if warm {
+            self.prepare(entry, snapshot).await;
+        }
+    }
+
+    /// Consolidates the packs of `entry`; the new snapshot when something was done.
+    async fn maintain(self: &Arc<Self>, entry: &Arc<Entry>) -> Option<Arc<Snapshot>> {
+        if entry
+            .state()
+            .maintained
+            .is_some_and(|last| last.elapsed() < MAINTENANCE_PAUSE)
+        {
+            return None;
+        }
         let _busy = entry.busy.lock().await;
-        let Some(before) = entry.snapshot() else {
-            return;
-        };
-        let Ok(permit) = Arc::clone(&self.threads).acquire_owned().await else {
-            return;
-        };
+        let before = entry.snapshot()?;
+        let permit = Arc::clone(&self.threads).acquire_owned().await.ok()?;
         let started = Instant::now();
-        let (pool, same) = (Arc::clone(self), Arc::clone(entry));
+        let (pool, same, old) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&before));
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
+            let work = maintenance::needed(&same.folder, &old);
+            if work == Work::Nothing {
+                return Ok(None);
+            }
+            same.state().maintained = Some(Instant::now());
             let scratch = pool.scratch();
-            let result = maintenance::consolidate(
-                work,
-                &same.folder,
-                &before,
-                &pool.storage,
-                &scratch,
-                &pool.stop,
-            );
+            let mut new = pool.storage.nothing(Part::Git);
+            let result =
+                maintenance::consolidate(work, &same.folder, &old, &mut new, &scratch, &pool.stop);
             data_dir::remove(&scratch);
             let snapshot = result?;
-            let bytes = same.folder.bytes();
             let mut state = same.state();
-            let still = state
+            if !state
                 .snapshot
                 .as_ref()
-                .is_some_and(|now| Arc::ptr_eq(now, &before));
-            if still {
-                state.snapshot = Some(Arc::clone(&snapshot));
-                state.reservation.set(bytes);
+                .is_some_and(|now| Arc::ptr_eq(now, &old))
+            {
+                // Found to be damaged meanwhile.
+                return Ok(None);
             }
-            Ok::<_, UpstreamError>((snapshot, before.packs.packs().len(), bytes))
+            state.snapshot = Some(Arc::clone(&snapshot));
+            state.reservation.absorb(new);
+            state.reservation.set(same.folder.bytes());
+            Ok::<_, maintenance::Trouble>(Some(snapshot))
         });
         let elapsed_ms = || started.elapsed().as_millis() as u64;
-        match done.await.unwrap_or_else(|panic| Err(panicked(&panic))) {
-            Ok((snapshot, packs, bytes)) => {
+        match done.await {
+            Ok(Ok(None)) => None,
+            Ok(Ok(Some(snapshot))) => {
                 tracing::info!(
                     repo = %entry.name,
-                    packs.before = packs,
+                    packs.before = before.packs.packs().len(),
                     packs.after = snapshot.packs.packs().len(),
-                    bytes,
+                    bytes = snapshot.packs.bytes(),
                     elapsed_ms = elapsed_ms(),
                     "consolidated packs"
                 );
-                drop(_busy);
-                if self.config.borrow().git.warm.contains(&entry.name) {
-                    self.prepare(entry, &snapshot).await;
-                }
+                Some(snapshot)
             }
-            Err(error) => {
-                tracing::warn!(repo = %entry.name, %error, elapsed_ms = elapsed_ms(), "packs were not consolidated");
+            Ok(Err(trouble)) => {
+                tracing::warn!(repo = %entry.name, error = %trouble, elapsed_ms = elapsed_ms(), "packs were not consolidated");
+                if let maintenance::Trouble::Objects(error) = &trouble {
+                    self.report(entry, &before, error).await;
+                }
+                None
+            }
+            Err(panic) => {
+                tracing::error!(repo = %entry.name, error = %panic, "consolidating packs failed");
+                None
             }
         }
+    }
+}
+
+/// Consolidation reads and writes a whole mirror, so it is not tried more often than this.
+const MAINTENANCE_PAUSE: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// What an error says of the files, rather than of the machine.
+fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), NotFound | InvalidData | UnexpectedEof)
+}
+
+/// One first clone that waits for its place.
+struct Waiting<'p>(&'p AtomicUsize);
+
+impl<'p> Waiting<'p> {
+    fn new(count: &'p AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -89,7 +89,8 @@ impl Repository {
                 .collect(),
             ..Refs::default()
         };
-        Snapshot::new(packs, refs, Arc::new(RwLock::new(Commits::default()))).unwrap()
+        let history = Arc::new(RwLock::new(Commits::default()));
+        Snapshot::new(packs, refs, history, false).unwrap()
     }
 
     fn pack(&self) -> Vec<u8> {

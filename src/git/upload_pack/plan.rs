@@ -14,7 +14,7 @@ use super::shallow::Boundary;
 use super::{Refusal, advertise::WantPolicy};
 use crate::git::objects::commits::{CommitNumber, CommitSet, Commits};
 use crate::git::objects::packs::Reader;
-use crate::git::objects::walk::{Filter, Walk, Walked};
+use crate::git::objects::walk::{Filter, Walk, Walked, for_each_commit};
 use crate::git::objects::writer::{PackFormat, PackStats, write_pack};
 use crate::git::objects::{ObjectError, commits};
 use crate::git::snapshot::Snapshot;
@@ -45,7 +45,7 @@ pub struct Plan {
 }
 
 enum Content {
-    /// All that the mirror has.
+    /// All that references reach. SECURITY: and not what a force-push took away, which may still be in the packs.
     Whole,
     Exact(Box<Exact>),
 }
@@ -126,15 +126,10 @@ pub fn plan(
         && request.shallow.is_empty()
         && boundary.cuts.is_empty()
         && request.filter == Filter::default();
-    if plain && request.ofs_delta && wants_nearly_all(wants, snapshot, commits) {
+    if plain && request.ofs_delta && wants_nearly_all(request, wants, snapshot, commits) {
         let mut key = KeyBuilder::new("whole");
-        for pack in snapshot.packs.packs() {
-            key.add(
-                pack.path()
-                    .file_name()
-                    .unwrap_or_default()
-                    .as_encoded_bytes(),
-            );
+        for part in snapshot.live_name() {
+            key.add(&part);
         }
         return Ok(Plan {
             key: key.finish(),
@@ -155,14 +150,22 @@ pub fn plan(
     })
 }
 
-/// SECURITY: what a force-push took away is not handed to those who did not ask for it, so nothing may be in the
-/// packs that no reference reaches.
-fn wants_nearly_all(wants: &[CommitNumber], snapshot: &Snapshot, commits: &Commits) -> bool {
-    snapshot.all_live()
+/// Whether the client wants so much that it may as well get all that references reach.
+fn wants_nearly_all(
+    request: &FetchRequest,
+    wants: &[CommitNumber],
+    snapshot: &Snapshot,
+    commits: &Commits,
+) -> bool {
+    let live = snapshot.live().len() as f64;
+    request
+        .wants
+        .iter()
+        .all(|want| snapshot.is_live(want, commits))
         && commits
             .reachable(wants.iter().copied(), &commits.no_commits())
             .len() as f64
-            >= WHOLE_FROM * commits.len() as f64
+            >= WHOLE_FROM * live
 }
 
 impl Plan {
@@ -201,7 +204,8 @@ impl Plan {
                     ofs_delta: true,
                     thin_bases: None,
                 };
-                return write_pack(&mut reader, snapshot.everything(), format, out, cancelled);
+                let live = snapshot.live_objects(&mut reader, cancelled)?;
+                return write_pack(&mut reader, live, format, out, cancelled);
             }
             Content::Exact(exact) => exact,
         };
@@ -276,19 +280,38 @@ impl Exact {
         reader: &mut Reader<'_>,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Walked, ObjectError> {
-        let commits = snapshot.commits();
         let mut walk = Walk::filtered(reader, self.filter, cancelled);
-        for edge in &self.edges {
-            walk.mark_known_tree(&commits.get(*edge).tree)?;
+        let edges: Vec<ObjectId> = {
+            let commits = snapshot.commits();
+            self.edges
+                .iter()
+                .map(|edge| commits.get(*edge).tree)
+                .collect()
+        };
+        for tree in &edges {
+            walk.mark_known_tree(tree)?;
         }
         let mut explicit = Vec::new();
         for want in &self.wants {
             let peeled = walk.peel_into(*want)?;
             if peeled.kind != Kind::Commit {
                 explicit.push(peeled.id);
+            } else if snapshot
+                .commits()
+                .number(&peeled.id)
+                .is_some_and(|commit| self.included.contains(commit))
+            {
+                // What is asked for passes every filter.
+                walk.add_unfiltered(&peeled.id)?;
             }
         }
-        walk.add_commits(&commits, &self.included, &self.theirs, &self.cuts)?;
+        for_each_commit(
+            || snapshot.commits(),
+            &self.included,
+            &self.theirs,
+            &self.cuts,
+            |commit| walk.add_commit(commit),
+        )?;
         for id in explicit {
             walk.add_object(&id)?;
         }

@@ -21,7 +21,7 @@ use reqwest::redirect::Policy;
 
 use super::pack::{last_cause, receive};
 use super::transport::{Blocking, Failure};
-use super::{FetchJob, Fetched, UpstreamError, is_mirrored};
+use super::{FetchJob, Fetched, LONGEST_NAME, UpstreamError, is_mirrored};
 use crate::config::{self, UpstreamAuth};
 use crate::git::refs::{Head, Refs, Target};
 
@@ -283,7 +283,7 @@ fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
                 full_ref_name,
                 target,
             } => {
-                if full_ref_name == "HEAD" {
+                if full_ref_name == "HEAD" && is_name(&target) {
                     refs.head = Head::Branch(target);
                 }
                 continue;
@@ -294,7 +294,7 @@ fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
                 tag,
                 object,
             } => {
-                if full_ref_name == "HEAD" {
+                if full_ref_name == "HEAD" && is_name(&target) {
                     refs.head = Head::Branch(target);
                     continue;
                 }
@@ -330,9 +330,7 @@ fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
         };
         if name == "HEAD" {
             head_id = Some(target.id);
-        } else if is_mirrored(&name, namespaces)
-            && gix_ref::FullName::try_from(name.clone()).is_ok()
-        {
+        } else if is_mirrored(&name, namespaces) && is_name(&name) {
             refs.names.insert(name, target);
         }
     }
@@ -340,6 +338,11 @@ fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
         refs.head = Head::Detached(id);
     }
     refs
+}
+
+/// Whether an upstream's text can stand in our files and answers as the name of a reference.
+fn is_name(name: &BString) -> bool {
+    name.len() <= LONGEST_NAME && gix_ref::FullName::try_from(name.clone()).is_ok()
 }
 
 /// Tells what we have and want in one request, and that this is all: the upstream answers with the pack at once.

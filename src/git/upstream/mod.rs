@@ -84,6 +84,9 @@ pub enum UpstreamError {
     NotFound,
     #[error("{0}")]
     Failed(String),
+    /// Trying again would give the same.
+    #[error("{0}")]
+    Hopeless(String),
     #[error("the repository has SHA-256 objects: expected SHA-1, the only format that is served")]
     Sha256,
     #[error("{0}")]
@@ -152,13 +155,17 @@ impl Upstream {
     }
 }
 
+/// Longer names fit neither into a line of the protocol beside its capabilities nor on anybody's screen.
+const LONGEST_NAME: usize = 1024;
+
 /// Whether references of this name are mirrored.
 fn is_mirrored(name: &[u8], namespaces: &[String]) -> bool {
-    namespaces.iter().any(|namespace| {
-        if namespace.ends_with('/') {
-            name.starts_with(namespace.as_bytes())
-        } else {
-            name == namespace.as_bytes()
-        }
-    })
+    name.len() <= LONGEST_NAME
+        && namespaces.iter().any(|namespace| {
+            if namespace.ends_with('/') {
+                name.starts_with(namespace.as_bytes())
+            } else {
+                name == namespace.as_bytes()
+            }
+        })
 }

@@ -18,7 +18,7 @@ impl Client {
     /// A client that speaks the given protocol version and checks every object that it receives.
     pub fn new(protocol: u8) -> Self {
         let client = Self {
-            folder: tempfile::tempdir().unwrap(),
+            folder: crate::support::temporary_folder(),
         };
         std::fs::create_dir(client.home()).unwrap();
         client.write_gitconfig(&format!(

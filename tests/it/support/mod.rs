@@ -26,6 +26,16 @@ pub const SAMPLE: &str = "team/sample";
 /// How long to wait for something that should be there in a moment. No test measures time: this only ends a hang.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A folder that is removed with its last owner. `KEEP_TEMPORARY=1` keeps it, to look at what a failed test left.
+pub fn temporary_folder() -> tempfile::TempDir {
+    let keep = std::env::var_os("KEEP_TEMPORARY").is_some();
+    tempfile::Builder::new()
+        .prefix("warmdock-test-")
+        .disable_cleanup(keep)
+        .tempdir()
+        .unwrap()
+}
+
 /// Asks `probe` until it gives a value.
 ///
 /// # Panics

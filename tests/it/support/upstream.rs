@@ -74,7 +74,7 @@ struct Settings {
 impl Upstream {
     /// Starts to listen, with no repositories yet.
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = crate::support::temporary_folder();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let settings = Settings {

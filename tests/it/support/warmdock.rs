@@ -87,7 +87,7 @@ impl Builder {
     /// Starts the service and waits until it listens.
     #[track_caller]
     pub fn start(mut self) -> Warmdock {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let folder = Arc::new(crate::support::temporary_folder());
         if self.config["data_dir"].is_null() {
             self.config["data_dir"] = json!(folder.path().join("data"));
         }

@@ -311,9 +311,12 @@ impl AnswerReader {
         let answer = Arc::clone(&self.answer);
         let file = self.file.clone();
         let block = self.block;
+        // Made here, not on the thread that reads: memory goes back to the heap of the thread that it came from, and
+        // the heaps of many threads that do nothing add up.
+        let buffer = vec![0; length];
         let read = tokio::task::spawn_blocking(move || {
             answer
-                .read_block(file, block, length)
+                .read_block(file, block, buffer)
                 .inspect_err(|_| answer.bad.store(true, Ordering::Relaxed))
         });
         let (file, bytes) = read.await.map_err(io::Error::other)??;
@@ -334,13 +337,12 @@ impl Answer {
         &self,
         file: Option<Arc<File>>,
         block: usize,
-        length: usize,
+        mut bytes: Vec<u8>,
     ) -> Result<(Arc<File>, Bytes), AnswerError> {
         let file = match file {
             Some(file) => file,
             None => Arc::new(File::open(&self.path)?),
         };
-        let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, (block * BLOCK) as u64)?;
         let expected = self
             .blocks

@@ -39,10 +39,15 @@ impl Encoding {
 const LARGE: usize = 1 << 20;
 static LARGE_BODIES: Semaphore = Semaphore::const_new(8);
 
+/// A place among the large bodies, kept as long as this lives; small ones need none.
+pub struct Place(Option<SemaphorePermit<'static>>);
+
 /// A body that was read, and its place among the large ones.
+///
+/// SECURITY: what is made of the bytes takes memory as they do, so this lives until nobody works on them any more.
 pub struct Whole {
     bytes: Bytes,
-    place: Option<SemaphorePermit<'static>>,
+    place: Place,
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -67,41 +72,43 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
     }
     Ok(Whole {
         bytes: bytes.freeze(),
-        place,
+        place: Place(place),
     })
 }
 
 impl Whole {
-    /// The bytes as they came.
-    pub fn into_bytes(self) -> Bytes {
-        self.bytes
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
-    /// The bytes unpacked, at most `limit` of them. Takes processor time: not for an async worker.
+    /// The bytes as they came, with their place, to be kept as long as they are in use.
+    pub fn into_parts(self) -> (Bytes, Place) {
+        (self.bytes, self.place)
+    }
+
+    /// The body unpacked, at most `limit` bytes of it. Takes processor time: not for an async worker.
     ///
     /// # Errors
-    /// [`Error::PayloadTooLarge`], or that they are not packed as they say.
-    pub fn decoded(&self, encoding: Encoding, limit: u64) -> Result<Bytes, Error> {
+    /// [`Error::PayloadTooLarge`], or that it is not packed as it says, or that no place is free.
+    pub fn decoded(mut self, encoding: Encoding, limit: u64) -> Result<Self, Error> {
         if encoding == Encoding::Identity {
-            return Ok(self.bytes.clone());
+            return Ok(self);
         }
-        let first = self.unpacked(LARGE as u64)?;
-        if first.len() <= LARGE {
-            return Ok(first.into());
+        let mut all = self.unpacked(LARGE as u64)?;
+        if all.len() > LARGE {
+            if self.place.0.is_none() {
+                let place = LARGE_BODIES.try_acquire().map_err(|_| Error::Busy {
+                    retry_after: RETRY_AFTER,
+                })?;
+                self.place = Place(Some(place));
+            }
+            all = self.unpacked(limit)?;
         }
-        // The place is kept while a body is unpacked, which takes less than a second.
-        let _place = match &self.place {
-            Some(_) => None,
-            None => Some(LARGE_BODIES.try_acquire().map_err(|_| Error::Busy {
-                retry_after: RETRY_AFTER,
-            })?),
-        };
-        let all = self.unpacked(limit)?;
         if all.len() as u64 > limit {
-            Err(Error::PayloadTooLarge { limit })
-        } else {
-            Ok(all.into())
+            return Err(Error::PayloadTooLarge { limit });
         }
+        self.bytes = all.into();
+        Ok(self)
     }
 
     /// At most one byte more than `limit`, which tells that there is more.
@@ -120,3 +127,74 @@ impl Whole {
 }
 
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// Places are counted in one number for all tests.
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    fn packed(bytes: &[u8]) -> Vec<u8> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(bytes).unwrap();
+        gzip.finish().unwrap()
+    }
+
+    async fn whole(bytes: impl Into<Body>) -> Whole {
+        read(bytes.into(), 8 << 20).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_large_body_has_its_place_until_nobody_works_on_it_any_more() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let large = vec![b'x'; 2 * LARGE];
+        let free = || LARGE_BODIES.available_permits();
+        let all = free();
+        for (body, encoding) in [
+            (large.clone(), Encoding::Identity),
+            (packed(&large), Encoding::Gzip),
+        ] {
+            let decoded = whole(body).await.decoded(encoding, 8 << 20).unwrap();
+            assert_eq!(decoded.bytes(), large);
+            assert_eq!(free(), all - 1, "{encoding:?}");
+            let (bytes, place) = decoded.into_parts();
+            assert_eq!((bytes.len(), free()), (large.len(), all - 1));
+            drop(place);
+            assert_eq!(free(), all);
+        }
+        let small = whole(packed(b"x")).await;
+        let small = small.decoded(Encoding::Gzip, 8 << 20).unwrap();
+        assert_eq!((small.bytes(), free()), (&b"x"[..], all));
+
+        let taken: Vec<_> = (0..all).map(|_| LARGE_BODIES.try_acquire()).collect();
+        let refused = whole(packed(&large)).await.decoded(Encoding::Gzip, 8 << 20);
+        assert!(matches!(refused, Err(Error::Busy { .. })));
+        drop(taken);
+    }
+
+    #[tokio::test]
+    async fn the_limit_holds_packed_and_unpacked() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        for limit in [10, LARGE as u64 + 10] {
+            let body = vec![b'x'; limit as usize + 1];
+            let refused = read(Body::from(body.clone()), limit).await;
+            assert!(matches!(refused, Err(Error::PayloadTooLarge { .. })));
+            let packed = |length: usize| read(Body::from(packed(&body[..length])), 8 << 20);
+            let refused = packed(body.len())
+                .await
+                .unwrap()
+                .decoded(Encoding::Gzip, limit);
+            assert!(matches!(refused, Err(Error::PayloadTooLarge { .. })));
+            let taken = packed(body.len() - 1)
+                .await
+                .unwrap()
+                .decoded(Encoding::Gzip, limit);
+            assert_eq!(taken.unwrap().bytes().len() as u64, limit);
+        }
+        let refused = whole("no gzip").await.decoded(Encoding::Gzip, 10);
+        assert!(matches!(refused, Err(Error::BadRequest(_))));
+    }
+}

@@ -205,20 +205,18 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     if let Found::Cold(cold) = &found
         && cold.upstream.http().is_some()
     {
-        return pass_through(
-            app,
-            cold,
-            Method::POST,
-            "git-upload-pack",
-            body.into_bytes(),
-            &headers,
-        )
-        .await;
+        // Kept while the body goes up.
+        let (bytes, _place) = body.into_parts();
+        let tail = "git-upload-pack";
+        return pass_through(app, cold, Method::POST, tail, bytes, &headers).await;
     }
-    let command =
-        tokio::task::spawn_blocking(move || parse(version, &body.decoded(encoding, limit)?))
-            .await
-            .map_err(|panic| Error::Internal(panic.into()))?;
+    let parsing = tokio::task::spawn_blocking(move || {
+        let body = body.decoded(encoding, limit)?;
+        parse(version, body.bytes())
+    });
+    let command = parsing
+        .await
+        .map_err(|panic| Error::Internal(panic.into()))?;
     match command {
         Err(Parsing::Body(error)) => Err(error),
         Err(Parsing::Refusal(refusal)) => Ok(result(error_packet(&refusal.to_string()))),
@@ -273,13 +271,23 @@ fn parse(version: Version, body: &[u8]) -> Result<Command, Parsing> {
 }
 
 async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<Response, Error> {
-    let list = match app.pool.fresh(name).await.map_err(refused)? {
-        Found::Mirror(_, snapshot) => snapshot.advertisements.ls_refs(&snapshot.refs, &arguments),
-        Found::Cold(cold) => {
-            let refs = refs_of_first_clone(app, &cold).await?;
-            Advertisements::default().ls_refs(&refs, &arguments)
-        }
-    };
+    let make: Box<dyn FnOnce() -> Bytes + Send> =
+        match app.pool.fresh(name).await.map_err(refused)? {
+            Found::Mirror(_, snapshot) => {
+                if let Some(list) = snapshot.advertisements.kept_ls_refs(&arguments) {
+                    return Ok(result(list));
+                }
+                Box::new(move || snapshot.advertisements.ls_refs(&snapshot.refs, &arguments))
+            }
+            Found::Cold(cold) => {
+                let refs = refs_of_first_clone(app, &cold).await?;
+                Box::new(move || Advertisements::default().ls_refs(&refs, &arguments))
+            }
+        };
+    // References are many, and so can prefixes be.
+    let list = tokio::task::spawn_blocking(make)
+        .await
+        .map_err(|panic| Error::Internal(panic.into()))?;
     Ok(result(list))
 }
 

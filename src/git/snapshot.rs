@@ -25,6 +25,7 @@ pub struct Snapshot {
     live: CommitSet,
     /// Whether nothing else is in the packs.
     all_live: bool,
+    garbage: bool,
     live_objects: OnceLock<ObjectSet>,
 }
 
@@ -85,6 +86,7 @@ impl Snapshot {
             refs,
             live,
             all_live,
+            garbage,
             commits,
             peeled,
             advertisements: Advertisements::default(),
@@ -109,6 +111,11 @@ impl Snapshot {
     /// The commits that advertised references reach.
     pub fn live(&self) -> &CommitSet {
         &self.live
+    }
+
+    /// Whether the packs hold objects that nothing reaches.
+    pub fn has_garbage(&self) -> bool {
+        self.garbage
     }
 
     /// Whether `id` is a live commit or an advertised tag, so that it and all it reaches are in

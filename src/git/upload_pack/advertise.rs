@@ -1,14 +1,16 @@
 //! What the server tells before it is asked: capabilities and references.
 
 use std::collections::HashMap;
+use std::ops::Bound;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use gix_object::bstr::BString;
+use gix_hash::ObjectId;
+use gix_object::bstr::{BStr, BString, ByteSlice};
 
 use super::pktline::{self, FLUSH};
 use super::{AGENT, Version};
-use crate::git::refs::{Head, Refs};
+use crate::git::refs::{Head, Refs, Target};
 
 /// What may be wanted beyond the tips of references, as version 0 has to say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,12 +25,47 @@ pub struct LsRefs {
     pub symrefs: bool,
     pub peel: bool,
     pub unborn: bool,
-    /// Only references that begin with one of these; all without any.
-    pub prefixes: Vec<BString>,
+    /// Only references that begin with one of these.
+    pub prefixes: Prefixes,
+}
+
+/// Beginnings of names: sorted, and none begins with another. Without any, every name is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Prefixes(Vec<BString>);
+
+impl Prefixes {
+    pub fn new(mut prefixes: Vec<BString>) -> Self {
+        prefixes.sort_unstable();
+        // What begins with another stands behind it, and between the two stand only such as begin with it too.
+        prefixes.dedup_by(|next, kept| next.starts_with(kept));
+        Self(prefixes)
+    }
+
+    fn match_name(&self, name: &[u8]) -> bool {
+        self.0.is_empty() || self.0.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The references that begin with one of these, in the order of their names.
+    fn select<'r>(&self, refs: &'r Refs) -> Vec<(&'r BString, &'r Target)> {
+        if self.0.is_empty() {
+            return refs.names.iter().collect();
+        }
+        let mut found = Vec::new();
+        for prefix in &self.0 {
+            let from = (Bound::Included(prefix.as_bstr()), Bound::Unbounded);
+            let names = refs.names.range::<BStr, _>(from);
+            found.extend(names.take_while(|(name, _)| name.starts_with(prefix)));
+        }
+        found
+    }
 }
 
 /// More prefixes than this are as good as none: everything is listed, which the protocol allows.
 pub const MAX_PREFIXES: usize = 65_536;
+
+/// The branch that HEAD names is a capability, if it has at most so many bytes: capabilities share a packet with the
+/// first reference.
+const LONGEST_SYMREF: usize = 1024;
 
 /// Finished advertisements of one snapshot: the bytes are the same for all who ask until a reference changes.
 #[derive(Default)]
@@ -40,24 +77,43 @@ pub struct Advertisements {
 /// Builders ask in a handful of ways; what comes after these is made anew each time.
 const KEPT_LISTS: usize = 32;
 
-impl Advertisements {
-    /// The advertisement of versions 0 and 1: references, with the capabilities behind the first.
-    pub fn v0(&self, refs: &Refs, version: Version, policy: WantPolicy) -> Bytes {
-        let mut kept = self.v0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.entry((version, policy))
-            .or_insert_with(|| advertise_v0(refs, version, policy).into())
-            .clone()
-    }
+/// A list for more prefixes than this is not kept: git asks with six for a name, and nobody asks so twice.
+const KEPT_PREFIXES: usize = 16;
 
-    /// The answer to `ls-refs`.
-    pub fn ls_refs(&self, refs: &Refs, arguments: &LsRefs) -> Bytes {
-        let mut kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(list) = kept.get(arguments) {
+impl Advertisements {
+    /// The advertisement of versions 0 and 1: references, with the capabilities behind the first. Takes processor time
+    /// where it is not kept.
+    pub fn v0(&self, refs: &Refs, version: Version, policy: WantPolicy) -> Bytes {
+        let lock = || self.v0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = lock().get(&(version, policy)) {
             return list.clone();
         }
+        let list = Bytes::from(advertise_v0(refs, version, policy));
+        lock().insert((version, policy), list.clone());
+        list
+    }
+
+    /// The answer to `ls-refs`, if it is there already.
+    pub fn kept_ls_refs(&self, arguments: &LsRefs) -> Option<Bytes> {
+        if arguments.prefixes.0.len() > KEPT_PREFIXES {
+            return None;
+        }
+        let kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(arguments).cloned()
+    }
+
+    /// The answer to `ls-refs`. Takes processor time where it is not kept: not for an async worker.
+    pub fn ls_refs(&self, refs: &Refs, arguments: &LsRefs) -> Bytes {
+        if let Some(list) = self.kept_ls_refs(arguments) {
+            return list;
+        }
+        // Nobody waits for the lock meanwhile. That two make the same list does no harm.
         let list = Bytes::from(list_refs(refs, arguments));
-        if kept.len() < KEPT_LISTS {
-            kept.insert(arguments.clone(), list.clone());
+        if arguments.prefixes.0.len() <= KEPT_PREFIXES {
+            let mut kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() < KEPT_LISTS {
+                kept.insert(arguments.clone(), list.clone());
+            }
         }
         list
     }
@@ -84,88 +140,250 @@ fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {
     if version == Version::V1 {
         pktline::write_line(&mut out, "version 1");
     }
-    let mut capabilities = String::from(
-        "multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not deepen-relative \
+    let mut capabilities = Vec::from(
+        b"multi_ack thin-pack side-band side-band-64k ofs-delta shallow deepen-since deepen-not deepen-relative \
          no-progress include-tag multi_ack_detailed allow-tip-sha1-in-want",
     );
     if policy == WantPolicy::Reachable {
-        capabilities.push_str(" allow-reachable-sha1-in-want");
+        capabilities.extend_from_slice(b" allow-reachable-sha1-in-want");
     }
-    capabilities.push_str(" no-done");
+    capabilities.extend_from_slice(b" no-done");
     if let Head::Branch(name) = &refs.head
         && refs.head_id().is_some()
+        && name.len() <= LONGEST_SYMREF
     {
-        capabilities.push_str(&format!(" symref=HEAD:{name}"));
+        capabilities.extend_from_slice(b" symref=HEAD:");
+        capabilities.extend_from_slice(name);
     }
-    capabilities.push_str(&format!(" filter object-format=sha1 {AGENT}"));
+    capabilities.extend_from_slice(format!(" filter object-format=sha1 {AGENT}").as_bytes());
 
     let head = refs.head_id().map(|id| (b"HEAD".as_slice(), id, None));
     let others = refs
         .names
         .iter()
         .map(|(name, target)| (name.as_slice(), target.id, target.peeled));
-    let mut first = true;
-    let mut line = |name: &[u8], id: gix_hash::ObjectId| {
+    // They stand behind the first name that is written.
+    let mut capabilities = Some(capabilities);
+    let mut line = |name: &[u8], id: ObjectId| {
         let mut data = format!("{id} ").into_bytes();
         data.extend_from_slice(name);
-        if std::mem::take(&mut first) {
+        if let Some(capabilities) = &capabilities {
             data.push(0);
-            data.extend_from_slice(capabilities.as_bytes());
+            data.extend_from_slice(capabilities);
         }
-        data.push(b'\n');
-        pktline::write_data(&mut out, &data);
+        if write_reference(&mut out, data) {
+            capabilities = None;
+        }
+        capabilities.is_some()
     };
+    let mut nothing_yet = true;
     for (name, id, peeled) in head.into_iter().chain(others) {
-        line(name, id);
+        nothing_yet = line(name, id);
         if let Some(peeled) = peeled {
-            line(&[name, b"^{}"].concat(), peeled);
+            nothing_yet = line(&[name, b"^{}"].concat(), peeled);
         }
     }
-    if refs.head_id().is_none() && refs.names.is_empty() {
-        line(
-            b"capabilities^{}",
-            gix_hash::ObjectId::null(gix_hash::Kind::Sha1),
-        );
+    if nothing_yet {
+        line(b"capabilities^{}", ObjectId::null(gix_hash::Kind::Sha1));
     }
     out.extend_from_slice(FLUSH);
     out
 }
 
+/// Appends a line about a reference and a newline; false when it does not fit into a packet. Then it is left out: cut
+/// off, it would name another reference.
+fn write_reference(out: &mut Vec<u8>, mut data: Vec<u8>) -> bool {
+    data.push(b'\n');
+    let written = pktline::write_data(out, &data);
+    if let Err(error) = &written {
+        tracing::debug!(%error, "a reference is not told of");
+    }
+    written.is_ok()
+}
+
 fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
-    let wanted = |name: &[u8]| {
-        arguments.prefixes.is_empty()
-            || arguments
-                .prefixes
-                .iter()
-                .any(|prefix| name.starts_with(prefix))
-    };
     let mut out = Vec::new();
-    let mut line = |data: &[u8]| pktline::write_data(&mut out, &[data, b"\n"].concat());
-    if wanted(b"HEAD") {
+    let mut line = |data: Vec<u8>| write_reference(&mut out, data);
+    if arguments.prefixes.match_name(b"HEAD") {
         match (refs.head_id(), &refs.head) {
             (Some(id), Head::Branch(name)) if arguments.symrefs => {
-                line(&[format!("{id} HEAD symref-target:").as_bytes(), name].concat());
+                line([format!("{id} HEAD symref-target:").as_bytes(), name].concat());
             }
-            (Some(id), _) => line(format!("{id} HEAD").as_bytes()),
+            (Some(id), _) => {
+                line(format!("{id} HEAD").into_bytes());
+            }
             (None, Head::Branch(name)) if arguments.unborn => {
                 let target = if arguments.symrefs {
                     [b" symref-target:", name.as_slice()].concat()
                 } else {
                     Vec::new()
                 };
-                line(&[b"unborn HEAD".as_slice(), &target].concat());
+                line([b"unborn HEAD".as_slice(), &target].concat());
             }
             _ => {}
         }
     }
-    for (name, target) in refs.names.iter().filter(|(name, _)| wanted(name)) {
+    for (name, target) in arguments.prefixes.select(refs) {
         let mut data = format!("{} ", target.id).into_bytes();
         data.extend_from_slice(name);
         if let Some(peeled) = target.peeled.filter(|_| arguments.peel) {
             data.extend_from_slice(format!(" peeled:{peeled}").as_bytes());
         }
-        line(&data);
+        line(data);
     }
     out.extend_from_slice(FLUSH);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::git::upload_pack::pktline::{MAX_DATA, Packet, Packets};
+
+    fn id(digit: &str) -> ObjectId {
+        ObjectId::from_hex(digit.repeat(40).as_bytes()).unwrap()
+    }
+
+    fn refs(head: &str, names: &[&str]) -> Refs {
+        let target = Target {
+            id: id("1"),
+            peeled: Some(id("2")),
+        };
+        Refs {
+            head: Head::Branch(head.into()),
+            names: names.iter().map(|name| ((*name).into(), target)).collect(),
+            ..Refs::default()
+        }
+    }
+
+    /// The lines, each without its newline.
+    fn lines(bytes: &[u8]) -> Vec<String> {
+        let mut packets = Packets::new(bytes);
+        let mut lines = Vec::new();
+        while let Some(Packet::Data(data)) = packets.next_packet().expect("packets") {
+            lines.push(String::from_utf8(pktline::text(data).to_vec()).expect("text"));
+        }
+        assert_eq!(packets.rest(), b"", "after the flush");
+        lines
+    }
+
+    #[test]
+    fn names_that_fit_into_no_packet_are_left_out() {
+        let long = format!("refs/heads/a{}", "x".repeat(MAX_DATA));
+        let refs = refs(&long, &[&long, "refs/heads/b", "refs/heads/c"]);
+        let everything = LsRefs {
+            symrefs: true,
+            peel: true,
+            ..LsRefs::default()
+        };
+        let (one, two) = (id("1"), id("2"));
+        assert_eq!(
+            lines(&list_refs(&refs, &everything)),
+            [
+                format!("{one} refs/heads/b peeled:{two}"),
+                format!("{one} refs/heads/c peeled:{two}"),
+            ]
+        );
+
+        let lines = lines(&advertise_v0(&refs, Version::V0, WantPolicy::Reachable));
+        let (first, capabilities) = lines[0].split_once('\0').expect("capabilities");
+        assert!(capabilities.ends_with(AGENT), "{capabilities}");
+        assert_eq!(first, format!("{one} HEAD"));
+        assert_eq!(
+            lines[1..],
+            [
+                format!("{one} refs/heads/b"),
+                format!("{two} refs/heads/b^{{}}"),
+                format!("{one} refs/heads/c"),
+                format!("{two} refs/heads/c^{{}}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn capabilities_are_told_where_no_name_fits() {
+        let mut refs = refs(
+            "refs/heads/main",
+            &[&format!("refs/{}", "x".repeat(MAX_DATA))],
+        );
+        for refs in [Refs::default(), refs.clone(), {
+            refs.head = Head::Unknown;
+            refs
+        }] {
+            let lines = lines(&advertise_v0(&refs, Version::V1, WantPolicy::Advertised));
+            let expected = format!("{} capabilities^{{}}\0multi_ack ", id("0"));
+            assert_eq!((lines.len(), lines[0].as_str()), (2, "version 1"));
+            assert!(lines[1].starts_with(&expected), "{lines:?}");
+        }
+    }
+
+    fn ls_refs(prefixes: &[&str]) -> LsRefs {
+        LsRefs {
+            prefixes: Prefixes::new(prefixes.iter().map(|prefix| (*prefix).into()).collect()),
+            ..LsRefs::default()
+        }
+    }
+
+    #[test]
+    fn of_prefixes_only_those_stay_that_say_something() {
+        let kept = |prefixes| ls_refs(prefixes).prefixes.0;
+        assert_eq!(
+            kept(&["b/", "a/b", "a/", "b/", "ab", "a/c"]),
+            ["a/", "ab", "b/"]
+        );
+        assert_eq!(kept(&["refs/", "", "HEAD"]), [""]);
+        assert!(kept(&[]).is_empty());
+    }
+
+    #[test]
+    fn lists_are_kept_for_few_prefixes_only_and_not_too_many() {
+        let advertisements = Advertisements::default();
+        let refs = refs("refs/heads/a1", &["refs/heads/a1", "refs/heads/b"]);
+        let many: Vec<String> = (0..=KEPT_PREFIXES)
+            .map(|nth| format!("refs/heads/a{nth:02}"))
+            .collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        for (prefixes, kept) in [
+            (&many[1..], true),
+            (&many, false),
+            (&["x"], true),
+            (&[], true),
+        ] {
+            let arguments = ls_refs(prefixes);
+            let list = advertisements.ls_refs(&refs, &arguments);
+            assert_eq!(list, list_refs(&refs, &arguments));
+            let expected = kept.then_some(list);
+            assert_eq!(
+                advertisements.kept_ls_refs(&arguments),
+                expected,
+                "{prefixes:?}"
+            );
+        }
+        for nth in 0..2 * KEPT_LISTS {
+            advertisements.ls_refs(&refs, &ls_refs(&[&nth.to_string()]));
+        }
+        assert_eq!(advertisements.ls_refs.lock().unwrap().len(), KEPT_LISTS);
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_has_the_names_that_begin_with_a_prefix_in_order(
+            names in prop::collection::btree_set("[a-c]{1,4}", 0..20),
+            prefixes in prop::collection::vec("[a-cH]{0,3}", 1..6),
+        ) {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+            let mut refs = refs("a", &names);
+            refs.head = Head::Detached(id("1"));
+            let expected: Vec<String> = ["HEAD"]
+                .iter()
+                .chain(&names)
+                .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+                .map(|name| format!("{} {name}", id("1")))
+                .collect();
+            prop_assert_eq!(lines(&list_refs(&refs, &ls_refs(&prefixes))), expected);
+        }
+    }
 }

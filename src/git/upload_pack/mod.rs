@@ -4,6 +4,8 @@
 //! Sources: gitprotocol-v2, gitprotocol-pack, gitprotocol-capabilities, and git's upload-pack.c where these are silent.
 
 pub mod advertise;
+#[cfg(test)]
+mod fixture;
 pub mod negotiate;
 pub mod pktline;
 pub mod plan;

@@ -84,18 +84,28 @@ pub fn text(data: &[u8]) -> &[u8] {
     data.strip_suffix(b"\n").unwrap_or(data)
 }
 
-/// Appends a data packet. `data` has at most [`MAX_DATA`] bytes.
-pub fn write_data(out: &mut Vec<u8>, data: &[u8]) {
-    debug_assert!(data.len() <= MAX_DATA, "longer than a packet");
+/// More data than one packet takes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected at most {MAX_DATA} bytes for a pkt-line, found {0}")]
+pub struct TooLong(pub usize);
+
+/// Appends a data packet.
+///
+/// # Errors
+/// [`TooLong`]; nothing is appended then, so that what stands in `out` stays readable.
+pub fn write_data(out: &mut Vec<u8>, data: &[u8]) -> Result<(), TooLong> {
+    if data.len() > MAX_DATA {
+        return Err(TooLong(data.len()));
+    }
     out.extend_from_slice(format!("{:04x}", data.len() + 4).as_bytes());
     out.extend_from_slice(data);
+    Ok(())
 }
 
-/// Appends a data packet with `line` and a newline.
+/// Appends a data packet with `line` and a newline. Only for what we word ourselves; what others name may be longer
+/// than a packet and goes through [`write_data`].
 pub fn write_line(out: &mut Vec<u8>, line: &str) {
-    out.extend_from_slice(format!("{:04x}", line.len() + 5).as_bytes());
-    out.extend_from_slice(line.as_bytes());
-    out.push(b'\n');
+    write_data(out, &[line.as_bytes(), b"\n"].concat()).expect("lines of our own are short");
 }
 
 pub const FLUSH: &[u8] = b"0000";
@@ -119,7 +129,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_line(&mut bytes, "want");
         bytes.extend_from_slice(DELIM);
-        write_data(&mut bytes, b"");
+        write_data(&mut bytes, b"").unwrap();
         bytes.extend_from_slice(FLUSH);
         let expected = [
             Packet::Data(b"want\n"),
@@ -128,6 +138,16 @@ mod tests {
             Packet::Flush,
         ];
         assert_eq!(read_all(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_written() {
+        let mut bytes = Vec::new();
+        let full = vec![b'x'; MAX_DATA];
+        write_data(&mut bytes, &full).unwrap();
+        let longer = vec![b'x'; MAX_DATA + 1];
+        assert_eq!(write_data(&mut bytes, &longer), Err(TooLong(longer.len())));
+        assert_eq!(read_all(&bytes).unwrap(), [Packet::Data(&full)]);
     }
 
     #[test]

@@ -69,6 +69,9 @@ struct Exact {
 /// less than counting what is not.
 const WHOLE_FROM: f64 = 0.8;
 
+/// Commits on branches that a client does not have, which are walked for finding what it does have.
+const MOST_LACKING: usize = 2_000;
+
 /// Checks that each id may be wanted and is there; returns the commits that they come to.
 ///
 /// # Errors
@@ -315,7 +318,61 @@ impl Exact {
         for id in explicit {
             walk.add_object(&id)?;
         }
-        Ok(walk.finish())
+        let mut walked = walk.finish();
+        if self.thin {
+            self.find_bases(snapshot, reader, &mut walked, cancelled)?;
+        }
+        Ok(walked)
+    }
+
+    /// Finds what else the client has: all that is not sent and that no commit brings which it lacks. The walk itself
+    /// meets only what the sent objects replace, but deltas build on any older object.
+    fn find_bases(
+        &self,
+        snapshot: &Snapshot,
+        reader: &mut Reader<'_>,
+        walked: &mut Walked,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), ObjectError> {
+        let lacking = {
+            let commits = snapshot.commits();
+            let mut had = self.theirs.clone();
+            for commit in self.included.iter() {
+                had.insert(commit);
+            }
+            commits.all_but(&had)
+        };
+        // What nothing reaches is in no commit's trees, so there is no telling who has it.
+        if lacking.len() > MOST_LACKING || snapshot.has_garbage() {
+            return Ok(());
+        }
+        let none = CommitSet::default();
+        let mut walk = Walk::filtered(reader, Filter::default(), cancelled);
+        for_each_commit(
+            || snapshot.commits(),
+            &lacking,
+            &none,
+            &none,
+            |commit| walk.add_commit(commit),
+        )?;
+        // Tags, and what they name beside commits, belong to no history.
+        for tip in snapshot
+            .refs
+            .tips()
+            .chain(snapshot.refs.kept.keys().copied())
+        {
+            if snapshot.commits().number(&tip).is_none() {
+                let peeled = walk.peel_into(tip)?;
+                if peeled.kind != Kind::Commit {
+                    walk.add_object(&peeled.id)?;
+                }
+            }
+        }
+        let mut known = snapshot.packs.all();
+        known.subtract(&walked.objects);
+        known.subtract(&walk.finish().objects);
+        walked.known = known;
+        Ok(())
     }
 
     /// What follows from objects alone, not from references: an answer stays right for ever.

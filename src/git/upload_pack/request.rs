@@ -62,8 +62,21 @@ pub struct FetchRequest {
 }
 
 /// More of these in one request is no client but an attack: git sends at most some ten thousand haves, and no
-/// known repository has more references.
-const MAX_IDS: usize = 262_144;
+/// known repository has more references. A clone with `--mirror` wants each of them, by id or by name.
+pub(super) const MAX_IDS: usize = 262_144;
+
+/// People name these by hand.
+const MAX_DEEPEN_NOT: usize = 4096;
+
+/// Refuses one more line of a kind of which there are `present`.
+pub(super) fn check_room(present: usize, limit: usize, what: &str) -> Result<(), Refusal> {
+    if present < limit {
+        return Ok(());
+    }
+    Err(Refusal::Malformed(format!(
+        "expected at most {limit} `{what}` lines, found more"
+    )))
+}
 
 impl FetchRequest {
     /// Takes an argument line that both protocol versions know. Returns false for any other line.
@@ -78,7 +91,10 @@ impl FetchRequest {
             b"shallow" => push_id(&mut self.shallow, "shallow", value)?,
             b"deepen" => self.deepen.depth = Some(parse_depth(value)?),
             b"deepen-since" => self.deepen.since = Some(parse_number("deepen-since", value)?),
-            b"deepen-not" if self.deepen.not.len() < MAX_IDS => self.deepen.not.push(value.into()),
+            b"deepen-not" => {
+                check_room(self.deepen.not.len(), MAX_DEEPEN_NOT, "deepen-not")?;
+                self.deepen.not.push(value.into());
+            }
             b"filter" => self.filter = parse_filter(value)?,
             b"done" if value.is_empty() => self.done = true,
             _ => return Ok(false),
@@ -88,11 +104,7 @@ impl FetchRequest {
 }
 
 fn push_id(ids: &mut Vec<ObjectId>, what: &str, hex: &[u8]) -> Result<(), Refusal> {
-    if ids.len() >= MAX_IDS {
-        return Err(Refusal::Malformed(format!(
-            "expected at most {MAX_IDS} `{what}` lines, found more"
-        )));
-    }
+    check_room(ids.len(), MAX_IDS, what)?;
     let id = ObjectId::from_hex(hex)
         .ok()
         .filter(|id| id.kind() == gix_hash::Kind::Sha1);
@@ -251,5 +263,21 @@ mod tests {
             );
         }
         assert!(!FetchRequest::default().take_line(b"thin-pack").unwrap());
+    }
+
+    #[test]
+    fn a_line_too_many_says_so() {
+        let lines = [
+            ("want 1111111111111111111111111111111111111111", MAX_IDS),
+            ("deepen-not main", MAX_DEEPEN_NOT),
+        ];
+        for (line, limit) in lines {
+            let mut request = FetchRequest::default();
+            for _ in 0..limit {
+                assert!(request.take_line(line.as_bytes()).unwrap());
+            }
+            let refusal = request.take_line(line.as_bytes()).unwrap_err().to_string();
+            assert!(refusal.contains(&format!("at most {limit} `")), "{refusal}");
+        }
     }
 }

@@ -84,7 +84,8 @@ fn included(
 ) -> Result<(CommitSet, CommitSet), Refusal> {
     match deepen.depth {
         Some(Deepen::INFINITE) => Ok((commits.no_commits(), commits.no_commits())),
-        Some(depth) if deepen.relative && !client_cuts.is_empty() => {
+        // Counted from a boundary that the client does not have, nothing is cut: a complete clone stays complete.
+        Some(depth) if deepen.relative => {
             let reachable = commits.reachable(wants.iter().copied(), &commits.no_commits());
             let starts: Vec<_> = client_cuts
                 .iter()
@@ -176,4 +177,64 @@ fn resolve(refs: &Refs, name: &BStr) -> Option<ObjectId> {
             let full: BString = [prefix.as_bytes(), name].concat().into();
             refs.names.get(&full).map(|target| target.id)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::upload_pack::fixture::{Repository, unknown};
+
+    const DEEPER: Deepen = Deepen {
+        depth: Some(1),
+        relative: true,
+        since: None,
+        not: Vec::new(),
+    };
+
+    /// What is cut for a request that wants the end of a line of ten commits.
+    fn lines(deepen: Deepen, boundary: impl Fn(&[ObjectId]) -> Vec<ObjectId>) -> [Vec<usize>; 2] {
+        let mut repository = Repository::new();
+        let line = repository.line(10);
+        let snapshot = repository.snapshot(&[("refs/heads/main", line[9])]);
+        let commits = snapshot.commits();
+        let request = FetchRequest {
+            wants: vec![line[9]],
+            shallow: boundary(&line),
+            deepen,
+            ..FetchRequest::default()
+        };
+        let wants = [commits.number(&line[9]).unwrap()];
+        let boundary = Boundary::of(&request, &wants, &snapshot, &commits).unwrap();
+        let place = |id: &ObjectId| line.iter().position(|commit| commit == id).unwrap();
+        let mut cuts: Vec<usize> = boundary
+            .cuts
+            .iter()
+            .map(|cut| place(&commits.get(cut).id))
+            .collect();
+        cuts.sort_unstable();
+        assert_eq!(boundary.shallow.len(), cuts.len());
+        [cuts, boundary.unshallow.iter().map(place).collect()]
+    }
+
+    const NOTHING: [Vec<usize>; 2] = [Vec::new(), Vec::new()];
+
+    #[test]
+    fn a_boundary_moves_by_as_many_commits_as_are_asked_for() {
+        assert_eq!(lines(DEEPER, |line| vec![line[5]]), [vec![4], vec![5]]);
+    }
+
+    #[test]
+    fn deepening_a_complete_clone_cuts_nothing() {
+        assert_eq!(lines(DEEPER, |_| vec![]), NOTHING);
+        assert_eq!(lines(DEEPER, |_| vec![unknown(1)]), NOTHING);
+    }
+
+    #[test]
+    fn a_depth_counts_from_what_is_wanted() {
+        let three = Deepen {
+            depth: Some(3),
+            ..Deepen::default()
+        };
+        assert_eq!(lines(three, |_| vec![]), [vec![7], vec![]]);
+    }
 }

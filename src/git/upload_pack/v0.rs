@@ -24,11 +24,14 @@ enum MultiAck {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Request {
     pub fetch: FetchRequest,
-    /// Each batch ends with a flush, the last one perhaps with `done`.
-    batches: Vec<Vec<ObjectId>>,
+    /// Where each batch ends in `fetch.haves`: at a flush, the last one perhaps at `done`.
+    batch_ends: Vec<usize>,
     multi_ack: MultiAck,
     no_done: bool,
 }
+
+/// Git sends one batch in a body. Each is answered with a line at least, and takes a few bytes to send and to keep.
+const MAX_BATCHES: usize = 65_536;
 
 /// Reads a request as smart HTTP sends it: whole, in one body.
 ///
@@ -73,7 +76,6 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
             }
         }
     }
-    let mut batch = Vec::new();
     loop {
         match packets.next_packet()? {
             Some(Packet::Data(data)) => {
@@ -87,12 +89,11 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
                     )));
                 }
                 if request.fetch.done {
-                    request.batches.push(batch);
+                    request.end_batch()?;
                     return Ok(request);
                 }
-                batch.extend(request.fetch.haves.last());
             }
-            Some(Packet::Flush) => request.batches.push(std::mem::take(&mut batch)),
+            Some(Packet::Flush) => request.end_batch()?,
             None => return Ok(request),
             other => {
                 return Err(Refusal::Malformed(format!(
@@ -104,6 +105,23 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
 }
 
 impl Request {
+    fn end_batch(&mut self) -> Result<(), Refusal> {
+        if self.batch_ends.len() >= MAX_BATCHES {
+            return Err(Refusal::Malformed(format!(
+                "expected at most {MAX_BATCHES} batches of `have` lines, found more"
+            )));
+        }
+        self.batch_ends.push(self.fetch.haves.len());
+        Ok(())
+    }
+
+    fn batches(&self) -> impl Iterator<Item = &[ObjectId]> {
+        let starts = std::iter::once(&0).chain(&self.batch_ends);
+        starts
+            .zip(&self.batch_ends)
+            .map(|(start, end)| &self.fetch.haves[*start..*end])
+    }
+
     /// Reads the capabilities behind the first want and returns the want.
     fn take_capabilities<'l>(&mut self, line: &'l [u8]) -> Result<&'l [u8], Refusal> {
         // `want <40 digits> capabilities…`
@@ -143,8 +161,9 @@ impl Request {
 /// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
 pub fn certain_head(request: &Request) -> Option<Vec<u8>> {
     let fetch = &request.fetch;
-    let plain =
-        fetch.done && fetch.haves.is_empty() && !fetch.deepen.is_asked() && !fetch.wants.is_empty();
+    // Without haves, but with flushes, each of these is answered with a NAK of its own.
+    let at_once = fetch.done && fetch.haves.is_empty() && request.batch_ends.len() == 1;
+    let plain = at_once && !fetch.deepen.is_asked() && !fetch.wants.is_empty();
     (plain && fetch.band != Band::None).then(|| {
         let mut out = Vec::new();
         pktline::write_line(&mut out, "NAK");
@@ -176,7 +195,7 @@ pub fn respond(
 
     let mut common = Common::none(&commits);
     let mut ready = false;
-    for (nth, batch) in request.batches.iter().enumerate() {
+    for (nth, batch) in request.batches().enumerate() {
         let (mut got_common, mut got_other) = (false, false);
         for have in batch {
             if common.take(have, snapshot, &commits) {
@@ -206,7 +225,7 @@ pub fn respond(
                 }
             }
         }
-        if fetch.done && nth + 1 == request.batches.len() {
+        if fetch.done && nth + 1 == request.batch_ends.len() {
             break;
         }
         // The batch ended with a flush.
@@ -266,6 +285,7 @@ fn with_pack(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::upload_pack::fixture::Repository;
 
     const ID: &str = "1111111111111111111111111111111111111111";
 
@@ -288,12 +308,22 @@ mod tests {
         let have = format!("have {ID}");
         let request = parse(&body(&[&want, "0000", &have, "0000", &have, "done"])).unwrap();
         assert_eq!(
-            request.batches.iter().map(Vec::len).collect::<Vec<_>>(),
+            request.batches().map(<[_]>::len).collect::<Vec<_>>(),
             [1, 1]
         );
         assert_eq!(request.multi_ack, MultiAck::Detailed);
         assert!(request.fetch.done && request.fetch.thin_pack && request.fetch.include_tag);
         assert_eq!(request.fetch.band, Band::Large);
+    }
+
+    #[test]
+    fn flushes_have_a_number() {
+        let mut request = body(&[&format!("want {ID}"), "0000"]);
+        request.extend(FLUSH.repeat(MAX_BATCHES));
+        assert_eq!(parse(&request).unwrap().batches().count(), MAX_BATCHES);
+        request.extend_from_slice(FLUSH);
+        let refusal = parse(&request).unwrap_err().to_string();
+        assert!(refusal.contains("65536 batches"), "{refusal}");
     }
 
     #[test]
@@ -308,6 +338,38 @@ mod tests {
         ] {
             let refusal = parse(&body(lines)).unwrap_err().to_string();
             assert!(refusal.contains("expected"), "{lines:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn what_is_certain_is_what_the_answer_begins_with() {
+        let mut repository = Repository::new();
+        let line = repository.line(3);
+        let snapshot = repository.snapshot(&[("refs/heads/main", line[2])]);
+        let band = format!("want {} side-band-64k", line[2]);
+        let bare = format!("want {}", line[2]);
+        let have = format!("have {}", line[0]);
+        let shallow = format!("shallow {}", line[1]);
+        let cases: &[(&[&str], bool)] = &[
+            (&[&band, "0000", "done"], true),
+            (&[&band, &shallow, "0000", "done"], true),
+            (&[&band, "filter blob:none", "0000", "done"], true),
+            (&[&bare, "0000", "done"], false),
+            (&[&band, "0000"], false),
+            (&[&band, "0000", "0000", "done"], false),
+            (&[&band, "deepen 1", "0000", "done"], false),
+            (&[&band, &shallow, "deepen 2", "0000", "done"], false),
+            (&[&band, "0000", &have, "done"], false),
+            (&["0000"], false),
+        ];
+        for (lines, certain) in cases {
+            let request = parse(&body(lines)).unwrap();
+            let head = certain_head(&request);
+            assert_eq!(head.is_some(), *certain, "{lines:?}");
+            let answer = respond(&request, &snapshot, WantPolicy::Reachable).unwrap();
+            if let Some(head) = head {
+                assert_eq!(head, answer.head, "{lines:?}");
+            }
         }
     }
 }

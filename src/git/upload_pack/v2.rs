@@ -1,12 +1,12 @@
 //! Protocol version 2 (gitprotocol-v2): commands `ls-refs` and `fetch`.
 
-use gix_object::bstr::ByteSlice;
+use gix_object::bstr::{BString, ByteSlice};
 
-use super::advertise::{LsRefs, MAX_PREFIXES, WantPolicy};
+use super::advertise::{LsRefs, MAX_PREFIXES, Prefixes, WantPolicy};
 use super::negotiate::Common;
 use super::pktline::{self, DELIM, FLUSH, Packet, Packets};
 use super::plan;
-use super::request::{Band, FetchRequest, shown};
+use super::request::{Band, FetchRequest, MAX_IDS, check_room, shown};
 use super::{PackResponse, Refusal, Response};
 use crate::git::snapshot::Snapshot;
 
@@ -37,28 +37,35 @@ pub fn parse(body: &[u8]) -> Result<Command, Refusal> {
     let name = command.strip_prefix(b"command=").ok_or_else(|| {
         Refusal::Malformed(format!("expected `command=…`, found {:?}", shown(command)))
     })?;
-    let has_arguments = parse_capabilities(&mut packets)?;
-    let mut arguments = Vec::new();
-    if has_arguments {
-        loop {
-            match packets.next_packet()? {
-                Some(Packet::Data(data)) => arguments.push(pktline::text(data)),
-                Some(Packet::Flush) => break,
-                other => {
-                    return Err(Refusal::Malformed(format!(
-                        "expected an argument or a flush, found {other:?}"
-                    )));
-                }
-            }
-        }
-    }
     match name {
-        b"ls-refs" => Ok(Command::LsRefs(parse_ls_refs(&arguments))),
-        b"fetch" => parse_fetch(&arguments).map(|request| Command::Fetch(Box::new(request))),
+        b"ls-refs" => parse_ls_refs(packets).map(Command::LsRefs),
+        b"fetch" => parse_fetch(packets).map(|request| Command::Fetch(Box::new(request))),
         _ => Err(Refusal::Malformed(format!(
             "expected the command ls-refs or fetch, found {:?}",
             shown(name)
         ))),
+    }
+}
+
+/// Reads capabilities and then arguments to the end; gives each argument to `take` at once, since there may be
+/// millions.
+fn for_each_argument<'a>(
+    mut packets: Packets<'a>,
+    mut take: impl FnMut(&'a [u8]) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    if !parse_capabilities(&mut packets)? {
+        return Ok(());
+    }
+    loop {
+        match packets.next_packet()? {
+            Some(Packet::Data(data)) => take(pktline::text(data))?,
+            Some(Packet::Flush) => return Ok(()),
+            other => {
+                return Err(Refusal::Malformed(format!(
+                    "expected an argument or a flush, found {other:?}"
+                )));
+            }
+        }
     }
 }
 
@@ -88,31 +95,38 @@ fn parse_capabilities(packets: &mut Packets<'_>) -> Result<bool, Refusal> {
     }
 }
 
-fn parse_ls_refs(arguments: &[&[u8]]) -> LsRefs {
+fn parse_ls_refs(packets: Packets<'_>) -> Result<LsRefs, Refusal> {
     let mut request = LsRefs::default();
-    for argument in arguments {
-        match *argument {
+    let mut prefixes = Some(Vec::new());
+    for_each_argument(packets, |argument| {
+        match argument {
             b"symrefs" => request.symrefs = true,
             b"peel" => request.peel = true,
             b"unborn" => request.unborn = true,
-            other => request
-                .prefixes
-                .extend(other.strip_prefix(b"ref-prefix ").map(Into::into)),
+            other => {
+                if let Some(prefix) = other.strip_prefix(b"ref-prefix ")
+                    && let Some(some) = &mut prefixes
+                {
+                    some.push(prefix.into());
+                    if some.len() > MAX_PREFIXES {
+                        prefixes = None;
+                    }
+                }
+            }
         }
-    }
-    if request.prefixes.len() > MAX_PREFIXES {
-        request.prefixes.clear();
-    }
-    request
+        Ok(())
+    })?;
+    request.prefixes = Prefixes::new(prefixes.unwrap_or_default());
+    Ok(request)
 }
 
-fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
+fn parse_fetch(packets: Packets<'_>) -> Result<FetchRequest, Refusal> {
     let mut request = FetchRequest {
         band: Band::Large,
         ..FetchRequest::default()
     };
-    for argument in arguments {
-        match *argument {
+    for_each_argument(packets, |argument| {
+        match argument {
             b"thin-pack" => request.thin_pack = true,
             b"ofs-delta" => request.ofs_delta = true,
             b"include-tag" => request.include_tag = true,
@@ -121,6 +135,7 @@ fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
             b"deepen-relative" => request.deepen.relative = true,
             line => {
                 if let Some(name) = line.strip_prefix(b"want-ref ") {
+                    check_room(request.want_refs.len(), MAX_IDS, "want-ref")?;
                     request.want_refs.push(name.into());
                 } else if !request.take_line(line)? {
                     return Err(Refusal::Malformed(format!(
@@ -130,8 +145,22 @@ fn parse_fetch(arguments: &[&[u8]]) -> Result<FetchRequest, Refusal> {
                 }
             }
         }
-    }
+        Ok(())
+    })?;
+    refuse_doubles(&request.want_refs)?;
     Ok(request)
+}
+
+fn refuse_doubles(want_refs: &[BString]) -> Result<(), Refusal> {
+    let mut names: Vec<&BString> = want_refs.iter().collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Refusal::Malformed(format!(
+            "expected each `want-ref` once, found {:?} twice",
+            shown(pair[0])
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
@@ -164,9 +193,12 @@ pub fn fetch(
             b"HEAD" => snapshot.refs.head_id(),
             _ => snapshot.refs.names.get(name).map(|target| target.id),
         };
-        let id = target.ok_or_else(|| Refusal::UnknownRef(name.clone()))?;
+        let unknown = || Refusal::UnknownRef(name.clone());
+        let id = target.ok_or_else(unknown)?;
         request.wants.push(id);
-        wanted_refs.push((id, name));
+        // What fits into no line is not advertised either.
+        let line = [format!("{id} ").as_bytes(), name, b"\n"].concat();
+        pktline::write_data(&mut wanted_refs, &line).map_err(|_| unknown())?;
     }
     if request.wants.is_empty() && !request.wait_for_done {
         return Ok(Response::without_pack(out));
@@ -205,9 +237,7 @@ pub fn fetch(
     }
     if !wanted_refs.is_empty() {
         pktline::write_line(&mut out, "wanted-refs");
-        for (id, name) in wanted_refs {
-            pktline::write_line(&mut out, &format!("{id} {name}"));
-        }
+        out.extend_from_slice(&wanted_refs);
         out.extend_from_slice(DELIM);
     }
     pktline::write_line(&mut out, "packfile");
@@ -225,6 +255,7 @@ pub fn fetch(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::upload_pack::fixture::Repository;
 
     fn request(lines: &[&str]) -> Vec<u8> {
         let mut body = Vec::new();
@@ -250,7 +281,7 @@ mod tests {
         ]);
         let expected = LsRefs {
             peel: true,
-            prefixes: vec!["refs/heads/".into()],
+            prefixes: Prefixes::new(vec!["refs/heads/".into()]),
             ..LsRefs::default()
         };
         assert_eq!(parse(&body).unwrap(), Command::LsRefs(expected));
@@ -280,6 +311,87 @@ mod tests {
         ] {
             let refusal = parse(&request(lines)).unwrap_err().to_string();
             assert!(refusal.contains("expected"), "{lines:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_reference_is_wanted_once_and_not_too_many_are() {
+        let many = |number| {
+            let names = (0..number).map(|nth| format!("want-ref refs/heads/{nth}"));
+            let lines: Vec<String> = ["command=fetch", "0001"]
+                .map(String::from)
+                .into_iter()
+                .chain(names)
+                .chain(["0000".to_owned()])
+                .collect();
+            parse(&request(
+                &lines.iter().map(String::as_str).collect::<Vec<_>>(),
+            ))
+        };
+        assert!(
+            matches!(many(MAX_IDS).unwrap(), Command::Fetch(fetch) if fetch.want_refs.len() == MAX_IDS)
+        );
+        let refusal = many(MAX_IDS + 1).unwrap_err().to_string();
+        assert!(refusal.contains("at most 262144 `want-ref`"), "{refusal}");
+
+        let twice = [
+            "command=fetch",
+            "0001",
+            "want-ref a",
+            "want-ref b",
+            "want-ref a",
+            "0000",
+        ];
+        let refusal = parse(&request(&twice)).unwrap_err().to_string();
+        assert!(refusal.contains("\"a\" twice"), "{refusal}");
+    }
+
+    #[test]
+    fn too_many_prefixes_are_as_good_as_none() {
+        let mut body = request(&["command=ls-refs", "0001"]);
+        for nth in 0..2 * MAX_PREFIXES {
+            pktline::write_line(&mut body, &format!("ref-prefix {nth}"));
+        }
+        pktline::write_line(&mut body, "peel");
+        body.extend_from_slice(FLUSH);
+        let expected = LsRefs {
+            peel: true,
+            ..LsRefs::default()
+        };
+        assert_eq!(parse(&body).unwrap(), Command::LsRefs(expected));
+    }
+
+    #[test]
+    fn what_is_certain_is_what_the_answer_begins_with() {
+        let mut repository = Repository::new();
+        let line = repository.line(3);
+        let snapshot = repository.snapshot(&[("refs/heads/main", line[2])]);
+        let want = format!("want {}", line[2]);
+        let have = format!("have {}", line[0]);
+        let shallow = format!("shallow {}", line[1]);
+        let cases: &[(&[&str], bool)] = &[
+            (&[&want, "done"], true),
+            (&[&want], true),
+            (&[&want, "wait-for-done"], true),
+            (&[&want, "deepen-relative", "filter tree:0", "done"], true),
+            (&[&want, &have, "done"], false),
+            (&[&want, &have], false),
+            (&[&want, &shallow, "done"], false),
+            (&[&want, "deepen 1", "done"], false),
+            (&["want-ref refs/heads/main", "done"], false),
+            (&["done"], false),
+        ];
+        for (arguments, certain) in cases {
+            let lines = [&["command=fetch", "0001"], *arguments, &["0000"]].concat();
+            let Command::Fetch(asked) = parse(&request(&lines)).unwrap() else {
+                panic!("{arguments:?}");
+            };
+            let head = certain_head(&asked);
+            assert_eq!(head.is_some(), *certain, "{arguments:?}");
+            let answer = fetch(*asked, &snapshot, WantPolicy::Reachable).unwrap();
+            if let Some(head) = head {
+                assert_eq!(head, answer.head, "{arguments:?}");
+            }
         }
     }
 }

@@ -14,16 +14,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::git::blocks::{BLOCK, Blocks};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
 use crate::git::upload_pack::plan::AnswerKey;
-use crate::git::upload_pack::sideband::{Framed, LARGE_PACKET};
+use crate::git::upload_pack::sideband::Framed;
 use crate::storage::{Evict, Part, Reservation, Storage};
-
-/// What is read, checked and sent in one go: whole packets, so that others can be put between. Large enough that a
-/// switch of threads does not count, small enough for hundreds of clients.
-pub const BLOCK: usize = 4 * LARGE_PACKET;
 
 /// More answers than this are not kept, however small they are.
 const MOST_ANSWERS: usize = 20_000;
@@ -237,6 +234,24 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Writes one more block, and tells the readers.
+    fn append(&self, file: &mut File, block: &[u8]) -> io::Result<()> {
+        let length = block.len() as u64;
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .grow(length)?;
+        file.write_all(block)?;
+        self.blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(crc32fast::hash(block));
+        self.state.send_modify(|state| state.bytes += length);
+        Ok(())
+    }
+}
+
 impl Drop for Answer {
     fn drop(&mut self) {
         // Fails only where the file was never made.
@@ -406,14 +421,10 @@ impl AnswerWriter {
             unwanted
         };
         let result = (|| {
-            let file = File::create_new(&answer.path)?;
-            let mut framed = Framed::new(Blocks {
-                answer: &answer,
-                file,
-                block: Vec::with_capacity(BLOCK),
-            });
+            let mut file = File::create_new(&answer.path)?;
+            let mut framed = Framed::new(Blocks::new(|block| answer.append(&mut file, block)));
             let stats = make(&mut framed, &cancelled)?;
-            framed.finish()?.send()?;
+            framed.finish()?.finish()?;
             Ok(stats)
         })();
         self.end(&answer, result.as_ref().copied().map_err(Failed::of));
@@ -434,49 +445,5 @@ impl Drop for AnswerWriter {
         if let Some(answer) = self.answer.take() {
             self.end(&answer, Err(Failed::Other("the pack was not made".into())));
         }
-    }
-}
-
-struct Blocks<'a> {
-    answer: &'a Answer,
-    file: File,
-    block: Vec<u8>,
-}
-
-impl Blocks<'_> {
-    fn send(&mut self) -> io::Result<()> {
-        if self.block.is_empty() {
-            return Ok(());
-        }
-        let length = self.block.len() as u64;
-        self.answer
-            .reservation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .grow(length)?;
-        self.file.write_all(&self.block)?;
-        self.answer
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(crc32fast::hash(&self.block));
-        self.answer.state.send_modify(|state| state.bytes += length);
-        self.block.clear();
-        Ok(())
-    }
-}
-
-impl Write for Blocks<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
-        self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK {
-            self.send()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use crate::git::blocks::{BLOCK, Blocks};
+use crate::git::blocks::{BLOCK, Blocks, Buffer};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
@@ -24,6 +24,9 @@ use crate::storage::{Evict, Part, Reservation, Storage};
 
 /// More answers than this are not kept, however small they are.
 const MOST_ANSWERS: usize = 20_000;
+
+/// Blocks that are read at once. They mostly lie in memory already.
+static READS: Semaphore = Semaphore::const_new(8);
 
 /// The answers of all repositories.
 pub struct Answers {
@@ -326,12 +329,11 @@ impl AnswerReader {
         let answer = Arc::clone(&self.answer);
         let file = self.file.clone();
         let block = self.block;
-        // Made here, not on the thread that reads: memory goes back to the heap of the thread that it came from, and
-        // the heaps of many threads that do nothing add up.
-        let buffer = vec![0; length];
+        // A thread for each of hundreds of clients would read no faster than these.
+        let _turn = READS.acquire().await;
         let read = tokio::task::spawn_blocking(move || {
             answer
-                .read_block(file, block, buffer)
+                .read_block(file, block, Buffer::of(length))
                 .inspect_err(|_| answer.bad.store(true, Ordering::Relaxed))
         });
         let (file, bytes) = read.await.map_err(io::Error::other)??;
@@ -352,23 +354,23 @@ impl Answer {
         &self,
         file: Option<Arc<File>>,
         block: usize,
-        mut bytes: Vec<u8>,
+        mut buffer: Buffer,
     ) -> Result<(Arc<File>, Bytes), AnswerError> {
         let file = match file {
             Some(file) => file,
             None => Arc::new(File::open(&self.path)?),
         };
-        file.read_exact_at(&mut bytes, (block * BLOCK) as u64)?;
+        file.read_exact_at(buffer.as_mut(), (block * BLOCK) as u64)?;
         let expected = self
             .blocks
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(block)
             .copied();
-        if expected != Some(crc32fast::hash(&bytes)) {
+        if expected != Some(crc32fast::hash(buffer.as_ref())) {
             return Err(AnswerError::Damaged);
         }
-        Ok((file, bytes.into()))
+        Ok((file, Bytes::from_owner(buffer)))
     }
 }
 

@@ -12,21 +12,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use crate::git::blocks::{BLOCK, Blocks, Buffer};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
 use crate::git::upload_pack::plan::AnswerKey;
-use crate::git::upload_pack::sideband::{Framed, LARGE_PACKET};
+use crate::git::upload_pack::sideband::Framed;
 use crate::storage::{Evict, Part, Reservation, Storage};
-
-/// What is read, checked and sent in one go: whole packets, so that others can be put between. Large enough that a
-/// switch of threads does not count, small enough for hundreds of clients.
-pub const BLOCK: usize = 4 * LARGE_PACKET;
 
 /// More answers than this are not kept, however small they are.
 const MOST_ANSWERS: usize = 20_000;
+
+/// Blocks that are read at once. They mostly lie in memory already.
+static READS: Semaphore = Semaphore::const_new(8);
 
 /// The answers of all repositories.
 pub struct Answers {
@@ -237,6 +237,24 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Writes one more block, and tells the readers.
+    fn append(&self, file: &mut File, block: &[u8]) -> io::Result<()> {
+        let length = block.len() as u64;
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .grow(length)?;
+        file.write_all(block)?;
+        self.blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(crc32fast::hash(block));
+        self.state.send_modify(|state| state.bytes += length);
+        Ok(())
+    }
+}
+
 impl Drop for Answer {
     fn drop(&mut self) {
         // Fails only where the file was never made.
@@ -311,12 +329,11 @@ impl AnswerReader {
         let answer = Arc::clone(&self.answer);
         let file = self.file.clone();
         let block = self.block;
-        // Made here, not on the thread that reads: memory goes back to the heap of the thread that it came from, and
-        // the heaps of many threads that do nothing add up.
-        let buffer = vec![0; length];
+        // A thread for each of hundreds of clients would read no faster than these.
+        let _turn = READS.acquire().await;
         let read = tokio::task::spawn_blocking(move || {
             answer
-                .read_block(file, block, buffer)
+                .read_block(file, block, Buffer::of(length))
                 .inspect_err(|_| answer.bad.store(true, Ordering::Relaxed))
         });
         let (file, bytes) = read.await.map_err(io::Error::other)??;
@@ -337,23 +354,23 @@ impl Answer {
         &self,
         file: Option<Arc<File>>,
         block: usize,
-        mut bytes: Vec<u8>,
+        mut buffer: Buffer,
     ) -> Result<(Arc<File>, Bytes), AnswerError> {
         let file = match file {
             Some(file) => file,
             None => Arc::new(File::open(&self.path)?),
         };
-        file.read_exact_at(&mut bytes, (block * BLOCK) as u64)?;
+        file.read_exact_at(buffer.as_mut(), (block * BLOCK) as u64)?;
         let expected = self
             .blocks
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(block)
             .copied();
-        if expected != Some(crc32fast::hash(&bytes)) {
+        if expected != Some(crc32fast::hash(buffer.as_ref())) {
             return Err(AnswerError::Damaged);
         }
-        Ok((file, bytes.into()))
+        Ok((file, Bytes::from_owner(buffer)))
     }
 }
 
@@ -406,14 +423,10 @@ impl AnswerWriter {
             unwanted
         };
         let result = (|| {
-            let file = File::create_new(&answer.path)?;
-            let mut framed = Framed::new(Blocks {
-                answer: &answer,
-                file,
-                block: Vec::with_capacity(BLOCK),
-            });
+            let mut file = File::create_new(&answer.path)?;
+            let mut framed = Framed::new(Blocks::new(|block| answer.append(&mut file, block)));
             let stats = make(&mut framed, &cancelled)?;
-            framed.finish()?.send()?;
+            framed.finish()?.finish()?;
             Ok(stats)
         })();
         self.end(&answer, result.as_ref().copied().map_err(Failed::of));
@@ -434,49 +447,5 @@ impl Drop for AnswerWriter {
         if let Some(answer) = self.answer.take() {
             self.end(&answer, Err(Failed::Other("the pack was not made".into())));
         }
-    }
-}
-
-struct Blocks<'a> {
-    answer: &'a Answer,
-    file: File,
-    block: Vec<u8>,
-}
-
-impl Blocks<'_> {
-    fn send(&mut self) -> io::Result<()> {
-        if self.block.is_empty() {
-            return Ok(());
-        }
-        let length = self.block.len() as u64;
-        self.answer
-            .reservation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .grow(length)?;
-        self.file.write_all(&self.block)?;
-        self.answer
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(crc32fast::hash(&self.block));
-        self.answer.state.send_modify(|state| state.bytes += length);
-        self.block.clear();
-        Ok(())
-    }
-}
-
-impl Write for Blocks<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
-        self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK {
-            self.send()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -66,7 +66,7 @@ impl Common {
         }
         let descent = self
             .descent
-            .get_or_insert_with(|| Descent::of(wants, commits));
+            .get_or_insert_with(|| Descent::of(wants, &self.commits, commits));
         for common in self.new.drain(..) {
             descent.cover(common);
         }
@@ -76,7 +76,7 @@ impl Common {
 
 /// Which wanted commits descend from common ones. Made once, and then told of each common commit.
 struct Descent {
-    /// The children of commit `n` among what the wants reach: `children[first_child[n]..first_child[n + 1]]`.
+    /// The children of commit `n` in the history that was looked at: `children[first_child[n]..first_child[n + 1]]`.
     first_child: Vec<u32>,
     children: Vec<CommitNumber>,
     /// Common commits, and what descends from them.
@@ -90,12 +90,13 @@ struct Descent {
 }
 
 impl Descent {
-    fn of(wants: &[CommitNumber], commits: &Commits) -> Self {
+    /// Looks at history down to `common`: what lies behind that leads to nothing that is not covered.
+    fn of(wants: &[CommitNumber], common: &CommitSet, commits: &Commits) -> Self {
         let mut wanted = commits.no_commits();
         for want in wants {
             wanted.insert(*want);
         }
-        let history = commits.reachable(wanted.iter(), &commits.no_commits());
+        let history = commits.reachable(wanted.iter(), common);
         // Counted, summed up, and then filled from behind, which leaves each sum at the first child.
         let mut first_child = vec![0; commits.len() + 1];
         let parents = |commit| commits.get(commit).parents.iter();
@@ -155,6 +156,18 @@ mod tests {
 
     use super::*;
     use crate::git::upload_pack::fixture::{Repository, unknown};
+
+    #[test]
+    fn history_behind_what_is_common_is_not_looked_at() {
+        let mut repository = Repository::new();
+        let line = repository.line(300);
+        let snapshot = repository.snapshot(&[("refs/heads/main", line[299])]);
+        let commits = snapshot.commits();
+        let mut common = Common::none(&commits);
+        common.take(&line[297], &snapshot, &commits);
+        assert!(common.is_enough_for(&[commits.number(&line[299]).unwrap()], &commits));
+        assert!(common.descent.unwrap().steps < 20);
+    }
 
     #[test]
     fn history_is_walked_once_however_many_haves_come() {

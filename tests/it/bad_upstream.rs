@@ -160,33 +160,35 @@ fn a_mirror_survives_every_fault() {
         Fault::DamagePackAt(10_000),
         Fault::NoPacks,
     ];
+    // Side by side: the service waits a while before it asks a failing upstream again.
+    std::thread::scope(|scope| {
+        for (number, fault) in faults.into_iter().enumerate() {
+            scope.spawn(move || survives(fault, number as u64));
+        }
+    });
+}
+
+fn survives(fault: Fault, seed: u64) {
     let (upstream, repo) = Upstream::with_sample();
     let warm = json!([format!("{HOST}/{SAMPLE}")]);
     let warmdock = config(&upstream).set("/git/warm", warm).start();
     warmdock.wait_mirrored(SAMPLE, &repo);
-    for (number, fault) in faults.into_iter().enumerate() {
-        let before = repo.id("main");
-        repo.commit(
-            "main",
-            &[(
-                "new.bin",
-                &crate::support::repo::Rng(number as u64).bytes(30_000),
-            )],
-        );
-        upstream.fail(fault.clone());
-        let client = Client::new(2);
-        client.clone(&warmdock.url(SAMPLE), "ours", &[]).ok();
-        let tip = client.git_in("ours", &["rev-parse", "HEAD"]).ok().text();
-        assert_eq!(tip, before, "what was there before {fault:?}");
-        warmdock.fsck_mirror(SAMPLE);
-        upstream.release();
-        wait_for("the service to follow its upstream again", || {
-            advertisement(&warmdock)
-                .text()
-                .contains(&repo.id("main"))
-                .then_some(())
-        });
-    }
+    let before = repo.id("main");
+    let new = crate::support::repo::Rng(seed).bytes(30_000);
+    let after = repo.commit("main", &[("new.bin", &new)]);
+    upstream.fail(fault.clone());
+    let client = Client::new(2);
+    client.clone(&warmdock.url(SAMPLE), "ours", &[]).ok();
+    let tip = client.git_in("ours", &["rev-parse", "HEAD"]).ok().text();
+    assert_eq!(tip, before, "what was there before {fault:?}");
+    warmdock.fsck_mirror(SAMPLE);
+    upstream.release();
+    wait_for("the service to follow its upstream again", || {
+        advertisement(&warmdock)
+            .text()
+            .contains(&after)
+            .then_some(())
+    });
     recovers(&upstream, &repo, &warmdock);
 }
 

@@ -82,7 +82,7 @@ fn v2_clone_and_fetch() {
     clone_and_fetch(2);
 }
 
-/// Compared with protocol v2: with v1 gix gets the whole history from git's own server.
+/// With v1 gix also sends `deepen-relative`, whereupon git's own server gives it the whole history: so do we.
 fn depth_1(protocol: u8) {
     let (upstream, _repo, warmdock, client) = setup();
     let depth = || Shallow::DepthAtRemote(1.try_into().unwrap());
@@ -95,7 +95,7 @@ fn depth_1(protocol: u8) {
     clone(
         &format!("{}/{SAMPLE}.git", upstream.url()),
         &client.path("direct"),
-        2,
+        protocol,
         depth(),
     );
     assert_same(&client, "ours", "direct", Objects::Exactly);

@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::sync::{Semaphore, watch};
 
 use crate::git::blocks::{BLOCK, Blocks, Buffer};
@@ -25,7 +26,7 @@ use crate::storage::{Evict, Part, Reservation, Storage};
 /// More answers than this are not kept, however small they are.
 const MOST_ANSWERS: usize = 20_000;
 
-/// Blocks that are read at once. They mostly lie in memory already.
+/// Blocks that are read from the disk at once.
 static READS: Semaphore = Semaphore::const_new(8);
 
 /// The answers of all repositories.
@@ -325,22 +326,49 @@ impl AnswerReader {
         if start >= state.bytes {
             return Ok(None);
         }
-        let length = (state.bytes - start).min(BLOCK as u64) as usize;
-        let answer = Arc::clone(&self.answer);
-        let file = self.file.clone();
-        let block = self.block;
-        // A thread for each of hundreds of clients would read no faster than these.
-        let _turn = READS.acquire().await;
-        let read = tokio::task::spawn_blocking(move || {
-            answer
-                .read_block(file, block, Buffer::of(length))
-                .inspect_err(|_| answer.bad.store(true, Ordering::Relaxed))
-        });
-        let (file, bytes) = read.await.map_err(io::Error::other)??;
+        let mut buffer = Buffer::of((state.bytes - start).min(BLOCK as u64) as usize);
+        let file = match &self.file {
+            Some(file) if read_from_memory(file, buffer.as_mut(), start) => Arc::clone(file),
+            _ => {
+                // The disk has to be asked. More threads than these would read no faster.
+                let _turn = READS.acquire().await;
+                let (answer, file) = (Arc::clone(&self.answer), self.file.clone());
+                let read = tokio::task::spawn_blocking(move || {
+                    let file = match file {
+                        Some(file) => file,
+                        None => Arc::new(File::open(&answer.path)?),
+                    };
+                    file.read_exact_at(buffer.as_mut(), start)?;
+                    Ok((file, buffer))
+                });
+                let read: io::Result<_> = read.await.map_err(io::Error::other)?;
+                let (file, filled) = read.inspect_err(|_| self.answer.give_up())?;
+                buffer = filled;
+                file
+            }
+        };
+        if !self.answer.is_right(self.block, buffer.as_ref()) {
+            self.answer.give_up();
+            return Err(AnswerError::Damaged);
+        }
         self.file = Some(file);
         self.block += 1;
-        Ok(Some(bytes))
+        Ok(Some(Bytes::from_owner(buffer)))
     }
+}
+
+/// Fills `buffer` if that takes no disk, but only a copy: that is quick enough for an async worker, and a block of an
+/// answer that is worth keeping mostly lies in memory.
+fn read_from_memory(file: &File, buffer: &mut [u8], offset: u64) -> bool {
+    let length = buffer.len();
+    let read = preadv2(
+        file,
+        &mut [IoSliceMut::new(buffer)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    );
+    // Whatever is the matter, a plain read will say it.
+    read.is_ok_and(|read| read == length)
 }
 
 impl Drop for AnswerReader {
@@ -350,27 +378,15 @@ impl Drop for AnswerReader {
 }
 
 impl Answer {
-    fn read_block(
-        &self,
-        file: Option<Arc<File>>,
-        block: usize,
-        mut buffer: Buffer,
-    ) -> Result<(Arc<File>, Bytes), AnswerError> {
-        let file = match file {
-            Some(file) => file,
-            None => Arc::new(File::open(&self.path)?),
-        };
-        file.read_exact_at(buffer.as_mut(), (block * BLOCK) as u64)?;
-        let expected = self
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(block)
-            .copied();
-        if expected != Some(crc32fast::hash(buffer.as_ref())) {
-            return Err(AnswerError::Damaged);
-        }
-        Ok((file, Bytes::from_owner(buffer)))
+    /// Whether a block is what was written.
+    fn is_right(&self, block: usize, bytes: &[u8]) -> bool {
+        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.get(block) == Some(&crc32fast::hash(bytes))
+    }
+
+    /// Who asks next gets another.
+    fn give_up(&self) {
+        self.bad.store(true, Ordering::Relaxed);
     }
 }
 

@@ -55,8 +55,7 @@ impl<F: FnMut(&[u8]) -> io::Result<()>> Write for Blocks<F> {
     }
 }
 
-/// Memory for one block. Dropped, it serves the next: blocks are made on one thread and dropped on another, which
-/// allocators answer by keeping memory for both.
+/// Memory for one block. Dropped, it serves the next: an allocator would keep some for each thread that ever had one.
 pub struct Buffer(Vec<u8>);
 
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());

@@ -127,6 +127,17 @@ impl Snapshot {
                 .is_some_and(|commit| self.live.contains(commit))
     }
 
+    /// Annotated tags of what is no commit, with what they name in the end.
+    pub fn loose_tags(&self, commits: &Commits) -> Vec<(ObjectId, ObjectId)> {
+        let named = self
+            .peeled
+            .iter()
+            .filter(|(_, named)| commits.number(named).is_none());
+        let mut tags: Vec<_> = named.map(|(tag, named)| (*tag, *named)).collect();
+        tags.sort_unstable();
+        tags
+    }
+
     /// What tells one set of live objects from another: the packs, and the tips where packs hold more than they reach.
     pub fn live_name(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
         let packs = self.packs.packs().iter();

@@ -407,7 +407,7 @@ impl<'a> Reader<'a> {
                     self.packs.id(object)
                 ))
             })?;
-        out.truncate(outcome.object_size as usize);
+        // Not `object_size`: from the cache of bases, gix gives the size of the delta there.
         Ok(outcome.kind)
     }
 

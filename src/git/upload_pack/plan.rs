@@ -54,6 +54,8 @@ enum Content {
 struct Exact {
     /// What is asked for, and the tags that follow it unasked.
     wants: Vec<ObjectId>,
+    /// Tags of trees and blobs, which follow where what they name is sent.
+    loose_tags: Vec<(ObjectId, ObjectId)>,
     /// The commits to send.
     included: CommitSet,
     /// The commits that the client has.
@@ -160,15 +162,23 @@ fn wants_nearly_all(
     snapshot: &Snapshot,
     commits: &Commits,
 ) -> bool {
+    let reached = commits.reachable(wants.iter().copied(), &commits.no_commits());
+    // Git takes every tag whose commit it got: nobody is to get tags by way of what was not asked for.
+    let tags = snapshot
+        .refs
+        .names
+        .iter()
+        .filter(|(name, _)| name.starts_with(b"refs/tags/"));
+    let mut tagged = tags.filter_map(|(_, tag)| snapshot.commit_of(&tag.id, commits));
+    if !tagged.all(|commit| reached.contains(commit)) {
+        return false;
+    }
     let live = snapshot.live().len() as f64;
     request
         .wants
         .iter()
         .all(|want| snapshot.is_live(want, commits))
-        && commits
-            .reachable(wants.iter().copied(), &commits.no_commits())
-            .len() as f64
-            >= WHOLE_FROM * live
+        && reached.len() as f64 >= WHOLE_FROM * live
 }
 
 impl Plan {
@@ -265,8 +275,14 @@ impl Exact {
         wants.extend(&request.wants);
         wants.sort_unstable();
         wants.dedup();
+        let loose_tags = if request.include_tag {
+            snapshot.loose_tags(commits)
+        } else {
+            Vec::new()
+        };
         Self {
             wants,
+            loose_tags,
             theirs,
             edges,
             cuts: boundary.cuts.clone(),
@@ -317,6 +333,15 @@ impl Exact {
         )?;
         for id in explicit {
             walk.add_object(&id)?;
+        }
+        for (tag, named) in &self.loose_tags {
+            if snapshot
+                .packs
+                .find(named)
+                .is_some_and(|named| walk.contains(named))
+            {
+                walk.peel_into(*tag)?;
+            }
         }
         let mut walked = walk.finish();
         if self.thin {
@@ -386,6 +411,10 @@ impl Exact {
         let mut key = KeyBuilder::new("exact");
         for want in &self.wants {
             key.add(want.as_slice());
+        }
+        key.add(b"loose");
+        for (tag, _) in &self.loose_tags {
+            key.add(tag.as_slice());
         }
         for set in [common.commits(), &boundary.cuts, &boundary.client_cuts] {
             let mut ids: Vec<ObjectId> = set.iter().map(|commit| commits.get(commit).id).collect();

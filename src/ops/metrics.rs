@@ -69,7 +69,6 @@ pub struct Metrics {
     fetch_duration: Histogram,
     queues: Family<QueueLabel, Gauge>,
     damaged_packs: Counter,
-    answers_stored: Gauge,
     stale_served: Mutex<StaleServed>,
 }
 
@@ -142,7 +141,6 @@ impl Metrics {
             fetch_duration: Histogram::new(FETCH_BUCKETS),
             queues: Family::default(),
             damaged_packs: Counter::default(),
-            answers_stored: Gauge::default(),
             stale_served: Mutex::default(),
         };
         for kind in [
@@ -232,16 +230,6 @@ impl Metrics {
     /// Counts a pack whose bytes on disk do not fit its checksums.
     pub fn damaged_pack(&self) {
         self.damaged_packs.inc();
-    }
-
-    /// How many bytes of disk the finished answers take.
-    pub fn set_answers_stored(&self, bytes: u64) {
-        self.answers_stored.set(saturating(bytes));
-    }
-
-    /// What [`Self::set_answers_stored`] was told last, in bytes.
-    pub fn answers_stored(&self) -> u64 {
-        self.answers_stored.get().try_into().unwrap_or(0)
     }
 
     pub(super) fn registry(&self) -> &Registry {

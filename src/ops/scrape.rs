@@ -24,6 +24,7 @@ use crate::git::name::RepoName;
 use crate::git::pool::RepoStatus;
 use crate::ops::metrics::{MAX_REPO_LABELS, Metrics, saturating};
 use crate::ops::process::Process;
+use crate::storage::Part;
 
 /// The media types of <https://prometheus.io/docs/instrumenting/content_negotiation/>.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -33,6 +34,8 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Measured<'a> {
     /// All repositories.
     pub repos: &'a [RepoStatus],
+    /// Bytes that finished answers take.
+    pub answers_bytes: u64,
     /// Bytes that may be stored.
     pub storage_limit: u64,
     /// This process.
@@ -60,6 +63,7 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<
     };
     let measured = Measured {
         repos: &app.pool.status(),
+        answers_bytes: app.pool.storage().used(Part::Answers),
         storage_limit: app.config().storage.max_size,
         process: Process::now(),
         now: SystemTime::now(),
@@ -112,7 +116,7 @@ fn of_service(metrics: &Metrics, measured: &Measured<'_>) -> Registry {
 
     let storage: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
     let git = measured.repos.iter().map(|repo| repo.bytes).sum();
-    for (part, bytes) in [("git", git), ("answers", metrics.answers_stored())] {
+    for (part, bytes) in [("git", git), ("answers", measured.answers_bytes)] {
         storage
             .get_or_create(&[("part", part)])
             .set(saturating(bytes));
@@ -236,6 +240,7 @@ mod tests {
             metrics,
             &Measured {
                 repos,
+                answers_bytes: 33,
                 storage_limit,
                 process,
                 now,
@@ -294,7 +299,6 @@ mod tests {
         metrics.answer(AnswerKind::Cached, 5);
         metrics.fetch(FetchResult::Unchanged, Duration::from_secs(1));
         metrics.damaged_pack();
-        metrics.set_answers_stored(33);
         metrics.set_queue_length(Queue::Pack, 4);
         let waiting = metrics.queued(Queue::FirstClone);
         let connection = metrics.connection();

@@ -8,6 +8,7 @@ use axum::http::HeaderMap;
 use crate::access::Principal;
 use crate::app::App;
 use crate::git::pool::RepoStatus;
+use crate::storage::Part;
 
 /// See the module.
 pub struct Snapshot {
@@ -48,7 +49,7 @@ impl Snapshot {
             not_ready: app.ready().err(),
             repos: Vec::new(),
             hosts: hosts.collect(),
-            storage_used: app.metrics.answers_stored(),
+            storage_used: app.pool.storage().used(Part::Answers),
             storage_limit: config.storage.max_size,
             now: SystemTime::now(),
         }

@@ -31,7 +31,7 @@ pub struct Upstream {
 }
 
 enum Kind {
-    Http(http::HttpUpstream),
+    Http(Box<http::HttpUpstream>),
     File(PathBuf),
 }
 
@@ -111,10 +111,10 @@ impl Upstream {
                     .to_file_path()
                     .map_err(|()| anyhow::anyhow!("expected file:///absolute/path"))?,
             ),
-            _ => Kind::Http(http::HttpUpstream::new(
+            _ => Kind::Http(Box::new(http::HttpUpstream::new(
                 upstream,
                 config.limits.upstream_idle_timeout,
-            )?),
+            )?)),
         };
         let namespaces = config
             .git

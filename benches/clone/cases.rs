@@ -213,6 +213,7 @@ impl Servers {
     fn measure_cold(&self, case: &Case) -> Result<Figures> {
         let mut cpu = Duration::ZERO;
         let mut peak = 0;
+        let mut mapped = 0;
         let mut figures = measure::rounds_with(MOST_COLD_ROUNDS, |_| {
             let data_dir = self.folder.join("cold");
             if data_dir.exists() {
@@ -230,10 +231,12 @@ impl Servers {
             let round = measure::round(&case.work, &remote, case.clients)?;
             cpu += process::cpu_time(service.pid()) - before;
             peak = peak.max(process::peak_memory(service.pid()).unwrap_or(0));
+            mapped = mapped.max(process::mapped_files(service.pid()).unwrap_or(0));
             Ok(round)
         })?;
         figures.server_cpu = Some(cpu / figures.rounds as u32);
         figures.peak_memory = Some(peak);
+        figures.mapped_files = Some(mapped);
         Ok(figures)
     }
 }
@@ -267,6 +270,7 @@ fn measure_warm(service: &Warmdock, case: &Case) -> Result<Figures> {
     let cpu = process::cpu_time(service.pid()) - before;
     figures.server_cpu = Some(cpu / figures.rounds as u32);
     figures.peak_memory = process::peak_memory(service.pid());
+    figures.mapped_files = process::mapped_files(service.pid());
     Ok(figures)
 }
 

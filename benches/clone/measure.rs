@@ -24,6 +24,8 @@ pub struct Figures {
     pub client_cpu: Duration,
     /// Bytes.
     pub peak_memory: Option<u64>,
+    /// Bytes of mapped files in it, at the end.
+    pub mapped_files: Option<u64>,
 }
 
 /// Short rounds are repeated, long ones are not.
@@ -54,6 +56,7 @@ pub fn rounds_with(most: usize, mut next: impl FnMut(usize) -> Result<Round>) ->
         server_cpu: None,
         client_cpu: client_cpu / rounds as u32,
         peak_memory: None,
+        mapped_files: None,
     })
 }
 

@@ -72,6 +72,11 @@ pub fn peak_memory(pid: u32) -> Option<u64> {
     size_line(pid, "status", "VmHWM:")
 }
 
+/// Pages of files that are mapped now, which the kernel can take back at any time; peaks count them as well.
+pub fn mapped_files(pid: u32) -> Option<u64> {
+    size_line(pid, "status", "RssFile:")
+}
+
 /// Samples the memory of a process tree that comes and goes; pages shared by several processes count once (PSS).
 pub struct MemorySampler {
     stop: Arc<AtomicBool>,

@@ -72,14 +72,14 @@ fn table(text: &mut String, outcomes: &[Outcome]) {
 /// Sizes of the answers: a surplus of objects or a worse packing would show here.
 fn answers(text: &mut String, outcomes: &[Outcome]) {
     text.push_str(
-        "\n| case | clients | objects git / cold / warm | pack MB git / cold / warm | refs git / warm | ref list ms git / warm | client CPU s git / warm / static | rounds git / cold / warm / static |\n\
-         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        "\n| case | clients | objects git / cold / warm | pack MB git / cold / warm | refs git / warm | ref list ms git / warm | of the peak, mapped files MB cold / warm | client CPU s git / warm / static | rounds git / cold / warm / static |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
     for outcome in outcomes {
         let (git, cold, warm, file) = (&outcome.git, &outcome.cold, &outcome.warm, &outcome.file);
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             outcome.case.title(),
             outcome.case.clients,
             joined([git, cold, warm], |figures| Some(
@@ -95,6 +95,7 @@ fn answers(text: &mut String, outcomes: &[Outcome]) {
                 "{:.1}",
                 figures.received.list_time.as_secs_f64() * 1e3
             ))),
+            joined([cold, warm], |figures| figures.mapped_files.map(megabytes)),
             joined([git, warm, file], |figures| Some(seconds(
                 figures.client_cpu
             ))),

@@ -49,6 +49,9 @@ pub fn parse(text: &[u8]) -> Parsed {
         let key = key.split('`').nth(1).unwrap_or(key);
         problems.add(join(error.path(), key), "the key twice", "it once");
     }
+    for key in SECTIONS {
+        take_out_lists(&mut value, key, &mut problems);
+    }
     loop {
         let error = match read(&value) {
             Ok(file) => return Parsed { file, problems },
@@ -70,6 +73,41 @@ pub fn parse(text: &[u8]) -> Parsed {
                 problems,
             };
         }
+    }
+}
+
+/// Where objects stand. Serde would take a list for one, its items for the values in order.
+const SECTIONS: [&str; 8] = [
+    "/listen",
+    "/listen/tls",
+    "/storage",
+    "/git",
+    "/git/upstreams/*",
+    "/access",
+    "/access/tokens/*",
+    "/limits",
+];
+
+fn take_out_lists(value: &mut Value, pointer: &str, problems: &mut Problems) {
+    if let Some(list) = pointer.strip_suffix("/*") {
+        let key = list.trim_start_matches('/').replace('/', ".");
+        let Some(items) = value.pointer_mut(list).and_then(Value::as_array_mut) else {
+            return;
+        };
+        for (at, item) in items
+            .iter_mut()
+            .enumerate()
+            .filter(|(_, item)| item.is_array())
+        {
+            problems.add(format!("{key}[{at}]"), kind_of(item), "an object");
+            *item = Value::Object(serde_json::Map::new());
+        }
+    } else if let Some(section) = value.pointer_mut(pointer)
+        && section.is_array()
+    {
+        let key = pointer.trim_start_matches('/').replace('/', ".");
+        problems.add(key, kind_of(section), "an object");
+        *section = Value::Object(serde_json::Map::new());
     }
 }
 

@@ -19,6 +19,10 @@ impl Size {
     /// Nothing but that it is no size: the caller says what one looks like.
     pub fn parse(text: &str) -> Result<Self, NotThis> {
         // bytesize takes `50` for bytes; so do we. It saturates, and the largest number is no size anybody means.
+        // A bare number is as likely meant in another unit.
+        if text.ends_with(|last: char| last.is_ascii_digit()) {
+            return Err(NotThis);
+        }
         let ByteSize(bytes) = text.parse().map_err(|_| NotThis)?;
         if bytes == u64::MAX {
             Err(NotThis)
@@ -81,7 +85,7 @@ impl JsonSchema for Size {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKmMgGtTpPeE]?[iI]?[bB]?)$",
+            "pattern": r"^[0-9]+(\.[0-9]+)?\s*([kKmMgGtTpPeE][iI]?[bB]?|[bB])$",
             "examples": ["50GiB", "500MB"],
         })
     }
@@ -137,8 +141,8 @@ mod tests {
             ("50GiB", 50 << 30, "50GiB"),
             ("1.5 MiB", 3 << 19, "1536KiB"),
             ("500MB", 500_000_000, "500000000B"),
-            ("0", 0, "0B"),
-            ("1023", 1023, "1023B"),
+            ("0B", 0, "0B"),
+            ("1023B", 1023, "1023B"),
         ] {
             assert_eq!(Size::parse(text), Ok(Size(bytes)), "{text}");
             assert_eq!(Size(bytes).to_string(), written);
@@ -153,6 +157,7 @@ mod tests {
     fn no_sizes() {
         for text in [
             "",
+            "50",
             "GiB",
             "-1GiB",
             "50 potatoes",

@@ -5,28 +5,29 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use rustix::io::{ReadWriteFlags, preadv2};
+use tokio::sync::{Semaphore, watch};
 
+use crate::git::blocks::{BLOCK, Blocks, Buffer};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
 use crate::git::upload_pack::plan::AnswerKey;
-use crate::git::upload_pack::sideband::{Framed, LARGE_PACKET};
+use crate::git::upload_pack::sideband::Framed;
 use crate::storage::{Evict, Part, Reservation, Storage};
-
-/// What is read, checked and sent in one go: whole packets, so that others can be put between. Large enough that a
-/// switch of threads does not count, small enough for hundreds of clients.
-pub const BLOCK: usize = 4 * LARGE_PACKET;
 
 /// More answers than this are not kept, however small they are.
 const MOST_ANSWERS: usize = 20_000;
+
+/// Blocks that are read from the disk at once.
+static READS: Semaphore = Semaphore::const_new(8);
 
 /// The answers of all repositories.
 pub struct Answers {
@@ -237,6 +238,24 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Writes one more block, and tells the readers.
+    fn append(&self, file: &mut File, block: &[u8]) -> io::Result<()> {
+        let length = block.len() as u64;
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .grow(length)?;
+        file.write_all(block)?;
+        self.blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(crc32fast::hash(block));
+        self.state.send_modify(|state| state.bytes += length);
+        Ok(())
+    }
+}
+
 impl Drop for Answer {
     fn drop(&mut self) {
         // Fails only where the file was never made.
@@ -307,20 +326,49 @@ impl AnswerReader {
         if start >= state.bytes {
             return Ok(None);
         }
-        let length = (state.bytes - start).min(BLOCK as u64) as usize;
-        let answer = Arc::clone(&self.answer);
-        let file = self.file.clone();
-        let block = self.block;
-        let read = tokio::task::spawn_blocking(move || {
-            answer
-                .read_block(file, block, length)
-                .inspect_err(|_| answer.bad.store(true, Ordering::Relaxed))
-        });
-        let (file, bytes) = read.await.map_err(io::Error::other)??;
+        let mut buffer = Buffer::of((state.bytes - start).min(BLOCK as u64) as usize);
+        let file = match &self.file {
+            Some(file) if read_from_memory(file, buffer.as_mut(), start) => Arc::clone(file),
+            _ => {
+                // The disk has to be asked. More threads than these would read no faster.
+                let _turn = READS.acquire().await;
+                let (answer, file) = (Arc::clone(&self.answer), self.file.clone());
+                let read = tokio::task::spawn_blocking(move || {
+                    let file = match file {
+                        Some(file) => file,
+                        None => Arc::new(File::open(&answer.path)?),
+                    };
+                    file.read_exact_at(buffer.as_mut(), start)?;
+                    Ok((file, buffer))
+                });
+                let read: io::Result<_> = read.await.map_err(io::Error::other)?;
+                let (file, filled) = read.inspect_err(|_| self.answer.give_up())?;
+                buffer = filled;
+                file
+            }
+        };
+        if !self.answer.is_right(self.block, buffer.as_ref()) {
+            self.answer.give_up();
+            return Err(AnswerError::Damaged);
+        }
         self.file = Some(file);
         self.block += 1;
-        Ok(Some(bytes))
+        Ok(Some(Bytes::from_owner(buffer)))
     }
+}
+
+/// Fills `buffer` if that takes no disk, but only a copy: that is quick enough for an async worker, and a block of an
+/// answer that is worth keeping mostly lies in memory.
+fn read_from_memory(file: &File, buffer: &mut [u8], offset: u64) -> bool {
+    let length = buffer.len();
+    let read = preadv2(
+        file,
+        &mut [IoSliceMut::new(buffer)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    );
+    // Whatever is the matter, a plain read will say it.
+    read.is_ok_and(|read| read == length)
 }
 
 impl Drop for AnswerReader {
@@ -330,28 +378,15 @@ impl Drop for AnswerReader {
 }
 
 impl Answer {
-    fn read_block(
-        &self,
-        file: Option<Arc<File>>,
-        block: usize,
-        length: usize,
-    ) -> Result<(Arc<File>, Bytes), AnswerError> {
-        let file = match file {
-            Some(file) => file,
-            None => Arc::new(File::open(&self.path)?),
-        };
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, (block * BLOCK) as u64)?;
-        let expected = self
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(block)
-            .copied();
-        if expected != Some(crc32fast::hash(&bytes)) {
-            return Err(AnswerError::Damaged);
-        }
-        Ok((file, bytes.into()))
+    /// Whether a block is what was written.
+    fn is_right(&self, block: usize, bytes: &[u8]) -> bool {
+        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.get(block) == Some(&crc32fast::hash(bytes))
+    }
+
+    /// Who asks next gets another.
+    fn give_up(&self) {
+        self.bad.store(true, Ordering::Relaxed);
     }
 }
 
@@ -404,14 +439,10 @@ impl AnswerWriter {
             unwanted
         };
         let result = (|| {
-            let file = File::create_new(&answer.path)?;
-            let mut framed = Framed::new(Blocks {
-                answer: &answer,
-                file,
-                block: Vec::with_capacity(BLOCK),
-            });
+            let mut file = File::create_new(&answer.path)?;
+            let mut framed = Framed::new(Blocks::new(|block| answer.append(&mut file, block)));
             let stats = make(&mut framed, &cancelled)?;
-            framed.finish()?.send()?;
+            framed.finish()?.finish()?;
             Ok(stats)
         })();
         self.end(&answer, result.as_ref().copied().map_err(Failed::of));
@@ -432,49 +463,5 @@ impl Drop for AnswerWriter {
         if let Some(answer) = self.answer.take() {
             self.end(&answer, Err(Failed::Other("the pack was not made".into())));
         }
-    }
-}
-
-struct Blocks<'a> {
-    answer: &'a Answer,
-    file: File,
-    block: Vec<u8>,
-}
-
-impl Blocks<'_> {
-    fn send(&mut self) -> io::Result<()> {
-        if self.block.is_empty() {
-            return Ok(());
-        }
-        let length = self.block.len() as u64;
-        self.answer
-            .reservation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .grow(length)?;
-        self.file.write_all(&self.block)?;
-        self.answer
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(crc32fast::hash(&self.block));
-        self.answer.state.send_modify(|state| state.bytes += length);
-        self.block.clear();
-        Ok(())
-    }
-}
-
-impl Write for Blocks<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
-        self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK {
-            self.send()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

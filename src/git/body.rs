@@ -55,6 +55,10 @@ pub struct Whole {
 /// # Errors
 /// [`Error::PayloadTooLarge`], or that the body broke off.
 pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
+    // What is announced need not be waited for.
+    if http_body::Body::size_hint(&body).lower() > limit {
+        return Err(Error::PayloadTooLarge { limit });
+    }
     let mut bytes = BytesMut::new();
     let mut place = None;
     while let Some(frame) = body.frame().await {

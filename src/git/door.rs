@@ -11,14 +11,13 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::response::Response;
 use axum::routing::any;
-use tokio::sync::Semaphore;
 
 use crate::app::App;
 use crate::config::AllowWants;
 use crate::error::Error;
 use crate::git::body::{self, Encoding};
 use crate::git::name::RepoName;
-use crate::git::pool::{Cold, Entry, Found, PoolError};
+use crate::git::pool::{Cold, Entry, Found, Pool, PoolError};
 use crate::git::refs::Refs;
 use crate::git::relay::{Relayed, relay};
 use crate::git::serve::{self, Busy, Chunks};
@@ -210,14 +209,11 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
         let tail = "git-upload-pack";
         return pass_through(app, cold, Method::POST, tail, bytes, &headers).await;
     }
-    let parsing = tokio::task::spawn_blocking(move || {
+    let command = work(&app.pool, move || {
         let body = body.decoded(encoding, limit)?;
         parse(version, body.bytes())
     });
-    let command = parsing
-        .await
-        .map_err(|panic| Error::Internal(panic.into()))?;
-    match command {
+    match command.await? {
         Err(Parsing::Body(error)) => Err(error),
         Err(Parsing::Refusal(refusal)) => Ok(result(error_packet(&refusal.to_string()))),
         Ok(Command::Nothing) => Ok(result(Vec::new())),
@@ -285,9 +281,7 @@ async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<R
             }
         };
     // References are many, and so can prefixes be.
-    let list = tokio::task::spawn_blocking(make)
-        .await
-        .map_err(|panic| Error::Internal(panic.into()))?;
+    let list = work(&app.pool, make).await?;
     Ok(result(list))
 }
 
@@ -299,13 +293,7 @@ async fn answer(
 ) -> Result<Response, Error> {
     let policy = policy(app);
     let mut snapshot = snapshot;
-    let mut answer = respond(
-        app.pool.planning(),
-        fetch.clone(),
-        Arc::clone(&snapshot),
-        policy,
-    )
-    .await?;
+    let mut answer = respond(&app.pool, fetch.clone(), Arc::clone(&snapshot), policy).await?;
     if matches!(answer, Err(Refusal::NotOurRef(_) | Refusal::UnknownRef(_))) {
         // The upstream may have it by now.
         snapshot = app
@@ -313,7 +301,7 @@ async fn answer(
             .ask_again(&entry, snapshot)
             .await
             .map_err(refused)?;
-        answer = respond(app.pool.planning(), fetch, Arc::clone(&snapshot), policy).await?;
+        answer = respond(&app.pool, fetch, Arc::clone(&snapshot), policy).await?;
     }
     let Answer { head, pack } = match answer {
         Ok(answer) => answer,
@@ -359,7 +347,7 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Respons
     );
     let rest: serve::Respond = Box::new(move |snapshot| {
         Box::pin(async move {
-            let answer = respond(pool.planning(), fetch, Arc::clone(&snapshot), policy)
+            let answer = respond(&pool, fetch, Arc::clone(&snapshot), policy)
                 .await
                 .map_err(|error| error.to_string())?;
             let pack = answer.map_err(|refusal| refusal.to_string())?.pack;
@@ -374,18 +362,27 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Respons
 
 /// Negotiates and plans, on a thread of its own: history is walked for that.
 async fn respond(
-    planning: &Arc<Semaphore>,
+    pool: &Pool,
     fetch: Fetch,
     snapshot: Arc<Snapshot>,
     policy: WantPolicy,
 ) -> Result<Result<Answer, Refusal>, Error> {
-    let permit = Arc::clone(planning).acquire_owned().await;
+    work(pool, move || match fetch {
+        Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
+        Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
+    })
+    .await
+}
+
+/// Runs what takes processor time, on one of a few threads for that.
+async fn work<T: Send + 'static>(
+    pool: &Pool,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let permit = Arc::clone(pool.planning()).acquire_owned().await;
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        match fetch {
-            Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
-            Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
-        }
+        what()
     })
     .await
     .map_err(|panic| Error::Internal(panic.into()))

@@ -1,6 +1,7 @@
 //! The clone pool: mirrors of the repositories that the operator allows, served to any Git client.
 
 pub mod answers;
+pub mod blocks;
 pub mod body;
 pub mod door;
 pub mod durable;

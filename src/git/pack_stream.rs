@@ -1,14 +1,15 @@
 //! The bytes of one pack for one client: from a kept answer, or, where there is no room to keep it, made for this
 //! client alone.
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::git::answers::{AnswerError, AnswerReader, BLOCK};
+use crate::git::answers::{AnswerError, AnswerReader};
+use crate::git::blocks::Blocks;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
 use crate::git::pool::{Entry, Pool};
@@ -124,57 +125,28 @@ impl Direct {
             let made = tokio::task::spawn_blocking(move || {
                 let _thread = thread;
                 let closed = sender.clone();
-                let mut framed = Framed::new(Blocks {
-                    sender,
-                    skip,
-                    block: Vec::with_capacity(BLOCK),
-                });
+                // Waits for the client to take each block: memory stays bounded.
+                let mut left_out = 0;
+                let mut framed = Framed::new(Blocks::new(|block| {
+                    let skipped = (skip - left_out).min(block.len() as u64);
+                    left_out += skipped;
+                    let rest = Bytes::copy_from_slice(&block[skipped as usize..]);
+                    if rest.is_empty() {
+                        return Ok(());
+                    }
+                    sender
+                        .blocking_send(rest)
+                        .map_err(|_| io::ErrorKind::BrokenPipe.into())
+                }));
                 source
                     .plan
                     .write(&source.snapshot, &mut framed, &|| closed.is_closed())?;
-                framed.finish()?.send()?;
+                framed.finish()?.finish()?;
                 Ok(())
             });
             made.await
                 .unwrap_or_else(|panic| Err(io::Error::other(panic).into()))
         });
         Self { blocks, maker }
-    }
-}
-
-/// Hands out blocks and waits for the client to take them: memory stays bounded.
-struct Blocks {
-    sender: mpsc::Sender<Bytes>,
-    skip: u64,
-    block: Vec<u8>,
-}
-
-impl Blocks {
-    fn send(&mut self) -> io::Result<()> {
-        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
-        let skipped = self.skip.min(block.len() as u64);
-        self.skip -= skipped;
-        let rest = Bytes::from(block).slice(skipped as usize..);
-        if rest.is_empty() {
-            return Ok(());
-        }
-        self.sender
-            .blocking_send(rest)
-            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
-    }
-}
-
-impl Write for Blocks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(BLOCK - self.block.len());
-        self.block.extend_from_slice(&bytes[..taken]);
-        if self.block.len() == BLOCK {
-            self.send()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -26,8 +26,8 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// How often those who wait for a first clone hear how far it is.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// Blocks that are read ahead of a client.
-const READ_AHEAD: usize = 2;
+/// Blocks that are read ahead of a client, beside the one that is being sent.
+const READ_AHEAD: usize = 1;
 
 /// The bytes of a response as they come; an error cuts the connection.
 pub type Chunks = mpsc::Receiver<Result<Bytes, std::io::Error>>;

@@ -25,6 +25,7 @@ pub struct Snapshot {
     live: CommitSet,
     /// Whether nothing else is in the packs.
     all_live: bool,
+    garbage: bool,
     live_objects: OnceLock<ObjectSet>,
 }
 
@@ -85,6 +86,7 @@ impl Snapshot {
             refs,
             live,
             all_live,
+            garbage,
             commits,
             peeled,
             advertisements: Advertisements::default(),
@@ -111,6 +113,11 @@ impl Snapshot {
         &self.live
     }
 
+    /// Whether the packs hold objects that nothing reaches.
+    pub fn has_garbage(&self) -> bool {
+        self.garbage
+    }
+
     /// Whether `id` is a live commit or an advertised tag, so that it and all it reaches are in
     /// [`Snapshot::live_objects`].
     pub fn is_live(&self, id: &ObjectId, commits: &Commits) -> bool {
@@ -118,6 +125,17 @@ impl Snapshot {
             || commits
                 .number(id)
                 .is_some_and(|commit| self.live.contains(commit))
+    }
+
+    /// Annotated tags of what is no commit, with what they name in the end.
+    pub fn loose_tags(&self, commits: &Commits) -> Vec<(ObjectId, ObjectId)> {
+        let named = self
+            .peeled
+            .iter()
+            .filter(|(_, named)| commits.number(named).is_none());
+        let mut tags: Vec<_> = named.map(|(tag, named)| (*tag, *named)).collect();
+        tags.sort_unstable();
+        tags
     }
 
     /// What tells one set of live objects from another: the packs, and the tips where packs hold more than they reach.

@@ -197,12 +197,6 @@ fn client_config_for_git_sends_ssh_addresses_too() {
 }
 
 #[test]
-fn client_config_for_cargo() {
-    let output = run(&["client-config", "cargo", "--url", "http://127.0.0.1:1"]).ok();
-    assert!(!output.text().is_empty());
-}
-
-#[test]
 fn client_config_wants_a_url_that_is_one() {
     for url in ["", "warmdock", "ftp://x", "http://"] {
         let output = run(&["client-config", "git", "--url", url]);

@@ -166,9 +166,11 @@ fn clones_become_whole(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
         .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
         .ok();
     // Not what is kept as a finished answer: an exact pack has to be made from what is on disk.
-    let depths: [&[&str]; 3] = [
+    let depths: [&[&str]; 4] = [
         &["--bare"],
         &["--bare", "--depth=30"],
+        // Everything, but chosen object by object.
+        &["--bare", "--filter=blob:limit=1g"],
         &["--bare", "--single-branch", "--no-tags"],
     ];
     let mut number = 0;

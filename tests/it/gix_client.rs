@@ -82,6 +82,7 @@ fn v2_clone_and_fetch() {
     clone_and_fetch(2);
 }
 
+/// With v1 gix also sends `deepen-relative`, whereupon git's own server gives it the whole history: so do we.
 fn depth_1(protocol: u8) {
     let (upstream, _repo, warmdock, client) = setup();
     let depth = || Shallow::DepthAtRemote(1.try_into().unwrap());

@@ -9,7 +9,7 @@ use crate::support::warmdock::{Builder, builder, target};
 use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, wait_for};
 
 /// More than the system keeps for a connection whose reader sleeps.
-const LARGE: usize = 24 << 20;
+const LARGE: usize = 12 << 20;
 
 /// A service over a repository whose clone no buffer holds.
 fn large(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warmdock) {
@@ -109,7 +109,7 @@ fn packs_wait_in_the_queue() {
 fn readers_that_stall() {
     let (_upstream, repo, warmdock) = large(|config| config);
     let want = format!("want {}", repo.id("main"));
-    let stalled: Vec<_> = (0..10)
+    let stalled: Vec<_> = (0..6)
         .map(|_| stalled(&warmdock, &[&want, "done"]))
         .collect();
     for (head, _) in &stalled {

@@ -110,7 +110,7 @@ fn metrics_count() {
 #[test]
 fn stopping_does_not_cut_a_clone() {
     let upstream = Upstream::start();
-    let size = 24 << 20;
+    let size = 12 << 20;
     let repo = Repo::large(&upstream.path(SAMPLE), size);
     let mut warmdock = warmdock::over_files(&upstream);
     Client::new(2)
@@ -160,7 +160,7 @@ fn begin_clone(warmdock: &Warmdock, want: &str) -> (http::Response, BufReader<Tc
 #[test]
 fn draining_has_an_end() {
     let upstream = Upstream::start();
-    let repo = Repo::large(&upstream.path(SAMPLE), 24 << 20);
+    let repo = Repo::large(&upstream.path(SAMPLE), 12 << 20);
     let config = builder(&upstream.file_url()).set("/limits/drain_timeout", "1s");
     let mut warmdock = config.start();
     Client::new(2)

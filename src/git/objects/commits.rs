@@ -136,6 +136,17 @@ impl Commits {
         }
     }
 
+    /// The commits that are not in `these`.
+    pub fn all_but(&self, these: &CommitSet) -> CommitSet {
+        let mut others = self.no_commits();
+        for number in (0..self.commits.len() as u32).map(CommitNumber) {
+            if !these.contains(number) {
+                others.insert(number);
+            }
+        }
+        others
+    }
+
     /// The commits that `tips` reach, tips included. A commit in `cuts` is reached, its parents are not through it.
     pub fn reachable(
         &self,
@@ -167,7 +178,7 @@ impl Commits {
 }
 
 /// A set of commits that remembers the order in which they were added.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct CommitSet {
     seen: Vec<bool>,
     members: Vec<CommitNumber>,

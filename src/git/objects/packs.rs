@@ -1,9 +1,13 @@
 //! The packs of a mirror, as one numbered sequence of objects.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use aws_lc_rs::digest;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_pack::data::decode::entry::ResolvedBase;
 use gix_pack::data::entry::Header;
@@ -25,6 +29,8 @@ pub struct ObjectNumber(pub u32);
 pub struct Pack {
     index: gix_pack::index::File,
     data: gix_pack::data::File,
+    /// For what is copied or verified: reading leaves no trace in our memory, as the mapping does.
+    file: File,
     /// Index positions in the order of the offsets, with the offsets: what tells where an entry ends.
     by_offset: OnceLock<Vec<(u64, u32)>>,
 }
@@ -40,9 +46,8 @@ impl Pack {
             what,
         };
         // A lack of file handles is no damage, and what follows does not tell the two apart.
-        for extension in ["idx", "pack"] {
-            std::fs::File::open(index_path.with_extension(extension))?;
-        }
+        File::open(index_path)?;
+        let file = File::open(index_path.with_extension("pack"))?;
         let index = gix_pack::index::File::at(index_path, HashKind::Sha1)
             .map_err(|err| damaged(format!("its index does not open: {err}")))?;
         let mut data = gix_pack::data::File::at(index_path.with_extension("pack"), HashKind::Sha1)
@@ -65,6 +70,7 @@ impl Pack {
         Ok(Self {
             index,
             data,
+            file,
             by_offset: OnceLock::new(),
         })
     }
@@ -88,13 +94,16 @@ impl Pack {
     /// # Errors
     /// [`ObjectError::Damaged`] names the first thing that differs.
     pub fn verify(&self) -> Result<(), ObjectError> {
+        let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+        let mut window = Window::over(self, LARGE_WINDOW);
         let end = self.data.pack_end() as u64;
-        let body = self
-            .data
-            .entry_slice(0..end)
-            .ok_or_else(|| self.damaged("it is truncated"))?;
-        let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, body);
-        if sum.as_ref() != self.data.checksum().as_slice() {
+        let mut at = 0;
+        while at < end {
+            let next = (at + LARGE_WINDOW as u64).min(end);
+            sum.update(window.bytes(at..next)?);
+            at = next;
+        }
+        if sum.finish().as_ref() != self.data.checksum().as_slice() {
             return Err(self.damaged("its content does not have its checksum"));
         }
         Ok(())
@@ -120,33 +129,14 @@ impl Pack {
         Some(order[found].1)
     }
 
-    /// The bytes of the `nth` entry by offset, header and compressed data, after comparing their CRC-32 with the index.
-    pub(super) fn checked_entry_bytes(&self, nth: usize) -> Result<&[u8], ObjectError> {
-        let order = self.by_offset();
-        let (start, position) = order[nth];
-        let end = order
-            .get(nth + 1)
-            .map_or(self.data.pack_end() as u64, |(next, _)| *next);
-        let bytes = self
-            .data
-            .entry_slice(start..end)
-            .ok_or_else(|| self.damaged("an entry lies outside of it"))?;
-        if self
-            .index
-            .crc32_at_index(position)
-            .is_some_and(|expected| expected != crc32fast::hash(bytes))
-        {
-            return Err(self.damaged(&format!(
-                "the entry at byte {start} does not have its CRC-32"
-            )));
-        }
-        Ok(bytes)
-    }
-
-    pub(super) fn bytes_at(&self, range: std::ops::Range<u64>) -> Result<&[u8], ObjectError> {
-        self.data
-            .entry_slice(range)
-            .ok_or_else(|| self.damaged("an entry lies outside of it"))
+    /// The entry whose bytes begin with its header, and which starts at `offset`.
+    pub(super) fn parse_entry(
+        &self,
+        bytes: &[u8],
+        offset: u64,
+    ) -> Result<gix_pack::data::Entry, ObjectError> {
+        gix_pack::data::Entry::from_bytes(bytes, offset, HashKind::Sha1)
+            .map_err(|err| self.damaged(&err.to_string()))
     }
 
     pub(super) fn entry(&self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
@@ -164,6 +154,64 @@ impl Pack {
             pack: name_of(self.data.path()),
             what: what.to_owned(),
         }
+    }
+}
+
+/// How much of a pack is read in one go where much of it is wanted, and where little is.
+pub(super) const LARGE_WINDOW: usize = 1 << 20;
+pub(super) const SMALL_WINDOW: usize = 32 << 10;
+
+/// A part of a pack in memory, which moves forward.
+pub(super) struct Window<'p> {
+    pack: &'p Pack,
+    size: usize,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'p> Window<'p> {
+    pub fn over(pack: &'p Pack, size: usize) -> Self {
+        Self {
+            pack,
+            size,
+            start: 0,
+            bytes: Vec::new(),
+        }
+    }
+
+    /// The bytes of the pack in `range`.
+    pub fn bytes(&mut self, range: Range<u64>) -> Result<&[u8], ObjectError> {
+        let end = self.start + self.bytes.len() as u64;
+        if range.start < self.start || range.end > end {
+            let all = self.pack.bytes();
+            if range.end > all || range.start > range.end {
+                return Err(self.pack.damaged("an entry lies outside of it"));
+            }
+            let length = (range.end - range.start).max((self.size as u64).min(all - range.start));
+            self.bytes.resize(length as usize, 0);
+            self.start = range.start;
+            self.pack.file.read_exact_at(&mut self.bytes, range.start)?;
+        }
+        let start = (range.start - self.start) as usize;
+        Ok(&self.bytes[start..start + (range.end - range.start) as usize])
+    }
+
+    /// The bytes of the `nth` entry by offset, header and compressed data, after comparing their CRC-32 with the index.
+    pub fn checked_entry(&mut self, nth: usize) -> Result<&[u8], ObjectError> {
+        let pack = self.pack;
+        let order = pack.by_offset();
+        let (start, position) = order[nth];
+        let end = order
+            .get(nth + 1)
+            .map_or(pack.data.pack_end() as u64, |(next, _)| *next);
+        let bytes = self.bytes(start..end)?;
+        let expected = pack.index.crc32_at_index(position);
+        if expected.is_some_and(|expected| expected != crc32fast::hash(bytes)) {
+            return Err(pack.damaged(&format!(
+                "the entry at byte {start} does not have its CRC-32"
+            )));
+        }
+        Ok(bytes)
     }
 }
 
@@ -359,7 +407,7 @@ impl<'a> Reader<'a> {
                     self.packs.id(object)
                 ))
             })?;
-        out.truncate(outcome.object_size as usize);
+        // Not `object_size`: from the cache of bases, gix gives the size of the delta there.
         Ok(outcome.kind)
     }
 

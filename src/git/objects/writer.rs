@@ -8,7 +8,9 @@ use flate2::Compression;
 use gix_pack::data::entry::Header;
 
 use super::ObjectError;
-use super::packs::{ObjectNumber, Pack, PackSet, Reader, base_position};
+use super::packs::{
+    LARGE_WINDOW, ObjectNumber, Pack, PackSet, Reader, SMALL_WINDOW, Window, base_position,
+};
 use super::set::ObjectSet;
 
 /// What the reader of the pack can take.
@@ -49,11 +51,7 @@ pub fn write_pack(
     let packs = reader.packs();
     let count = u32::try_from(objects.len())
         .map_err(|_| std::io::Error::other("more objects than a pack can hold"))?;
-    let mut out = HashedOut {
-        out,
-        sum: digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY),
-        written: 0,
-    };
+    let mut out = HashedOut::new(out);
     out.write(b"PACK\0\0\0\x02")?;
     out.write(&count.to_be_bytes())?;
 
@@ -65,7 +63,8 @@ pub fn write_pack(
     };
     let mut reencoded = 0;
     for (at, pack) in packs.packs().iter().enumerate() {
-        let mut run = Run::default();
+        let much = objects.len() >= pack.objects() as usize / 4;
+        let mut window = Window::over(pack, if much { LARGE_WINDOW } else { SMALL_WINDOW });
         for (nth, (offset, position)) in pack.by_offset().iter().enumerate() {
             if nth % 1024 == 0 && cancelled() {
                 return Err(ObjectError::Cancelled);
@@ -74,34 +73,28 @@ pub fn write_pack(
             if !objects.contains(number) {
                 continue;
             }
-            let bytes = pack.checked_entry_bytes(nth)?;
-            let entry = pack.entry(*offset)?;
-            let here = out.written + run.len();
-            job.offsets[number.0 as usize] = here;
-            match job.encoding(at, pack, &entry, here)? {
-                Encoding::Verbatim => run.extend(bytes, *offset, pack, &mut out)?,
+            let bytes = window.checked_entry(nth)?;
+            let entry = pack.parse_entry(bytes, *offset)?;
+            job.offsets[number.0 as usize] = out.written;
+            match job.encoding(at, pack, &entry, out.written)? {
+                Encoding::Verbatim => out.write(bytes)?,
                 Encoding::OtherHeader(header) => {
-                    run.flush(pack, &mut out)?;
                     let mut head = Vec::with_capacity(32);
                     header.write_to(entry.decompressed_size, &mut head)?;
                     out.write(&head)?;
-                    let data = entry.header_size();
-                    run.extend(&bytes[data..], entry.data_offset, pack, &mut out)?;
+                    out.write(&bytes[entry.header_size()..])?;
                 }
                 Encoding::Whole => {
-                    run.flush(pack, &mut out)?;
                     out.write(&whole(reader, number)?)?;
                     reencoded += 1;
                 }
             }
         }
-        run.flush(pack, &mut out)?;
     }
-    let sum = out.sum.finish();
-    out.out.write_all(sum.as_ref())?;
+    let bytes = out.finish()?;
     Ok(PackStats {
         objects: u64::from(count),
-        bytes: out.written + sum.as_ref().len() as u64,
+        bytes,
         reencoded,
     })
 }
@@ -160,45 +153,6 @@ impl Job<'_> {
     }
 }
 
-/// Neighbouring bytes of one pack that are copied in one go.
-#[derive(Default)]
-struct Run {
-    start: u64,
-    end: u64,
-}
-
-/// Copy no later than this, so that a reader of the new pack sees it grow.
-const LONGEST_RUN: u64 = 1 << 20;
-
-impl Run {
-    fn len(&self) -> u64 {
-        self.end - self.start
-    }
-
-    fn extend(
-        &mut self,
-        bytes: &[u8],
-        offset: u64,
-        pack: &Pack,
-        out: &mut HashedOut<'_>,
-    ) -> Result<(), ObjectError> {
-        if self.end != offset || self.len() >= LONGEST_RUN {
-            self.flush(pack, out)?;
-            self.start = offset;
-        }
-        self.end = offset + bytes.len() as u64;
-        Ok(())
-    }
-
-    fn flush(&mut self, pack: &Pack, out: &mut HashedOut<'_>) -> Result<(), ObjectError> {
-        if self.len() > 0 {
-            out.write(pack.bytes_at(self.start..self.end)?)?;
-        }
-        *self = Self::default();
-        Ok(())
-    }
-}
-
 fn whole(reader: &mut Reader<'_>, number: ObjectNumber) -> Result<Vec<u8>, ObjectError> {
     let mut data = Vec::new();
     let kind = reader.read(number, &mut data)?;
@@ -215,16 +169,49 @@ fn whole(reader: &mut Reader<'_>, number: ObjectNumber) -> Result<Vec<u8>, Objec
     Ok(encoder.finish()?)
 }
 
+/// Hashes what is written, and writes it in larger parts than entries are.
 struct HashedOut<'o> {
     out: &'o mut dyn Write,
     sum: digest::Context,
+    pending: Vec<u8>,
+    /// With what is pending.
     written: u64,
 }
 
-impl HashedOut<'_> {
+const PART: usize = 64 << 10;
+
+impl<'o> HashedOut<'o> {
+    fn new(out: &'o mut dyn Write) -> Self {
+        Self {
+            out,
+            sum: digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY),
+            pending: Vec::with_capacity(2 * PART),
+            written: 0,
+        }
+    }
+
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.sum.update(bytes);
         self.written += bytes.len() as u64;
-        self.out.write_all(bytes)
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= PART {
+            self.pass_on()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn pass_on(&mut self) -> std::io::Result<()> {
+        self.sum.update(&self.pending);
+        self.out.write_all(&self.pending)?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Writes the checksum; returns the number of all bytes.
+    fn finish(mut self) -> std::io::Result<u64> {
+        self.pass_on()?;
+        let sum = self.sum.finish();
+        self.out.write_all(sum.as_ref())?;
+        Ok(self.written + sum.as_ref().len() as u64)
     }
 }

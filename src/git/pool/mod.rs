@@ -46,7 +46,7 @@ const MOST_WAITING: usize = 64;
 /// Who may get stale references waits no longer than this for fresh ones; the fetch goes on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A mirror whose upstream was asked this recently is not asked again for what it lacks.
+/// A mirror whose upstream was asked this recently is not asked again at once for what it lacks.
 const JUST_NOW: Duration = Duration::from_secs(1);
 
 /// Packs that are made for one client alone since there is no room to keep them. They hold a thread as long as the
@@ -65,7 +65,7 @@ pub struct Pool {
     data: DataDir,
     entries: Mutex<HashMap<RepoName, Arc<Entry>>>,
     /// Made when they are first used, and anew after a reload.
-    upstreams: Mutex<(Arc<Config>, HashMap<String, Arc<Upstream>>)>,
+    upstreams: Mutex<Upstreams>,
     first_clones: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
     /// Threads that make packs.
@@ -79,6 +79,9 @@ pub struct Pool {
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
+
+/// Upstreams by host, and the configuration that they were made from.
+type Upstreams = (Arc<Config>, HashMap<String, Arc<Upstream>>);
 
 /// What the pool has of a repository.
 pub enum Found {
@@ -301,12 +304,9 @@ impl Pool {
         entry: &Arc<Entry>,
         snapshot: Arc<Snapshot>,
     ) -> Result<Arc<Snapshot>, PoolError> {
-        if entry
-            .state()
-            .fresh
-            .is_some_and(|fresh| fresh.elapsed() < JUST_NOW)
-        {
-            return Ok(entry.snapshot().unwrap_or(snapshot));
+        let age = entry.state().fresh.map(|fresh| fresh.elapsed());
+        if let Some(early) = age.and_then(|age| JUST_NOW.checked_sub(age)) {
+            tokio::time::sleep(early).await;
         }
         let (_, upstream) = self.entry(&entry.name).await?;
         self.refreshed(entry, upstream, snapshot).await
@@ -470,7 +470,7 @@ impl Pool {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn upstreams(&self) -> MutexGuard<'_, (Arc<Config>, HashMap<String, Arc<Upstream>>)> {
+    fn upstreams(&self) -> MutexGuard<'_, Upstreams> {
         self.upstreams
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

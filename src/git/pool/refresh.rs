@@ -328,6 +328,10 @@ impl Pool {
                 // Found to be damaged meanwhile.
                 return Ok(None);
             }
+            if work == Work::MergeSmall {
+                // That was cheap, and may soon be due again.
+                state.maintained = None;
+            }
             state.snapshot = Some(Arc::clone(&snapshot));
             state.reservation.absorb(new);
             state.reservation.set(same.folder.bytes());

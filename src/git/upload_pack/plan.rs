@@ -54,6 +54,8 @@ enum Content {
 struct Exact {
     /// What is asked for, and the tags that follow it unasked.
     wants: Vec<ObjectId>,
+    /// Tags of trees and blobs, which follow where what they name is sent.
+    loose_tags: Vec<(ObjectId, ObjectId)>,
     /// The commits to send.
     included: CommitSet,
     /// The commits that the client has.
@@ -68,6 +70,9 @@ struct Exact {
 /// A pack that holds everything is sent when at least this share of the commits is wanted: what is too much costs
 /// less than counting what is not.
 const WHOLE_FROM: f64 = 0.8;
+
+/// Commits on branches that a client does not have, which are walked for finding what it does have.
+const MOST_LACKING: usize = 2_000;
 
 /// Checks that each id may be wanted and is there; returns the commits that they come to.
 ///
@@ -157,15 +162,23 @@ fn wants_nearly_all(
     snapshot: &Snapshot,
     commits: &Commits,
 ) -> bool {
+    let reached = commits.reachable(wants.iter().copied(), &commits.no_commits());
+    // Git takes every tag whose commit it got: nobody is to get tags by way of what was not asked for.
+    let tags = snapshot
+        .refs
+        .names
+        .iter()
+        .filter(|(name, _)| name.starts_with(b"refs/tags/"));
+    let mut tagged = tags.filter_map(|(_, tag)| snapshot.commit_of(&tag.id, commits));
+    if !tagged.all(|commit| reached.contains(commit)) {
+        return false;
+    }
     let live = snapshot.live().len() as f64;
     request
         .wants
         .iter()
         .all(|want| snapshot.is_live(want, commits))
-        && commits
-            .reachable(wants.iter().copied(), &commits.no_commits())
-            .len() as f64
-            >= WHOLE_FROM * live
+        && reached.len() as f64 >= WHOLE_FROM * live
 }
 
 impl Plan {
@@ -262,8 +275,14 @@ impl Exact {
         wants.extend(&request.wants);
         wants.sort_unstable();
         wants.dedup();
+        let loose_tags = if request.include_tag {
+            snapshot.loose_tags(commits)
+        } else {
+            Vec::new()
+        };
         Self {
             wants,
+            loose_tags,
             theirs,
             edges,
             cuts: boundary.cuts.clone(),
@@ -315,7 +334,70 @@ impl Exact {
         for id in explicit {
             walk.add_object(&id)?;
         }
-        Ok(walk.finish())
+        for (tag, named) in &self.loose_tags {
+            if snapshot
+                .packs
+                .find(named)
+                .is_some_and(|named| walk.contains(named))
+            {
+                walk.peel_into(*tag)?;
+            }
+        }
+        let mut walked = walk.finish();
+        if self.thin {
+            self.find_bases(snapshot, reader, &mut walked, cancelled)?;
+        }
+        Ok(walked)
+    }
+
+    /// Finds what else the client has: all that is not sent and that no commit brings which it lacks. The walk itself
+    /// meets only what the sent objects replace, but deltas build on any older object.
+    fn find_bases(
+        &self,
+        snapshot: &Snapshot,
+        reader: &mut Reader<'_>,
+        walked: &mut Walked,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), ObjectError> {
+        let lacking = {
+            let commits = snapshot.commits();
+            let mut had = self.theirs.clone();
+            for commit in self.included.iter() {
+                had.insert(commit);
+            }
+            commits.all_but(&had)
+        };
+        // What nothing reaches is in no commit's trees, so there is no telling who has it.
+        if lacking.len() > MOST_LACKING || snapshot.has_garbage() {
+            return Ok(());
+        }
+        let none = CommitSet::default();
+        let mut walk = Walk::filtered(reader, Filter::default(), cancelled);
+        for_each_commit(
+            || snapshot.commits(),
+            &lacking,
+            &none,
+            &none,
+            |commit| walk.add_commit(commit),
+        )?;
+        // Tags, and what they name beside commits, belong to no history.
+        for tip in snapshot
+            .refs
+            .tips()
+            .chain(snapshot.refs.kept.keys().copied())
+        {
+            if snapshot.commits().number(&tip).is_none() {
+                let peeled = walk.peel_into(tip)?;
+                if peeled.kind != Kind::Commit {
+                    walk.add_object(&peeled.id)?;
+                }
+            }
+        }
+        let mut known = snapshot.packs.all();
+        known.subtract(&walked.objects);
+        known.subtract(&walk.finish().objects);
+        walked.known = known;
+        Ok(())
     }
 
     /// What follows from objects alone, not from references: an answer stays right for ever.
@@ -329,6 +411,10 @@ impl Exact {
         let mut key = KeyBuilder::new("exact");
         for want in &self.wants {
             key.add(want.as_slice());
+        }
+        key.add(b"loose");
+        for (tag, _) in &self.loose_tags {
+            key.add(tag.as_slice());
         }
         for set in [common.commits(), &boundary.cuts, &boundary.client_cuts] {
             let mut ids: Vec<ObjectId> = set.iter().map(|commit| commits.get(commit).id).collect();

@@ -47,6 +47,13 @@ impl Boundary {
         if !request.deepen.is_asked() {
             return Ok(boundary);
         }
+        if request.deepen.depth.is_some()
+            && (request.deepen.since.is_some() || !request.deepen.not.is_empty())
+        {
+            return Err(Refusal::Malformed(
+                "expected `deepen`, or `deepen-since` and `deepen-not`, found both".to_owned(),
+            ));
+        }
 
         let (inside, edge) = included(
             &request.deepen,

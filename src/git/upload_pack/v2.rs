@@ -74,6 +74,11 @@ fn parse_capabilities(packets: &mut Packets<'_>) -> Result<bool, Refusal> {
     loop {
         match packets.next_packet()? {
             Some(Packet::Data(data)) => {
+                if pktline::text(data).starts_with(b"command=") {
+                    return Err(Refusal::Malformed(
+                        "expected one command, found two".to_owned(),
+                    ));
+                }
                 // What we do not know we do not need: `agent`, `session-id`.
                 if let Some(format) = pktline::text(data).strip_prefix(b"object-format=")
                     && format != b"sha1"

@@ -84,9 +84,12 @@ fn find_repository(root: &Path, path: &str) -> Option<PathBuf> {
         root.join(path).join(".git"),
         root.join(path),
     ];
-    candidates
+    let folder = candidates
         .into_iter()
-        .find(|folder| folder.join("HEAD").is_file() && folder.join("objects").is_dir())
+        .find(|folder| folder.join("HEAD").is_file() && folder.join("objects").is_dir())?;
+    // SECURITY: a link in the folder must not open what lies outside of it.
+    let (real, root) = (folder.canonicalize().ok()?, root.canonicalize().ok()?);
+    real.starts_with(root).then_some(folder)
 }
 
 fn has_sha256_objects(folder: &Path) -> bool {

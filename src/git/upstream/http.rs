@@ -32,6 +32,8 @@ const MOST_REDIRECTS: usize = 5;
 
 /// A host that speaks smart HTTP.
 pub struct HttpUpstream {
+    /// As configured, which clients know it by.
+    host: String,
     base: url::Url,
     client: reqwest::Client,
     headers: HeaderMap,
@@ -64,6 +66,7 @@ impl HttpUpstream {
             headers.insert(AUTHORIZATION, authorization(upstream, token.expose())?);
         }
         Ok(Self {
+            host: upstream.host.clone(),
             base: upstream.url.clone(),
             client,
             headers,
@@ -120,7 +123,7 @@ impl HttpUpstream {
 
     /// The host, for messages.
     pub fn name(&self) -> String {
-        self.base.host_str().unwrap_or("the upstream").to_owned()
+        self.host.clone()
     }
 
     pub(super) fn fetch(
@@ -182,7 +185,7 @@ impl HttpUpstream {
         {
             return Err(UpstreamError::Sha256);
         }
-        let agent = ("agent", Some(AGENT.replace([' ', '(', ')'], "-").into()));
+        let agent = ("agent", Some(AGENT.replace([' ', '(', ')'], "-")));
         let listed = match handshake.refs.take() {
             Some(listed) => listed,
             None => {

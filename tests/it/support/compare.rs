@@ -27,7 +27,7 @@ pub fn assert_same(client: &Client, ours: &str, direct: &str, objects: Objects) 
         direct,
         &[
             "for-each-ref",
-            "--format=%(objectname) %(refname) %(symref) %(*objectname)",
+            "--format=%(objectname) %(refname) %(symref) %(*objectname).",
         ],
     );
     assert_eq!(

@@ -40,7 +40,7 @@ pub enum Fault {
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub request: Request,
-    /// The `agent=` in the body: `git/2…` is a real client whose request was passed through.
+    /// The `agent=` in the body; the service's own has its name in it, those of clients are passed through.
     pub agent: String,
     /// Whether a pack was in the answer.
     pub pack: bool,
@@ -171,7 +171,7 @@ impl Upstream {
     pub fn packs_for_mirror(&self) -> usize {
         self.asked()
             .iter()
-            .filter(|asked| asked.pack && !asked.agent.starts_with("git/2"))
+            .filter(|asked| asked.pack && asked.agent.contains("warmdock"))
             .count()
     }
 
@@ -297,16 +297,20 @@ impl State {
         fault: &Fault,
     ) -> std::io::Result<()> {
         let (mut sent, mut pack, mut buffer) = (0, false, vec![0; 32 * 1024]);
+        // The mark of a pack may be cut in two by the pipe.
+        let mut before = Vec::new();
         loop {
             let read = body.read(&mut buffer)?;
             if read == 0 {
                 return stream.write_all(b"0\r\n\r\n");
             }
             let bytes = &mut buffer[..read];
-            if !pack && contains(bytes, b"\x01PACK") {
+            before.extend_from_slice(bytes);
+            if !pack && contains(&before, b"\x01PACK") {
                 pack = true;
                 self.asked.lock().unwrap()[number].pack = true;
             }
+            before.drain(..before.len().saturating_sub(4));
             match *fault {
                 Fault::DamagePackAt(place) if pack && (sent..sent + read).contains(&place) => {
                     bytes[place - sent] ^= 0x55

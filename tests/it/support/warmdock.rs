@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -116,7 +116,7 @@ fn launch(
     let (writer, errors) = (log.clone(), child.stderr.take().unwrap());
     std::thread::spawn(move || {
         for line in BufReader::new(errors).lines().map_while(Result::ok) {
-            writer.lines.lock().unwrap().push(line);
+            writer.lines().push(line);
             writer.more.notify_all();
         }
         writer.ended.store(true, Ordering::Release);
@@ -235,7 +235,7 @@ impl Warmdock {
 
     /// All lines of the log so far.
     pub fn log(&self) -> String {
-        self.log.lines.lock().unwrap().join("\n")
+        self.log.lines().join("\n")
     }
 
     /// Waits for an event in the log.
@@ -312,10 +312,15 @@ impl Drop for Warmdock {
 }
 
 impl Log {
+    /// Also when a test has failed while it looked at them.
+    fn lines(&self) -> MutexGuard<'_, Vec<String>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[track_caller]
     fn wait(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
         let begin = Instant::now();
-        let mut lines = self.lines.lock().unwrap();
+        let mut lines = self.lines();
         let mut seen = 0;
         loop {
             for line in &lines[seen..] {
@@ -338,7 +343,7 @@ impl Log {
             lines = self
                 .more
                 .wait_timeout(lines, Duration::from_millis(200))
-                .unwrap()
+                .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
     }

@@ -89,7 +89,10 @@ pub fn is_host(text: &str) -> bool {
         None => (text, None),
     };
     !name.is_empty()
-        && name.len() <= 253
+        // The folder of the host has the port in its name, and names of folders have 255 bytes at most.
+        && name.len() <= 249
+        // It would be taken for a mirror.
+        && !name.to_ascii_lowercase().ends_with(".git")
         && name.as_bytes()[0].is_ascii_alphanumeric()
         && !name.contains("..")
         && name

@@ -49,6 +49,8 @@ fn refused() {
         "h//a",
         "h/a//b",
         "h/.git",
+        "h.git/a",
+        "h.GIT/a",
         "h/.",
         "h/..",
         "h/../a",
@@ -208,6 +210,8 @@ proptest! {
     #[test]
     fn usual_names_are_taken(host in "[a-z][a-z0-9]{0,9}\\.[a-z]{2,3}", path in "[A-Za-z0-9_][A-Za-z0-9_-]{0,20}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,18}[A-Za-z0-9_]){1,4}") {
         prop_assume!(!path.to_lowercase().contains(".git"));
+        // Such a host would be taken for a mirror.
+        prop_assume!(!host.ends_with(".git"));
         let text = format!("{host}/{path}");
         let name = RepoName::parse(&text).unwrap();
         prop_assert_eq!(name.to_string(), text);

@@ -296,11 +296,6 @@ impl AnswerReader {
         }
     }
 
-    /// Whether the next block can be read without waiting for the writer.
-    pub fn is_finished(&self) -> bool {
-        self.state.borrow().end.is_some()
-    }
-
     /// What the pack came to, once that is known.
     pub fn stats(&self) -> Option<PackStats> {
         self.state.borrow().end.clone()?.ok()

@@ -139,6 +139,13 @@ impl Pack {
             .map_err(|err| self.damaged(&err.to_string()))
     }
 
+    /// The entry of the object `id`, when this pack has it: where a delta names its base by id.
+    fn entry_of(&self, id: &oid) -> gix_error::Result<Option<gix_pack::data::Entry>> {
+        let position = self.index.lookup(id);
+        let entry = position.map(|at| self.data.entry(self.index.pack_offset_at_index(at)));
+        entry.transpose()
+    }
+
     pub(super) fn entry(&self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
         self.data
             .entry(offset)
@@ -390,14 +397,7 @@ impl<'a> Reader<'a> {
         let (pack, position) = self.packs.locate(object);
         let pack = &self.packs.packs[pack];
         let entry = pack.entry(pack.index.pack_offset_at_index(position))?;
-        let in_pack = |id: &oid, _: &mut Vec<u8>| {
-            let Some(position) = pack.index.lookup(id) else {
-                return Ok(None);
-            };
-            pack.data
-                .entry(pack.index.pack_offset_at_index(position))
-                .map(|entry| Some(ResolvedBase::InPack(entry)))
-        };
+        let in_pack = |id: &oid, _: &mut Vec<u8>| Ok(pack.entry_of(id)?.map(ResolvedBase::InPack));
         let outcome = pack
             .data
             .decode_entry(entry, out, &mut self.inflate, &in_pack, &mut self.cache)
@@ -444,14 +444,7 @@ impl<'a> Reader<'a> {
         if let Some(kind) = entry.header.as_kind() {
             return Ok((kind, entry.decompressed_size));
         }
-        let in_pack = |id: &oid| {
-            let Some(position) = pack.index.lookup(id) else {
-                return Ok(None);
-            };
-            pack.data
-                .entry(pack.index.pack_offset_at_index(position))
-                .map(|entry| Some(ResolvedBase::InPack(entry)))
-        };
+        let in_pack = |id: &oid| Ok(pack.entry_of(id)?.map(ResolvedBase::InPack));
         let outcome = pack
             .data
             .decode_header(entry, &mut self.inflate, &in_pack)

@@ -57,9 +57,12 @@ pub struct Serve {
 pub enum Client {
     /// A .gitconfig for git, and for cargo, which reads the same file
     Git {
-        /// Where clients reach this service, such as http://warmdock:8080
+        /// Where clients reach this service, such as http://warmdock:8080 or ssh://git@warmdock:2222
+        #[arg(long, required_unless_present = "ssh")]
+        url: Option<ServiceUrl>,
+        /// Through the SSH door; without --url, at the host `warmdock` and the port of `listen.ssh`
         #[arg(long)]
-        url: ServiceUrl,
+        ssh: bool,
     },
 }
 
@@ -171,7 +174,7 @@ mod tests {
             "warmdock client-config git --url ftp://x",
             "warmdock serve --upstream github.com",
             "warmdock serve --upstream ../x=https://github.com",
-            "warmdock serve --upstream x=ssh://git@x",
+            "warmdock serve --upstream x=git@x:y",
         ] {
             assert!(parse(line).unwrap_err().use_stderr(), "{line}");
         }
@@ -179,13 +182,10 @@ mod tests {
 
     #[test]
     fn a_refused_upstream_says_why() {
-        let message = parse("warmdock serve --upstream x=ssh://x")
+        let message = parse("warmdock serve --upstream x=ftp://x")
             .unwrap_err()
             .to_string();
-        assert!(
-            message.contains("SSH upstreams are not available in this version"),
-            "{message}"
-        );
+        assert!(message.contains("a URL of the scheme `ftp`"), "{message}");
     }
 
     #[test]

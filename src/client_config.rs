@@ -1,4 +1,4 @@
-//! What a client needs to be sent through this service.
+//! What a client needs to be sent through this service, over HTTP or over SSH.
 
 use std::fmt::Write;
 use std::str::FromStr;
@@ -7,21 +7,22 @@ use url::Url;
 
 use crate::config::Config;
 
-/// Where clients reach this service: `http` or `https`, without a slash at its end.
+/// Where clients reach this service: `http`, `https` or `ssh`, without a slash at its end.
 #[derive(Debug, Clone)]
-pub struct ServiceUrl(String);
+pub struct ServiceUrl(Url);
 
 impl FromStr for ServiceUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = "expected a URL such as http://warmdock:8080";
+        let expected = "expected a URL such as http://warmdock:8080 or ssh://git@warmdock:2222";
         let url = Url::parse(text).map_err(|error| format!("{expected} ({error})"))?;
-        if !matches!(url.scheme(), "http" | "https") {
+        if !matches!(url.scheme(), "http" | "https" | "ssh") || !url.has_host() {
             return Err(format!("{expected}, found the scheme `{}`", url.scheme()));
         }
-        // SECURITY: the printed file is made to be passed around.
-        if !url.username().is_empty() || url.password().is_some() {
+        let is_ssh = url.scheme() == "ssh";
+        // SECURITY: the printed file is made to be passed around. The user of SSH is no secret.
+        if !url.username().is_empty() && !is_ssh || url.password().is_some() {
             return Err(format!(
                 "{expected}, found a user name or password in it; use a credential helper"
             ));
@@ -29,7 +30,25 @@ impl FromStr for ServiceUrl {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(format!("{expected}, found a query or fragment"));
         }
-        Ok(Self(url.as_str().trim_end_matches('/').into()))
+        Ok(Self(url))
+    }
+}
+
+impl ServiceUrl {
+    /// Where a service of this configuration is reached over SSH, as far as it knows itself: people put its name there.
+    pub fn of_ssh_door(config: &Config) -> Option<Self> {
+        let port = config.listen.ssh.as_ref()?.address.port();
+        let url = Url::parse(&format!("ssh://git@warmdock:{port}"));
+        url.ok().map(Self)
+    }
+
+    /// What the paths of repositories begin with, without a slash at its end.
+    fn root(&self) -> String {
+        let url = self.0.as_str().trim_end_matches('/');
+        match self.0.scheme() {
+            "ssh" => url.to_owned(),
+            _ => format!("{url}/git"),
+        }
     }
 }
 
@@ -44,7 +63,8 @@ const HEAD: &str = "\
 ";
 
 /// A gitconfig with every host of `config`, in the forms in which people write its addresses.
-pub fn git(ServiceUrl(service): &ServiceUrl, config: &Config) -> String {
+pub fn git(service: &ServiceUrl, config: &Config) -> String {
+    let root = service.root();
     let mut text = String::from(HEAD);
     for upstream in &config.git.upstreams {
         let host = &upstream.host;
@@ -57,7 +77,14 @@ pub fn git(ServiceUrl(service): &ServiceUrl, config: &Config) -> String {
             lines.push(format!("ssh://git@{host}/"));
             lines.push(format!("git@{host}:"));
         }
-        write!(text, "\n[url \"{service}/git/{host}/\"]\n").expect("writing to text does not fail");
+        // Where its own address is another: with a port, a user or a folder of its own.
+        if upstream.url.scheme() == "ssh" {
+            let own = format!("{}/", upstream.url.as_str().trim_end_matches('/'));
+            if !lines.contains(&own) {
+                lines.push(own);
+            }
+        }
+        write!(text, "\n[url \"{root}/{host}/\"]\n").expect("writing to text does not fail");
         for line in lines {
             writeln!(text, "\tinsteadOf = {line}").expect("writing to text does not fail");
         }
@@ -92,12 +119,30 @@ mod tests {
     }
 
     #[test]
+    fn over_ssh() {
+        let config = Config::parse(
+            r#"{"git": {"upstreams": [{"host": "github.com", "url": "https://github.com"}]}}"#,
+            &Environment::default(),
+        )
+        .unwrap();
+        let text = git(&"ssh://git@warmdock:2222/".parse().unwrap(), &config);
+        let expected = "
+[url \"ssh://git@warmdock:2222/github.com/\"]
+\tinsteadOf = https://github.com/
+\tinsteadOf = ssh://git@github.com/
+\tinsteadOf = git@github.com:
+";
+        assert_eq!(text.strip_prefix(HEAD).unwrap(), expected);
+        assert!(ServiceUrl::of_ssh_door(&config).is_none());
+    }
+
+    #[test]
     fn refuses_what_clients_cannot_use() {
         for text in [
             "",
             "warmdock:8080",
             "localhost",
-            "ssh://x",
+            "ssh://git:hunter2@x",
             "http://user:hunter2@x",
             "http://x/?a",
             "http://",

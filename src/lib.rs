@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! git / cargo / BuildKit                                upstream Git hosts
-//!    │ smart HTTP v0 v1 v2                                    ▲ https, http, file
+//!    │ smart HTTP v0 v1 v2                                    ▲ https, http, ssh, file
 //!    ▼                                                        │ one fetch at a time per repository
 //! server ──► router ──► access ──► git::door ──► git::pool ──► git::mirror (bare repository on disk)
 //!                                                     │
@@ -31,4 +31,5 @@ pub mod logging;
 pub mod ops;
 pub mod router;
 pub mod server;
+pub mod ssh;
 pub mod storage;

@@ -10,6 +10,8 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 use warmdock::cli::{Cli, Client, Command, Serve};
+use warmdock::client_config::ServiceUrl;
+use warmdock::config::Config;
 use warmdock::config::environment::Environment;
 use warmdock::config::file;
 use warmdock::config::problem::Problems;
@@ -50,9 +52,9 @@ fn main() -> ExitCode {
         Command::Check { schema: false } => check(&source),
         Command::Healthcheck => ask_health(&source),
         Command::ClientConfig {
-            client: Client::Git { url },
+            client: Client::Git { url, ssh: _ },
         } => match source.load(&mut Reader::default()) {
-            Ok(config) => print(&client_config::git(&url, &config)),
+            Ok(config) => git_config(url, &config),
             Err(problems) => wrong_configuration(&source, &problems),
         },
     }
@@ -134,6 +136,18 @@ fn check(source: &Source) -> ExitCode {
             print(&format!("{}\n", config.to_json()))
         }
         Err(problems) => wrong_configuration(source, &problems),
+    }
+}
+
+fn git_config(url: Option<ServiceUrl>, config: &Config) -> ExitCode {
+    match url.or_else(|| ServiceUrl::of_ssh_door(config)) {
+        Some(url) => print(&client_config::git(&url, config)),
+        None => {
+            eprintln!(
+                "warmdock: expected listen.ssh in the configuration, or --url with the address of the SSH door"
+            );
+            WRONG_COMMAND_LINE.into()
+        }
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Environment {
     pub cache_home: Option<OsString>,
     /// `HOME`
     pub home: Option<OsString>,
+    /// `SSH_AUTH_SOCK`
+    pub auth_socket: Option<OsString>,
 }
 
 impl Environment {
@@ -20,6 +22,7 @@ impl Environment {
             config: std::env::var_os("WARMDOCK_CONFIG"),
             cache_home: std::env::var_os("XDG_CACHE_HOME"),
             home: std::env::var_os("HOME"),
+            auth_socket: std::env::var_os("SSH_AUTH_SOCK"),
         }
     }
 
@@ -47,6 +50,7 @@ mod tests {
             config: None,
             cache_home: cache_home.map(Into::into),
             home: home.map(Into::into),
+            auth_socket: None,
         }
         .data_dir()
     }

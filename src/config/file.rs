@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
-use super::given::{AbsolutePath, Given, Word};
+use super::given::{AbsolutePath, Given, PublicKeyText, Word};
 use super::units::{Size, Span};
 use super::upstream_url::UpstreamUrl;
 use super::{AllowWants, Anonymous, UpstreamAuth, WhenUpstreamFails};
@@ -34,6 +34,21 @@ pub struct ListenFile {
     /// Without it the listener speaks cleartext. The files are read again when they change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFile>,
+    /// A door for Git over SSH. Without it there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<ListenSshFile>,
+}
+
+/// Where clients of SSH connect. Needs a restart to change.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ListenSshFile {
+    /// IP address and port.
+    #[schemars(required, with = "String")]
+    pub address: Option<Given<SocketAddr>>,
+    /// File with the private key that the service shows to clients. It is made if it is not there.
+    #[schemars(required)]
+    pub host_key_file: Option<Given<AbsolutePath>>,
 }
 
 /// The certificate that clients see.
@@ -89,7 +104,7 @@ pub struct UpstreamFile {
     #[schemars(required)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<Given<String>>,
-    /// Where its repositories are: `https://`, `http://` or `file:///absolute/path`.
+    /// Where its repositories are: `https://`, `http://`, `ssh://user@host:port` or `file:///absolute/path`.
     #[schemars(required)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<Given<UpstreamUrl>>,
@@ -102,6 +117,15 @@ pub struct UpstreamFile {
     /// User name that goes with the token in Basic.
     #[serde(default = "default_user")]
     pub user: Given<String>,
+    /// For `ssh://`: file with the private key. Without it the agent of `SSH_AUTH_SOCK` is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<Given<AbsolutePath>>,
+    /// File with the passphrase of an encrypted key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<Given<AbsolutePath>>,
+    /// For `ssh://`: the keys that the host may show, in OpenSSH's format. There is no trust on first use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_hosts_file: Option<Given<AbsolutePath>>,
     /// Glob patterns over the path below the host, such as `my-org/*`; none allows all.
     #[serde(default)]
     pub repos: Vec<Given<String>>,
@@ -114,6 +138,82 @@ pub struct AccessFile {
     /// What clients without a token may do.
     pub anonymous: Given<Word<Anonymous>>,
     pub tokens: Vec<TokenFile>,
+    pub keys: KeysFile,
+    pub ask_upstream: Vec<AskUpstreamFile>,
+}
+
+/// Users of an upstream who come in over SSH under their names there, with the keys that it publishes for them at
+/// `/<user>.keys`.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AskUpstreamFile {
+    /// A host of `git.upstreams`.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<Given<String>>,
+    /// Their names there.
+    #[schemars(required)]
+    #[serde(default)]
+    pub users: Vec<Given<String>>,
+    /// Glob patterns over `host/path`, such as `github.com/my-org/*`; none allows all of that host.
+    #[serde(default)]
+    pub repos: Vec<Given<String>>,
+    /// How long a user's keys count after they were asked for.
+    #[serde(default = "default_keep")]
+    pub keep: Given<Span>,
+}
+
+fn default_keep() -> Given<Span> {
+    Given::text("10m")
+}
+
+/// Who comes in over SSH.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeysFile {
+    /// File in OpenSSH's format with the keys that may read everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authorized_keys_file: Option<Given<AbsolutePath>>,
+    pub entries: Vec<KeyFile>,
+    pub authorities: Vec<AuthorityFile>,
+}
+
+/// A key and what it may read.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyFile {
+    /// For logs; unique.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Given<String>>,
+    /// As in a `.pub` file: `ssh-ed25519 AAAA…`.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<Given<PublicKeyText>>,
+    /// Glob patterns over `host/path`, such as `github.com/my-org/*`; none allows all.
+    #[serde(default)]
+    pub repos: Vec<Given<String>>,
+}
+
+/// An authority that signs certificates of users.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityFile {
+    /// For logs; unique.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Given<String>>,
+    /// The key that signs, as in a `.pub` file.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<Given<PublicKeyText>>,
+    /// A certificate counts if it is for one of these.
+    #[schemars(required)]
+    #[serde(default)]
+    pub principals: Vec<Given<String>>,
+    /// Glob patterns over `host/path`, such as `github.com/my-org/*`; none allows all.
+    #[serde(default)]
+    pub repos: Vec<Given<String>>,
 }
 
 /// A token that clients show as Bearer, or as the password of Basic.
@@ -140,6 +240,8 @@ pub struct LimitsFile {
     /// Open client connections at once. Needs a restart to change.
     pub connections: Given<usize>,
     pub tls_handshake_timeout: Given<Span>,
+    /// From a connection over SSH to the end of its authentication.
+    pub ssh_login_timeout: Given<Span>,
     /// For the whole header of a request.
     pub header_timeout: Given<Span>,
     /// Without a byte in the middle of a request's body.
@@ -166,6 +268,7 @@ impl Default for ListenFile {
         Self {
             http: Given::text("127.0.0.1:8080"),
             tls: None,
+            ssh: None,
         }
     }
 }
@@ -205,6 +308,9 @@ impl UpstreamFile {
             token_file: None,
             auth: default_auth(),
             user: default_user(),
+            key_file: None,
+            passphrase_file: None,
+            known_hosts_file: None,
             repos: Vec::new(),
         }
     }
@@ -224,6 +330,8 @@ impl Default for AccessFile {
         Self {
             anonymous: Given::text("read"),
             tokens: Vec::new(),
+            keys: KeysFile::default(),
+            ask_upstream: Vec::new(),
         }
     }
 }
@@ -233,6 +341,8 @@ impl Default for LimitsFile {
         Self {
             connections: Given::number(1024),
             tls_handshake_timeout: Given::text("10s"),
+            // A person may have to touch a key.
+            ssh_login_timeout: Given::text("30s"),
             header_timeout: Given::text("10s"),
             body_idle_timeout: Given::text("30s"),
             drain_timeout: Given::text("60s"),

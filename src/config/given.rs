@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use russh::keys::PublicKey;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -212,6 +213,38 @@ impl JsonSchema for AbsolutePath {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         schemars::json_schema!({ "type": "string", "pattern": "^/" })
+    }
+}
+
+/// A public key as OpenSSH writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKeyText(pub PublicKey);
+
+impl Written for PublicKeyText {
+    fn expected() -> String {
+        "a public key in one line, such as \"ssh-ed25519 AAAA… name\"".into()
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
+        // SECURITY: who writes a private key here shall not find it in the log.
+        let wrong = |_| "text that is none (not shown, it may be a secret)".to_owned();
+        PublicKey::from_openssh(text_of(value)?.trim())
+            .map(Self)
+            .map_err(wrong)
+    }
+}
+
+impl JsonSchema for PublicKeyText {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "PublicKey".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({ "type": "string", "pattern": "^\\S+ \\S+" })
     }
 }
 

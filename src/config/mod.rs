@@ -27,12 +27,17 @@ pub mod warnings;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use russh::keys::PublicKey;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::git::name::RepoName;
+use crate::ssh::authorized_keys::AuthorizedKey;
+use crate::ssh::known_hosts::KnownHosts;
+use crate::ssh::private_key::SshKey;
 use environment::Environment;
 use identity::Identity;
 use patterns::Patterns;
@@ -56,6 +61,15 @@ pub struct Listen {
     pub http: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<ListenSsh>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListenSsh {
+    pub address: SocketAddr,
+    /// Made when the service starts, if it is not there.
+    pub host_key_file: PathBuf,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -120,7 +134,7 @@ pub enum AllowWants {
 pub struct Upstream {
     /// Lower case; the first part of the names of its repositories.
     pub host: String,
-    /// `https`, `http` or `file`, without user, password, query and fragment.
+    /// `https`, `http`, `ssh` or `file`, without password, query and fragment; only `ssh` has a user.
     #[serde(serialize_with = "units::write_url")]
     pub url: url::Url,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,8 +145,38 @@ pub struct Upstream {
     pub auth: UpstreamAuth,
     /// User name sent with Basic.
     pub user: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_hosts_file: Option<PathBuf>,
+    /// What `url` and these files come to, for `ssh`.
+    #[serde(skip)]
+    pub ssh: Option<UpstreamSsh>,
     /// Over the path below the host; empty means all.
     pub repos: Patterns,
+}
+
+/// Where an upstream is that speaks SSH, and who we are to it.
+#[derive(Debug, Clone)]
+pub struct UpstreamSsh {
+    pub user: String,
+    /// As in the URL: an IPv6 address has its brackets.
+    pub host: String,
+    pub port: u16,
+    /// Before the paths of repositories; empty or beginning with `/`.
+    pub root: String,
+    pub identity: SshIdentity,
+    pub known_hosts: Arc<KnownHosts>,
+}
+
+/// What we show to a host over SSH.
+#[derive(Debug, Clone)]
+pub enum SshIdentity {
+    Key(SshKey),
+    /// Whatever the agent behind this socket has.
+    Agent(PathBuf),
 }
 
 /// How the token is sent to an upstream.
@@ -150,6 +194,53 @@ pub struct Access {
     pub anonymous: Anonymous,
     /// Names and secrets are unique.
     pub tokens: Vec<Token>,
+    pub keys: Keys,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ask_upstream: Vec<AskUpstream>,
+}
+
+/// Users of an upstream whose keys it is asked for. Each host at most once.
+#[derive(Debug, Clone, Serialize)]
+pub struct AskUpstream {
+    pub host: String,
+    /// Not empty; each can stand in a path.
+    pub users: Vec<String>,
+    /// Over the whole `host/path`; empty means all of the host.
+    pub repos: Patterns,
+    #[serde(serialize_with = "units::write_duration")]
+    pub keep: Duration,
+}
+
+/// Who comes in over SSH. Names and keys are unique.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Keys {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authorized_keys_file: Option<PathBuf>,
+    /// What stood in `authorized_keys_file`.
+    #[serde(skip)]
+    pub authorized: Vec<AuthorizedKey>,
+    pub entries: Vec<KeyEntry>,
+    pub authorities: Vec<Authority>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct KeyEntry {
+    pub name: String,
+    #[serde(serialize_with = "units::write_public_key")]
+    pub public_key: PublicKey,
+    /// Over the whole `host/path`; empty means all.
+    pub repos: Patterns,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Authority {
+    pub name: String,
+    #[serde(serialize_with = "units::write_public_key")]
+    pub public_key: PublicKey,
+    /// Not empty.
+    pub principals: Vec<String>,
+    /// Over the whole `host/path`; empty means all.
+    pub repos: Patterns,
 }
 
 /// What a client without a token may do.
@@ -179,6 +270,8 @@ pub struct Limits {
     pub connections: usize,
     #[serde(serialize_with = "units::write_duration")]
     pub tls_handshake_timeout: Duration,
+    #[serde(serialize_with = "units::write_duration")]
+    pub ssh_login_timeout: Duration,
     #[serde(serialize_with = "units::write_duration")]
     pub header_timeout: Duration,
     /// Without a byte from the client in the middle of a body.

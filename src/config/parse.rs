@@ -77,14 +77,19 @@ pub fn parse(text: &[u8]) -> Parsed {
 }
 
 /// Where objects stand. Serde would take a list for one, its items for the values in order.
-const SECTIONS: [&str; 8] = [
+const SECTIONS: [&str; 13] = [
     "/listen",
     "/listen/tls",
+    "/listen/ssh",
     "/storage",
     "/git",
     "/git/upstreams/*",
     "/access",
     "/access/tokens/*",
+    "/access/keys",
+    "/access/keys/entries/*",
+    "/access/keys/authorities/*",
+    "/access/ask_upstream/*",
     "/limits",
 ];
 

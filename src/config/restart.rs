@@ -18,6 +18,12 @@ pub fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
         new.listen.tls.clone_from(&old.listen.tls);
         waiting.push("listen.tls");
     }
+    keep_one(
+        "listen.ssh",
+        &old.listen.ssh,
+        &mut new.listen.ssh,
+        &mut waiting,
+    );
     // Mirrors are open in it.
     keep_one("data_dir", &old.data_dir, &mut new.data_dir, &mut waiting);
     // Semaphores and threads of these sizes are made at start.

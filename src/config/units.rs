@@ -124,6 +124,14 @@ pub(super) fn write_url<S: Serializer>(url: &url::Url, serializer: S) -> Result<
     serializer.collect_str(url)
 }
 
+pub(super) fn write_public_key<S: Serializer>(
+    key: &russh::keys::PublicKey,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let text = key.to_openssh().map_err(serde::ser::Error::custom)?;
+    serializer.serialize_str(&text)
+}
+
 pub(super) fn write_names<S: Serializer>(
     names: &[RepoName],
     serializer: S,

@@ -5,11 +5,13 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use url::Url;
 
-/// The address below which an upstream's repositories are: `https://`, `http://` or `file:///absolute/path`.
+/// The address below which an upstream's repositories are: `https://`, `http://`, `ssh://user@host:port` or
+/// `file:///absolute/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamUrl(pub Url);
 
-pub const ALLOWED: &str = "`https://host`, `http://host` or `file:///absolute/path`";
+pub const ALLOWED: &str =
+    "`https://host`, `http://host`, `ssh://git@host` or `file:///absolute/path`";
 
 /// Why a text is none. SECURITY: says nothing of the text itself where a password may be in it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,8 +20,10 @@ pub enum Wrong {
     NoUrl(String),
     #[error("a URL with a user name or password in it (not shown)")]
     Credentials,
-    #[error("an `ssh://` URL, and SSH upstreams are not available in this version")]
-    Ssh,
+    #[error("an address in the form `user@host:path`, which is written `ssh://user@host/path`")]
+    Scp,
+    #[error("an `ssh` URL whose user name is not of letters, digits, `.`, `-` and `_`")]
+    User,
     #[error("a URL of the scheme `{0}`")]
     Scheme(String),
     #[error("a `file` URL with the host `{0}`")]
@@ -38,28 +42,31 @@ impl UpstreamUrl {
         // `git@host:path` is what people copy, and no URL at all.
         if !text.contains("://") {
             return Err(if text.contains('@') && text.contains(':') {
-                Wrong::Ssh
+                Wrong::Scp
             } else {
                 Wrong::NoUrl(shown())
             });
         }
         let url = Url::parse(text).map_err(|_| Wrong::NoUrl(shown()))?;
-        // An SSH URL has a user by nature, so it is named before the user is refused.
-        if matches!(url.scheme(), "ssh" | "git+ssh" | "ssh+git") {
-            return Err(if url.password().is_some() {
-                Wrong::Credentials
-            } else {
-                Wrong::Ssh
-            });
-        }
-        if !url.username().is_empty() || url.password().is_some() {
+        // An SSH URL has a user by nature.
+        let is_ssh = url.scheme() == "ssh";
+        if url.password().is_some() || !is_ssh && !url.username().is_empty() {
             return Err(Wrong::Credentials);
+        }
+        if !url
+            .username()
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
+        {
+            return Err(Wrong::User);
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err(Wrong::Query);
         }
         match url.scheme() {
             "https" | "http" => Ok(Self(url)),
+            "ssh" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(Self(url)),
+            "ssh" => Err(Wrong::NoUrl(shown())),
             "file" => match url.host_str() {
                 Some(host) if !host.is_empty() => Err(Wrong::FileHost(host.into())),
                 _ if url.path() == "/" => Err(Wrong::Root),
@@ -82,8 +89,8 @@ impl JsonSchema for UpstreamUrl {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "pattern": "^(https?://|file:///)",
-            "examples": ["https://github.com", "file:///srv/git"],
+            "pattern": "^(https?://|ssh://|file:///)",
+            "examples": ["https://github.com", "ssh://git@git.corp.example:2222", "file:///srv/git"],
         })
     }
 }
@@ -93,8 +100,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_the_four_schemes() {
+    fn takes_the_schemes() {
         for text in [
+            "ssh://git@git.corp.example:2222",
+            "ssh://git.corp.example/~git/team",
+            "ssh://git@[::1]:22/",
             "https://github.com",
             "http://127.0.0.1:8080/x",
             "file:///srv/git",
@@ -107,8 +117,10 @@ mod tests {
     #[test]
     fn says_what_is_wrong() {
         let wrong = |text| UpstreamUrl::parse(text).unwrap_err();
-        assert_eq!(wrong("ssh://git@git.corp.example:2222"), Wrong::Ssh);
-        assert_eq!(wrong("git@github.com:my-org"), Wrong::Ssh);
+        assert_eq!(wrong("git@github.com:my-org"), Wrong::Scp);
+        assert_eq!(wrong("ssh://git:hunter2@github.com"), Wrong::Credentials);
+        assert_eq!(wrong("ssh://g%20it@github.com"), Wrong::User);
+        assert!(matches!(wrong("ssh:///srv/git"), Wrong::NoUrl(_)));
         assert_eq!(wrong("https://user:hunter2@github.com"), Wrong::Credentials);
         assert_eq!(wrong("https://hunter2@github.com"), Wrong::Credentials);
         assert_eq!(wrong("ftp://github.com"), Wrong::Scheme("ftp".into()));

@@ -22,14 +22,14 @@ pub fn warnings(config: &Config) -> Vec<String> {
                 "{key}.url: the token goes over the network in clear text; use https"
             ));
         }
-        // SECURITY: the upstream's token opens what the operator can read to everybody who can connect.
-        if upstream.token.is_some()
+        // SECURITY: the upstream's credentials open what the operator can read to everybody who can connect.
+        if (upstream.token.is_some() || upstream.ssh.is_some())
             && config.access.anonymous == Anonymous::Read
             && !config.listen.http.ip().is_loopback()
         {
             warnings.push(format!(
-                "access.anonymous: clients without a token may read what the token of {key} ({}) can read; set it to \
-                 \"none\" and give clients tokens of their own unless everybody who can connect may read that",
+                "access.anonymous: clients without a token may read what the credentials of {key} ({}) can read; set it \
+                 to \"none\" and give clients tokens or keys of their own unless everybody who can connect may read that",
                 upstream.host
             ));
         }
@@ -61,16 +61,58 @@ pub fn warnings(config: &Config) -> Vec<String> {
             .iter()
             .filter(|pattern| names_no_upstream(pattern, config))
         {
-            warnings.push(format!(
-                "{key}: {pattern:?} matches no repository, as names here begin with a host of git.upstreams, such as \
-                 \"github.com/my-org/*\""
-            ));
+            warnings.push(no_such_host(&key, pattern));
         }
     }
-    if config.access.anonymous == Anonymous::None && config.access.tokens.is_empty() {
-        warnings.push("access: anonymous is \"none\" and there are no tokens, so that nobody can read anything".into());
+    let keys = &config.access.keys;
+    let has_keys = keys.authorized_keys_file.is_some()
+        || !keys.entries.is_empty()
+        || !keys.authorities.is_empty()
+        || !config.access.ask_upstream.is_empty();
+    let has_door = config.listen.ssh.is_some();
+    if has_door && !has_keys {
+        warnings.push(
+            "access.keys: there are none, so that nobody is let in through listen.ssh".into(),
+        );
+    }
+    if has_keys && !has_door {
+        warnings.push(
+            "access.keys: they let nobody in, as there is no listen.ssh for clients of SSH".into(),
+        );
+    }
+    let entries = keys.entries.iter().map(|entry| &entry.repos);
+    let authorities = keys.authorities.iter().map(|authority| &authority.repos);
+    for (list, all) in [
+        ("entries", entries.collect::<Vec<_>>()),
+        ("authorities", authorities.collect()),
+    ] {
+        for (index, repos) in all.into_iter().enumerate() {
+            for pattern in repos
+                .texts()
+                .iter()
+                .filter(|pattern| names_no_upstream(pattern, config))
+            {
+                warnings.push(no_such_host(
+                    &format!("access.keys.{list}[{index}].repos"),
+                    pattern,
+                ));
+            }
+        }
+    }
+    if config.access.anonymous == Anonymous::None && config.access.tokens.is_empty() && !has_keys {
+        warnings.push(
+            "access: anonymous is \"none\" and there are neither tokens nor keys, so that nobody can read anything"
+                .into(),
+        );
     }
     warnings
+}
+
+fn no_such_host(key: &str, pattern: &str) -> String {
+    format!(
+        "{key}: {pattern:?} matches no repository, as names here begin with a host of git.upstreams, such as \
+         \"github.com/my-org/*\""
+    )
 }
 
 fn crosses_segments(pattern: &str) -> bool {

@@ -42,6 +42,20 @@ static LARGE_BODIES: Semaphore = Semaphore::const_new(8);
 /// A place among the large bodies, kept as long as this lives; small ones need none.
 pub struct Place(Option<SemaphorePermit<'static>>);
 
+impl Place {
+    /// For what is small yet.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Waits for a place when what is being read has grown to `bytes` and so needs one.
+    pub async fn make_room_for(&mut self, bytes: usize) {
+        if self.0.is_none() && bytes > LARGE {
+            self.0 = LARGE_BODIES.acquire().await.ok();
+        }
+    }
+}
+
 /// A body that was read, and its place among the large ones.
 ///
 /// SECURITY: what is made of the bytes takes memory as they do, so this lives until nobody works on them any more.
@@ -60,7 +74,7 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
         return Err(Error::PayloadTooLarge { limit });
     }
     let mut bytes = BytesMut::new();
-    let mut place = None;
+    let mut place = Place::none();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Error::from_body(&error))?;
         let Ok(data) = frame.into_data() else {
@@ -69,14 +83,12 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
         if bytes.len() as u64 + data.len() as u64 > limit {
             return Err(Error::PayloadTooLarge { limit });
         }
-        if place.is_none() && bytes.len() + data.len() > LARGE {
-            place = LARGE_BODIES.acquire().await.ok();
-        }
+        place.make_room_for(bytes.len() + data.len()).await;
         bytes.extend_from_slice(&data);
     }
     Ok(Whole {
         bytes: bytes.freeze(),
-        place: Place(place),
+        place,
     })
 }
 

@@ -3,8 +3,10 @@
 pub mod answers;
 pub mod blocks;
 pub mod body;
+pub mod conversation;
 pub mod door;
 pub mod durable;
+pub mod exchange;
 pub mod mirror;
 pub mod name;
 pub mod objects;
@@ -14,5 +16,6 @@ pub mod refs;
 pub mod relay;
 pub mod serve;
 pub mod snapshot;
+pub mod ssh_door;
 pub mod upload_pack;
 pub mod upstream;

@@ -63,6 +63,12 @@ pub struct Metrics {
     response_bytes: Counter,
     in_flight: Gauge,
     connections: Gauge,
+    ssh_connections: Gauge,
+    ssh_logins: Family<ResultLabel, Counter>,
+    ssh_requests: Family<ResultLabel, Counter>,
+    ssh_request_duration: Histogram,
+    ssh_in_flight: Gauge,
+    ssh_response_bytes: Counter,
     answers: Family<KindLabel, Counter>,
     answer_bytes: Family<KindLabel, Counter>,
     fetches: Family<ResultLabel, Counter>,
@@ -135,6 +141,12 @@ impl Metrics {
             response_bytes: Counter::default(),
             in_flight: Gauge::default(),
             connections: Gauge::default(),
+            ssh_connections: Gauge::default(),
+            ssh_logins: Family::default(),
+            ssh_requests: Family::default(),
+            ssh_request_duration: Histogram::new(REQUEST_BUCKETS),
+            ssh_response_bytes: Counter::default(),
+            ssh_in_flight: Gauge::default(),
             answers: Family::default(),
             answer_bytes: Family::default(),
             fetches: Family::default(),
@@ -151,6 +163,10 @@ impl Metrics {
         ] {
             drop(metrics.answers.get_or_create(&kind.label()));
             drop(metrics.answer_bytes.get_or_create(&kind.label()));
+        }
+        for result in [SSH_OK, SSH_REFUSED] {
+            drop(metrics.ssh_logins.get_or_create(&result));
+            drop(metrics.ssh_requests.get_or_create(&result));
         }
         for result in [FetchResult::Ok, FetchResult::Unchanged, FetchResult::Failed] {
             drop(metrics.fetches.get_or_create(&result.label()));
@@ -189,6 +205,28 @@ impl Metrics {
     /// An open connection.
     pub fn connection(&self) -> Counted {
         Counted::of(&self.connections)
+    }
+
+    /// An open connection of SSH.
+    pub fn ssh_connection(&self) -> Counted {
+        Counted::of(&self.ssh_connections)
+    }
+
+    /// A command over SSH that is being answered.
+    pub fn ssh_in_flight(&self) -> Counted {
+        Counted::of(&self.ssh_in_flight)
+    }
+
+    /// Counts a key or certificate whose owner was proved.
+    pub fn ssh_login(&self, let_in: bool) {
+        self.ssh_logins.get_or_create(&ssh_label(let_in)).inc();
+    }
+
+    /// Counts a command over SSH at its end, with the bytes that it was answered with.
+    pub fn ssh_request(&self, served: bool, duration: Duration, bytes: u64) {
+        self.ssh_requests.get_or_create(&ssh_label(served)).inc();
+        self.ssh_request_duration.observe(duration.as_secs_f64());
+        self.ssh_response_bytes.inc_by(bytes);
     }
 
     /// Counts an answer of upload-pack that was sent, with its bytes.
@@ -277,6 +315,38 @@ impl Metrics {
             self.connections.clone(),
         );
         r.register(
+            "ssh_connections",
+            "Open connections of SSH",
+            self.ssh_connections.clone(),
+        );
+        r.register(
+            "ssh_logins",
+            "Keys and certificates that clients proved to have, by whether they were let in",
+            self.ssh_logins.clone(),
+        );
+        r.register(
+            "ssh_requests",
+            "Commands over SSH by result",
+            self.ssh_requests.clone(),
+        );
+        r.register(
+            "ssh_requests_in_flight",
+            "Commands over SSH that are being answered",
+            self.ssh_in_flight.clone(),
+        );
+        r.register_with_unit(
+            "ssh_request_duration",
+            "From a command to the end of its answer",
+            Unit::Seconds,
+            self.ssh_request_duration.clone(),
+        );
+        r.register_with_unit(
+            "ssh_response",
+            "What was sent for commands",
+            Unit::Bytes,
+            self.ssh_response_bytes.clone(),
+        );
+        r.register(
             "git_answers",
             "Answers to fetches by where their bytes came from",
             self.answers.clone(),
@@ -323,6 +393,13 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.dec();
     }
+}
+
+const SSH_OK: ResultLabel = ResultLabel { result: "ok" };
+const SSH_REFUSED: ResultLabel = ResultLabel { result: "refused" };
+
+fn ssh_label(ok: bool) -> ResultLabel {
+    if ok { SSH_OK } else { SSH_REFUSED }
 }
 
 impl AnswerKind {

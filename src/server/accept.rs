@@ -1,4 +1,4 @@
-//! The accept loop and the drain.
+//! The accept loop and the drain, the same for every door.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,54 +8,65 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::activity::Times;
-use super::connection::{self, Shared};
 use crate::config::Config;
-use crate::ops::metrics::Metrics;
 
 /// After an error that is not the client's, such as too many open files: time for some of them to be closed.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// A crowd fills the connections many times a second; the log needs to hear of it once in a while.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// Accepts connections until `shared.draining` is cancelled, then lets them finish what is under way for at most
-/// `limits.drain_timeout` and returns how many had to be cut.
-pub async fn run(
+/// How connections are told to end.
+#[derive(Clone, Default)]
+pub struct Ending {
+    /// Cancelled when the service stops: finish what is under way.
+    pub draining: CancellationToken,
+    /// Cancelled when that has taken too long.
+    pub cut: CancellationToken,
+}
+
+/// Accepts connections and has `serve` serve them until `ending.draining` is cancelled, then lets them finish what is
+/// under way for at most `limits.drain_timeout` and returns how many had to be cut.
+pub async fn run<S, F>(
     listener: TcpListener,
     config: watch::Receiver<Arc<Config>>,
-    metrics: Arc<Metrics>,
-    shared: Arc<Shared>,
-) -> usize {
+    ending: Ending,
+    serve: S,
+) -> usize
+where
+    S: Fn(TcpStream, SocketAddr, Times) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     let slots = Slots::new(config.borrow().limits.connections);
     let connections = TaskTracker::new();
-    let draining = shared.draining.clone();
     let accepting = async {
         let mut slots = slots;
         loop {
             let slot = slots.next().await;
             let (stream, address) = accept(&listener).await;
             let times = Times::of(&config.borrow().limits);
-            let (shared, counted) = (shared.clone(), metrics.connection());
+            let serving = serve(stream, address, times);
             connections.spawn(async move {
-                let _held = (slot, counted);
-                connection::serve(stream, address, times, shared).await;
+                let _held = slot;
+                serving.await;
             });
         }
     };
     tokio::select! {
-        () = draining.cancelled() => {}
+        () = ending.draining.cancelled() => {}
         () = accepting => {}
     }
     drop(listener);
-    drain(&connections, &config, &shared).await
+    drain(&connections, &config, &ending).await
 }
 
 async fn drain(
     connections: &TaskTracker,
     config: &watch::Receiver<Arc<Config>>,
-    shared: &Shared,
+    ending: &Ending,
 ) -> usize {
     let limit = config.borrow().limits.drain_timeout;
     connections.close();
@@ -74,7 +85,7 @@ async fn drain(
         limit_s = limit.as_secs(),
         "connections cut: they did not finish in time"
     );
-    shared.cut.cancel();
+    ending.cut.cancel();
     connections.wait().await;
     cut
 }

@@ -20,12 +20,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::accept::Ending;
 use super::activity::{Activity, Exchange, Expired, Times};
 use super::body::RequestBody;
 use super::io::Guarded;
+use crate::ops::metrics::Metrics;
 
 /// What all connections share.
 pub struct Shared {
@@ -33,10 +34,8 @@ pub struct Shared {
     pub router: Router,
     /// With TLS or without.
     pub tls: Option<TlsAcceptor>,
-    /// Cancelled when the service stops: finish what is under way.
-    pub draining: CancellationToken,
-    /// Cancelled when that has taken too long.
-    pub cut: CancellationToken,
+    pub ending: Ending,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Where a request comes from; an extension of every request.
@@ -62,6 +61,7 @@ const HEAD_SIZE: usize = 32 << 10;
 
 /// Serves `stream` until either side ends it.
 pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared: Arc<Shared>) {
+    let _counted = shared.metrics.connection();
     // Answers are written in large pieces; the last, small one should not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, peer = %address, "no TCP_NODELAY");
@@ -83,7 +83,7 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     };
     let handshake = tokio::select! {
         handshake = timeout(times.handshake, tls.accept(stream)) => handshake,
-        () = shared.draining.cancelled() => return,
+        () = shared.ending.draining.cancelled() => return,
     };
     match handshake {
         Ok(Ok(stream)) => {
@@ -123,8 +123,8 @@ where
                 }
                 return;
             }
-            () = shared.cut.cancelled() => return,
-            () = shared.draining.cancelled(), if !closing => {}
+            () = shared.ending.cut.cancelled() => return,
+            () = shared.ending.draining.cancelled(), if !closing => {}
             why = activity.expired() => {
                 tracing::debug!(?why, peer = %peer.address, "connection closed");
                 if closing || why != Expired::Idle {

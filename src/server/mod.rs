@@ -17,7 +17,6 @@ use std::time::Instant;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::app::App;
@@ -25,11 +24,15 @@ use crate::config::{Config, Listen};
 use crate::git::pool::Pool;
 use crate::ops::metrics::Metrics;
 use crate::router;
+use crate::ssh::{self, host_key};
+use accept::Ending;
 
 /// Sockets that are bound before anything else happens, so that clients wait in the queue instead of being refused.
 pub struct Listeners {
     /// HTTP, or HTTPS with `listen.tls`.
     pub http: TcpListener,
+    /// SSH, with `listen.ssh`.
+    pub ssh: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -38,10 +41,17 @@ impl Listeners {
     /// # Errors
     /// When the address is taken or not ours, with the key that names it.
     pub async fn bind(listen: &Listen) -> anyhow::Result<Self> {
-        let http = TcpListener::bind(listen.http)
-            .await
-            .with_context(|| format!("listen.http: cannot listen on {}", listen.http))?;
-        Ok(Self { http })
+        let bind = async |key, address| {
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("{key}: cannot listen on {address}"))
+        };
+        let http = bind("listen.http", listen.http).await?;
+        let ssh = match &listen.ssh {
+            Some(ssh) => Some(bind("listen.ssh.address", ssh.address).await?),
+            None => None,
+        };
+        Ok(Self { http, ssh })
     }
 }
 
@@ -51,13 +61,13 @@ impl Listeners {
 /// follows its changes.
 ///
 /// # Errors
-/// When the data folder cannot be used.
+/// When the data folder cannot be used, or there is no host key for SSH.
 pub async fn run(
     config: watch::Receiver<Arc<Config>>,
     listeners: Listeners,
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
-    let draining = CancellationToken::new();
+    let ending = Ending::default();
     let has_tls = config.borrow().listen.tls.is_some();
     let tls = has_tls.then(|| tls::acceptor(config.clone())).transpose()?;
     let metrics = Arc::new(Metrics::new());
@@ -69,25 +79,68 @@ pub async fn run(
         pool: pool.clone(),
         metrics: metrics.clone(),
         started: Instant::now(),
-        draining: draining.clone(),
+        draining: ending.draining.clone(),
     });
+    let ssh = match listeners.ssh {
+        Some(listener) => Some(serve_ssh(listener, &config, &app, &ending).await?),
+        None => None,
+    };
     let shared = Arc::new(connection::Shared {
         router: router::routes(app),
         tls,
-        draining: draining.clone(),
-        cut: CancellationToken::new(),
+        ending: ending.clone(),
+        metrics,
     });
     let address = listeners.http.local_addr().context("listen.http")?;
     tracing::info!(listener = "http", %address, tls = shared.tls.is_some(), "listening");
-    let serving = accept::run(listeners.http, config, metrics, shared);
+    let draining = ending.draining.clone();
+    let serve =
+        move |stream, address, times| connection::serve(stream, address, times, shared.clone());
+    let http = accept::run(listeners.http, config, ending, serve);
     let stopping = async {
         shutdown.await;
         tracing::info!("stopping");
         draining.cancel();
     };
-    tokio::join!(serving, stopping);
+    let ssh = async {
+        if let Some(serving) = ssh {
+            serving.await;
+        }
+    };
+    tokio::join!(http, ssh, stopping);
     pool.shutdown().await;
     Ok(())
+}
+
+/// The SSH door, yet to be run.
+async fn serve_ssh(
+    listener: TcpListener,
+    config: &watch::Receiver<Arc<Config>>,
+    app: &Arc<App>,
+    ending: &Ending,
+) -> anyhow::Result<impl Future<Output = usize> + use<>> {
+    let path = config
+        .borrow()
+        .listen
+        .ssh
+        .as_ref()
+        .map(|ssh| ssh.host_key_file.clone())
+        .context("listen.ssh")?;
+    let host_key = tokio::task::spawn_blocking(move || host_key::read_or_make(&path))
+        .await?
+        .context("listen.ssh.host_key_file")?;
+    let shared = Arc::new(ssh::connection::Shared {
+        app: Arc::clone(app),
+        protocol: Arc::new(ssh::connection::protocol(host_key.expose())),
+        ending: ending.clone(),
+    });
+    let address = listener.local_addr().context("listen.ssh.address")?;
+    let key = ssh::shown(host_key.expose().public_key());
+    tracing::info!(listener = "ssh", %address, key, "listening");
+    let serve = move |stream, address, times| {
+        ssh::connection::serve(stream, address, times, Arc::clone(&shared))
+    };
+    Ok(accept::run(listener, config.clone(), ending.clone(), serve))
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Shared;
+use super::accept::Ending;
+use super::connection::{self, Shared};
 use super::{accept, tls};
 use crate::config::Config;
 use crate::config::environment::Environment;
@@ -55,19 +56,18 @@ impl Server {
         let address = listener.local_addr().expect("bound");
         let has_tls = config.listen.tls.is_some();
         let (sender, config) = watch::channel(Arc::new(config));
-        let draining = CancellationToken::new();
+        let ending = Ending::default();
+        let draining = ending.draining.clone();
         let shared = Arc::new(Shared {
             router,
             tls: has_tls.then(|| tls::acceptor(config.clone()).expect("TLS")),
-            draining: draining.clone(),
-            cut: CancellationToken::new(),
+            ending: ending.clone(),
+            metrics: Arc::new(Metrics::new()),
         });
-        let task = tokio::spawn(accept::run(
-            listener,
-            config,
-            Arc::new(Metrics::new()),
-            shared,
-        ));
+        let serve = move |stream, address, times| {
+            connection::serve(stream, address, times, Arc::clone(&shared))
+        };
+        let task = tokio::spawn(accept::run(listener, config, ending, serve));
         Self {
             address,
             config: sender,

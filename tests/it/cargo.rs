@@ -1,4 +1,5 @@
-//! cargo as a client: with the libgit2 that is built into it, with git2-curl, and with the git command line.
+//! cargo as a client: with the libgit2 that is built into it, with git2-curl, and with the git command line; over HTTP
+//! and, with the key in an agent, over SSH.
 //!
 //! The crates say `https://git.example.test/…`; a `.gitconfig` sends cargo to the service. Nothing is built twice and
 //! no registry is asked: the crates depend on nothing else.
@@ -8,6 +9,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::support::process::{self, Output};
+use crate::support::ssh_door::{Agent, SshDoor};
+use crate::support::warmdock::Builder;
 use crate::support::{Client, Fault, HOST, Repo, Upstream, Warmdock, warmdock};
 
 /// A crate `leaf` that says which commit it was built from.
@@ -18,6 +21,8 @@ struct Setup {
     rev: String,
     warmdock: Warmdock,
     client: Client,
+    /// For cargo itself, which has its own environment.
+    environment: Vec<(&'static str, String)>,
 }
 
 const CARGO_TOML: &[u8] = b"[package]\nname = \"leaf\"\nversion = \"0.1.0\"\nedition = \"2021\"\n";
@@ -27,6 +32,10 @@ fn source(who: &str) -> Vec<u8> {
 }
 
 fn setup(over_http: bool) -> Setup {
+    setup_with(over_http, Builder::start)
+}
+
+fn setup_with(over_http: bool, open: impl FnOnce(Builder) -> Warmdock) -> Setup {
     let upstream = Upstream::start();
     let leaf = Repo::empty(&upstream.path("team/leaf"));
     let commit = |branch: &str, who: &str| {
@@ -53,11 +62,12 @@ fn setup(over_http: bool) -> Setup {
     commit("stable", "branch");
     commit("trunk", "default");
     leaf.git(&["symbolic-ref", "HEAD", "refs/heads/trunk"]);
-    let warmdock = if over_http {
-        warmdock::over_http(&upstream)
+    let url = if over_http {
+        upstream.url()
     } else {
-        warmdock::over_files(&upstream)
+        upstream.file_url()
     };
+    let warmdock = open(warmdock::builder(&url));
     let client = Client::new(2);
     client.write_gitconfig(&format!(
         "[url \"http://{}/git/{HOST}/\"]\n\tinsteadOf = https://{HOST}/\n[url \"http://{0}/git/github.com/\"]\n\tinsteadOf = https://github.com/\n",
@@ -69,7 +79,34 @@ fn setup(over_http: bool) -> Setup {
         rev,
         warmdock,
         client,
+        environment: Vec::new(),
     }
+}
+
+/// The same through the SSH door, with the key in an agent as BuildKit forwards one.
+fn setup_over_ssh() -> (Setup, SshDoor, Agent) {
+    let (door, agent) = (SshDoor::new(), Agent::start());
+    agent.add(&door.path("user"));
+    let mut setup = setup_with(false, |builder| {
+        door.open(builder.set("/access/anonymous", "none"))
+    });
+    let address = setup.warmdock.ssh_address();
+    setup.client.write_gitconfig(&format!(
+        "[url \"ssh://git@{address}/{HOST}/\"]\n\tinsteadOf = https://{HOST}/\n"
+    ));
+    let known_hosts = setup.client.home().join(".ssh");
+    std::fs::create_dir_all(&known_hosts).unwrap();
+    // cargo looks for the host under the port of the address in Cargo.toml, which is another.
+    let line = std::fs::read_to_string(door.path("known_hosts")).unwrap();
+    let (name, key) = line.split_once(' ').unwrap();
+    let line = format!("{name},{} {key}", address.ip());
+    std::fs::write(known_hosts.join("known_hosts"), line).unwrap();
+    setup.environment = vec![
+        ("SSH_AUTH_SOCK", agent.socket()),
+        // ssh looks for the file in the home of the account, whatever HOME says.
+        ("GIT_SSH_COMMAND", door.ssh_without_key()),
+    ];
+    (setup, door, agent)
 }
 
 impl Setup {
@@ -117,7 +154,8 @@ impl Setup {
             .env("CARGO_TARGET_DIR", self.client.path("target"))
             .env("CARGO_BUILD_JOBS", "1")
             .env("GIT_TERMINAL_PROMPT", "0")
-            .env("GIT_CONFIG_NOSYSTEM", "1");
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         // A toolchain's folder has both; without rustup there is one of each on the path.
         if rustc.exists() {
             command.env("RUSTC", rustc);
@@ -167,6 +205,20 @@ fn git2_curl_builds_by_branch_tag_rev_and_default() {
 #[test]
 fn git_command_line_builds_by_branch_tag_rev_and_default() {
     let setup = setup(false);
+    setup.write_app();
+    setup.build_and_run("cargo-home", "[net]\ngit-fetch-with-cli = true\n");
+}
+
+#[test]
+fn libgit2_through_the_ssh_door() {
+    let (setup, _door, _agent) = setup_over_ssh();
+    setup.write_app();
+    setup.build_and_run("cargo-home", "");
+}
+
+#[test]
+fn git_command_line_through_the_ssh_door() {
+    let (setup, _door, _agent) = setup_over_ssh();
     setup.write_app();
     setup.build_and_run("cargo-home", "[net]\ngit-fetch-with-cli = true\n");
 }

@@ -1,21 +1,43 @@
-//! The git command line against the service, with each protocol version. What a clone through the service has is
+//! The git command line against the service, with each protocol version and through each door. What a clone through the service has is
 //! compared with a clone straight from the upstream.
 
 use crate::support::compare::{Objects, assert_same, shallow};
 use crate::support::process::Output;
 use crate::support::repo::{DAY, FIRST_DAY};
+use crate::support::ssh_door::SshDoor;
 use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, warmdock};
 
-/// Runs each scenario with protocol 0, 1 and 2.
-macro_rules! with_each_protocol {
+/// How the client comes to the service.
+#[derive(Clone, Copy)]
+struct Way {
+    protocol: u8,
+    door: Door,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Door {
+    Http,
+    Ssh,
+}
+
+/// Runs each scenario with protocol 0, 1 and 2, over HTTP and over SSH.
+macro_rules! each_way {
     ($($scenario:ident),* $(,)?) => {
-        mod v0 { $(#[test] fn $scenario() { super::$scenario(0); })* }
-        mod v1 { $(#[test] fn $scenario() { super::$scenario(1); })* }
-        mod v2 { $(#[test] fn $scenario() { super::$scenario(2); })* }
+        each_way!(v0, 0, Http, $($scenario),*);
+        each_way!(v1, 1, Http, $($scenario),*);
+        each_way!(v2, 2, Http, $($scenario),*);
+        each_way!(ssh_v0, 0, Ssh, $($scenario),*);
+        each_way!(ssh_v2, 2, Ssh, $($scenario),*);
+    };
+    ($module:ident, $protocol:literal, $door:ident, $($scenario:ident),*) => {
+        mod $module {
+            const WAY: super::Way = super::Way { protocol: $protocol, door: super::Door::$door };
+            $(#[test] fn $scenario() { super::$scenario(WAY); })*
+        }
     };
 }
 
-with_each_protocol!(
+each_way!(
     whole_clone,
     clone_with_checkout,
     mirror_clone,
@@ -63,27 +85,47 @@ struct Setup {
     repo: Repo,
     warmdock: Warmdock,
     client: Client,
+    /// The keys, over SSH.
+    ssh: Option<SshDoor>,
 }
 
-fn setup(protocol: u8) -> Setup {
-    setup_with(protocol, |path| Repo::sample(path, 1))
+fn setup(way: Way) -> Setup {
+    setup_with(way, |path| Repo::sample(path, 1))
 }
 
-fn setup_with(protocol: u8, make: impl FnOnce(&std::path::Path) -> Repo) -> Setup {
+fn setup_with(way: Way, make: impl FnOnce(&std::path::Path) -> Repo) -> Setup {
     let upstream = Upstream::start();
     let repo = make(&upstream.path(SAMPLE));
-    let warmdock = warmdock::over_files(&upstream);
+    let mut client = Client::new(way.protocol);
+    let builder = warmdock::builder(&upstream.file_url());
+    let (warmdock, ssh) = match way.door {
+        Door::Http => (builder.start(), None),
+        Door::Ssh => {
+            let door = SshDoor::new();
+            let warmdock = door.open(builder);
+            client.set("GIT_SSH_COMMAND", &door.ssh("user"));
+            (warmdock, Some(door))
+        }
+    };
     Setup {
         repo,
         warmdock,
-        client: Client::new(protocol),
+        client,
+        ssh,
         upstream,
     }
 }
 
 impl Setup {
     fn url(&self) -> String {
-        self.warmdock.url(SAMPLE)
+        self.url_of(SAMPLE)
+    }
+
+    fn url_of(&self, name: &str) -> String {
+        match &self.ssh {
+            None => self.warmdock.url(name),
+            Some(_) => self.warmdock.ssh_url(name),
+        }
     }
 
     /// Clones through the service to `ours` and straight to `direct`.
@@ -113,8 +155,8 @@ impl Setup {
     }
 }
 
-fn whole_clone(protocol: u8) {
-    let setup = setup(protocol);
+fn whole_clone(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare"]);
     setup.assert_same(Objects::Exactly);
     // The second time the answer may come from where finished answers are kept.
@@ -122,8 +164,8 @@ fn whole_clone(protocol: u8) {
     assert_same(&setup.client, "again", "direct", Objects::Exactly);
 }
 
-fn clone_with_checkout(protocol: u8) {
-    let setup = setup(protocol);
+fn clone_with_checkout(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&[]);
     setup.assert_same(Objects::Exactly);
     assert_eq!(setup.ours(&["status", "--porcelain"]).ok().text(), "");
@@ -136,20 +178,20 @@ fn clone_with_checkout(protocol: u8) {
     );
 }
 
-fn mirror_clone(protocol: u8) {
-    let setup = setup(protocol);
+fn mirror_clone(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--mirror"]);
     setup.assert_same(Objects::Exactly);
 }
 
-fn single_branch(protocol: u8) {
-    let setup = setup(protocol);
+fn single_branch(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--single-branch"]);
     setup.assert_same(Objects::Reachable);
 }
 
-fn single_branch_that_is_small(protocol: u8) {
-    let setup = setup(protocol);
+fn single_branch_that_is_small(way: Way) {
+    let setup = setup(way);
     // So much else is in the repository that sending all of it would not do.
     let large = crate::support::repo::Rng(3).bytes(400_000);
     setup.repo.commit("main", &[("large.bin", &large)]);
@@ -163,8 +205,8 @@ fn single_branch_that_is_small(protocol: u8) {
     setup.assert_same(Objects::Exactly);
 }
 
-fn depth_1(protocol: u8) {
-    let setup = setup(protocol);
+fn depth_1(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--depth", "1"]);
     setup.assert_same(Objects::Exactly);
     assert_eq!(shallow(&setup.client, "ours").len(), 1);
@@ -175,20 +217,20 @@ fn depth_1(protocol: u8) {
     assert_same(&setup.client, "again", "direct", Objects::Exactly);
 }
 
-fn depth_1_of_a_tag(protocol: u8) {
-    let setup = setup(protocol);
+fn depth_1_of_a_tag(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--depth", "1", "--branch", "v1.0"]);
     setup.assert_same(Objects::Exactly);
 }
 
-fn depth_of_all_branches(protocol: u8) {
-    let setup = setup(protocol);
+fn depth_of_all_branches(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--depth", "3", "--no-single-branch"]);
     setup.assert_same(Objects::Exactly);
 }
 
-fn depth_then_deepen(protocol: u8) {
-    let setup = setup(protocol);
+fn depth_then_deepen(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--depth", "1"]);
     for deepen in ["--deepen=2", "--deepen=7", "--depth=15", "--depth=4"] {
         setup.git_both(&["fetch", "--quiet", deepen, "origin", "main"]);
@@ -196,14 +238,14 @@ fn depth_then_deepen(protocol: u8) {
     }
 }
 
-fn depth_beyond_the_history(protocol: u8) {
-    let setup = setup(protocol);
+fn depth_beyond_the_history(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--depth", "100000"]);
     setup.assert_same(Objects::Reachable);
 }
 
-fn shallow_since(protocol: u8) {
-    let setup = setup(protocol);
+fn shallow_since(way: Way) {
+    let setup = setup(way);
     let since = format!("--shallow-since=@{}", FIRST_DAY + 30 * DAY);
     setup.clone_both(&["--bare", "--no-single-branch", &since]);
     setup.assert_same(Objects::Exactly);
@@ -212,8 +254,8 @@ fn shallow_since(protocol: u8) {
     setup.assert_same(Objects::Reachable);
 }
 
-fn shallow_exclude(protocol: u8) {
-    let setup = setup(protocol);
+fn shallow_exclude(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--shallow-exclude=v0.1"]);
     setup.assert_same(Objects::Exactly);
     setup.git_both(&[
@@ -226,16 +268,16 @@ fn shallow_exclude(protocol: u8) {
     setup.assert_same(Objects::Reachable);
 }
 
-fn unshallow(protocol: u8) {
-    let setup = setup(protocol);
+fn unshallow(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--depth", "2", "--no-single-branch"]);
     setup.git_both(&["fetch", "--quiet", "--unshallow"]);
     setup.assert_same(Objects::Reachable);
     assert!(shallow(&setup.client, "ours").is_empty());
 }
 
-fn fetch_into_a_shallow_clone(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_into_a_shallow_clone(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--depth", "2"]);
     setup.repo.commit("main", &[("new.txt", b"new\n")]);
     setup.repo.commit("main", &[("newer.txt", b"newer\n")]);
@@ -247,8 +289,8 @@ fn fetch_into_a_shallow_clone(protocol: u8) {
 }
 
 /// A partial clone, then everything that was left out, fetched object by object when it is checked out.
-fn filtered(protocol: u8, filter: &str) {
-    let setup = setup(protocol);
+fn filtered(way: Way, filter: &str) {
+    let setup = setup(way);
     let filter = format!("--filter={filter}");
     setup.clone_both(&["--no-checkout", &filter]);
     setup.assert_same(Objects::Partial);
@@ -260,24 +302,24 @@ fn filtered(protocol: u8, filter: &str) {
         .ok();
 }
 
-fn filter_blob_none(protocol: u8) {
-    filtered(protocol, "blob:none");
+fn filter_blob_none(way: Way) {
+    filtered(way, "blob:none");
 }
 
-fn filter_blob_limit(protocol: u8) {
-    filtered(protocol, "blob:limit=100");
+fn filter_blob_limit(way: Way) {
+    filtered(way, "blob:limit=100");
 }
 
-fn filter_tree_0(protocol: u8) {
-    filtered(protocol, "tree:0");
+fn filter_tree_0(way: Way) {
+    filtered(way, "tree:0");
 }
 
-fn filter_tree_1(protocol: u8) {
-    filtered(protocol, "tree:1");
+fn filter_tree_1(way: Way) {
+    filtered(way, "tree:1");
 }
 
-fn filter_object_type(protocol: u8) {
-    let setup = setup(protocol);
+fn filter_object_type(way: Way) {
+    let setup = setup(way);
     for repo in ["ours", "direct"] {
         setup.client.git(&["init", "--quiet", "--bare", repo]).ok();
     }
@@ -299,16 +341,16 @@ fn filter_object_type(protocol: u8) {
     setup.assert_same(Objects::Partial);
 }
 
-fn filter_with_depth(protocol: u8) {
-    let setup = setup(protocol);
+fn filter_with_depth(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--no-checkout", "--depth", "2", "--filter=blob:none"]);
     setup.assert_same(Objects::Partial);
     setup.git_both(&["checkout", "--quiet", "main"]);
     setup.assert_same(Objects::Partial);
 }
 
-fn fetch_of_new_commits(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_of_new_commits(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&[]);
     for number in 0..3 {
         let text = format!("{number}\n");
@@ -325,8 +367,8 @@ fn fetch_of_new_commits(protocol: u8) {
     }
 }
 
-fn fetch_of_a_new_branch_on_old_commits(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_of_a_new_branch_on_old_commits(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--mirror"]);
     setup.repo.git(&["branch", "from-old", "v0.1~3"]);
     setup
@@ -337,8 +379,8 @@ fn fetch_of_a_new_branch_on_old_commits(protocol: u8) {
 }
 
 /// The client has commits that nobody else has: many `have` lines before one that is common.
-fn fetch_with_local_commits(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_with_local_commits(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--branch", "main"]);
     for repo in ["ours", "direct"] {
         Repo::at(&setup.client.path(repo).join(".git")).commits("main", 70);
@@ -348,15 +390,15 @@ fn fetch_with_local_commits(protocol: u8) {
     setup.assert_same(Objects::Exactly);
 }
 
-fn fetch_with_nothing_new(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_with_nothing_new(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&[]);
     setup.git_both(&["fetch", "--quiet"]);
     setup.assert_same(Objects::Exactly);
 }
 
-fn fetch_after_a_force_push(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_after_a_force_push(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&[]);
     setup.repo.force_push("main");
     setup.repo.force_push("feature/one");
@@ -371,8 +413,8 @@ fn fetch_after_a_force_push(protocol: u8) {
 }
 
 /// What BuildKit does for a commit id.
-fn fetch_by_commit_id(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_by_commit_id(way: Way) {
+    let setup = setup(way);
     let old = setup.repo.id("main~5");
     for (number, extra) in [&["--depth=1", "--no-tags"][..], &["--tags"], &[]]
         .into_iter()
@@ -405,8 +447,8 @@ fn fetch_by_commit_id(protocol: u8) {
     }
 }
 
-fn fetch_by_tag_object_id(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_by_tag_object_id(way: Way) {
+    let setup = setup(way);
     let (tag, blob) = (setup.repo.id("v1.0"), setup.repo.id("main:bin/run"));
     setup
         .client
@@ -438,8 +480,8 @@ fn fetch_by_tag_object_id(protocol: u8) {
     );
 }
 
-fn fetch_of_a_missing_id(protocol: u8) {
-    let setup = setup(protocol);
+fn fetch_of_a_missing_id(way: Way) {
+    let setup = setup(way);
     setup
         .client
         .git(&["init", "--quiet", "--bare", "empty"])
@@ -461,16 +503,16 @@ fn fetch_of_a_missing_id(protocol: u8) {
     setup.clone_both(&["--bare"]);
 }
 
-fn no_tags(protocol: u8) {
-    let setup = setup(protocol);
+fn no_tags(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--bare", "--no-tags"]);
     setup.assert_same(Objects::Reachable);
     assert_eq!(setup.ours(&["tag"]).ok().text(), "");
 }
 
 /// `include-tag`: a tag that points into what is fetched comes along with it.
-fn tags_come_with_their_commits(protocol: u8) {
-    let setup = setup(protocol);
+fn tags_come_with_their_commits(way: Way) {
+    let setup = setup(way);
     setup.clone_both(&["--single-branch"]);
     let commit = setup.repo.commit("main", &[("released.txt", b"1.2\n")]);
     setup.repo.git(&[
@@ -491,8 +533,8 @@ fn tags_come_with_their_commits(protocol: u8) {
     setup.ours(&["rev-parse", "--verify", "v1.2^{tag}"]).ok();
 }
 
-fn ls_remote(protocol: u8) {
-    let setup = setup(protocol);
+fn ls_remote(way: Way) {
+    let setup = setup(way);
     for args in [&["ls-remote"][..], &["ls-remote", "--symref"]] {
         let ours = setup
             .client
@@ -509,8 +551,8 @@ fn ls_remote(protocol: u8) {
     }
 }
 
-fn ls_remote_with_patterns(protocol: u8) {
-    let setup = setup(protocol);
+fn ls_remote_with_patterns(way: Way) {
+    let setup = setup(way);
     let patterns: [&[&str]; 6] = [
         &["main"],
         &["refs/heads/feature/*"],
@@ -546,10 +588,8 @@ fn ls_remote_with_patterns(protocol: u8) {
     }
 }
 
-fn empty_repository(protocol: u8) {
-    let setup = setup_with(protocol, |path| {
-        Repo::init(path, &["--initial-branch=trunk"])
-    });
+fn empty_repository(way: Way) {
+    let setup = setup_with(way, |path| Repo::init(path, &["--initial-branch=trunk"]));
     setup.clone_both(&[]);
     assert_eq!(setup.ours(&["for-each-ref"]).ok().text(), "");
     let head = |repo| {
@@ -560,7 +600,7 @@ fn empty_repository(protocol: u8) {
             .text()
     };
     assert_eq!(head("ours"), head("direct"));
-    if protocol == 2 {
+    if way.protocol == 2 {
         assert_eq!(head("ours"), "refs/heads/trunk");
     }
     // Its first commit arrives.
@@ -569,8 +609,8 @@ fn empty_repository(protocol: u8) {
     setup.assert_same(Objects::Exactly);
 }
 
-fn detached_head(protocol: u8) {
-    let setup = setup(protocol);
+fn detached_head(way: Way) {
+    let setup = setup(way);
     let id = setup.repo.id("main~3");
     std::fs::write(setup.repo.path.join("HEAD"), format!("{id}\n")).unwrap();
     setup.clone_both(&[]);
@@ -579,8 +619,8 @@ fn detached_head(protocol: u8) {
     setup.ours(&["symbolic-ref", "HEAD"]).failed();
 }
 
-fn head_is_another_branch(protocol: u8) {
-    let setup = setup(protocol);
+fn head_is_another_branch(way: Way) {
+    let setup = setup(way);
     setup
         .repo
         .git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
@@ -592,8 +632,8 @@ fn head_is_another_branch(protocol: u8) {
     );
 }
 
-fn tags_of_tags_trees_and_blobs(protocol: u8) {
-    let setup = setup(protocol);
+fn tags_of_tags_trees_and_blobs(way: Way) {
+    let setup = setup(way);
     let tag = |name: &str, target: &str| {
         let who = ["-c", "user.name=T", "-c", "user.email=t@example.test"];
         setup.repo.git(
@@ -630,8 +670,8 @@ fn tags_of_tags_trees_and_blobs(protocol: u8) {
 }
 
 /// Request bodies become so large that git compresses them, and sends them as chunks.
-fn many_references(protocol: u8) {
-    let setup = setup(protocol);
+fn many_references(way: Way) {
+    let setup = setup(way);
     setup.repo.tag_often(2000);
     // The smallest that git takes: above it a body is sent in chunks.
     setup
@@ -645,8 +685,8 @@ fn many_references(protocol: u8) {
     setup.assert_same(Objects::Exactly);
 }
 
-fn push_is_refused(protocol: u8) {
-    let setup = setup(protocol);
+fn push_is_refused(way: Way) {
+    let setup = setup(way);
     setup.client.clone(&setup.url(), "ours", &[]).ok();
     setup
         .ours(&["commit", "--quiet", "--allow-empty", "-m", "mine"])
@@ -654,25 +694,29 @@ fn push_is_refused(protocol: u8) {
     let output = setup
         .ours(&["push", "origin", "HEAD:refs/heads/mine"])
         .failed();
-    assert!(output.stderr.contains("403"), "{}", output.describe());
+    let (status, remote) = match way.door {
+        Door::Http => ("403", "remote: "),
+        Door::Ssh => ("warmdock is read-only", "warmdock: "),
+    };
+    assert!(output.stderr.contains(status), "{}", output.describe());
     assert!(
         output
             .stderr
             .lines()
-            .any(|line| line.starts_with("remote: ") && line.contains("push")),
+            .any(|line| line.starts_with(remote) && line.contains("push")),
         "git shows the person no reason: {}",
         output.describe()
     );
 }
 
 /// Nothing in common: all the `have` lines are unknown.
-fn unrelated_repository_into_the_same_clone(protocol: u8) {
-    let setup = setup(protocol);
+fn unrelated_repository_into_the_same_clone(way: Way) {
+    let setup = setup(way);
     let other = Repo::sample(&setup.upstream.path("team/other"), 2);
     other.commit("main", &[("other.txt", b"other\n")]);
     setup.clone_both(&["--bare"]);
     setup
-        .ours(&["remote", "add", "other", &setup.warmdock.url("team/other")])
+        .ours(&["remote", "add", "other", &setup.url_of("team/other")])
         .ok();
     setup
         .client

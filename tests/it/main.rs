@@ -7,6 +7,8 @@
 mod support;
 
 mod access;
+mod ask_upstream;
+mod authorization;
 mod bad_input;
 mod bad_upstream;
 mod cargo;
@@ -20,6 +22,9 @@ mod name;
 mod passing_through;
 mod paths;
 mod pool;
+mod private_crates;
 mod reload;
 mod server;
+mod ssh_door;
+mod ssh_upstream;
 mod tls;

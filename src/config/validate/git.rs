@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::ssh::SshFiles;
 use super::{Validator, indexed};
 use crate::config::file::{GitFile, UpstreamFile};
 use crate::config::given::Given;
@@ -70,17 +71,29 @@ impl Validator<'_> {
             Some(given) => self.secret(&token_key, given).map(Some),
             None => Some(None),
         };
-        if file.token_file.is_some() && url.as_ref().is_some_and(|url| url.scheme() == "file") {
+        let instead = match url.as_ref().map(|url| url.scheme()) {
+            Some("file") => Some(("the folder", "none, a folder needs no token")),
+            Some("ssh") => Some(("the ssh:// URL", "none, SSH takes a key: key_file")),
+            _ => None,
+        };
+        if let (Some(_), Some((beside, expected))) = (&file.token_file, instead) {
             self.problems.add(
                 &token_key,
-                format!("a token beside the folder of {url_key}"),
-                "none, a folder needs no token",
+                format!("a token beside {beside} of {url_key}"),
+                expected,
             );
         }
         let auth = self.read(&format!("{key}.auth"), &file.auth);
         let user = self.user(&format!("{key}.user"), &file.user);
+        let ssh = url.as_ref().map(|url| self.upstream_ssh(key, url, file));
         let repos = self.patterns(&format!("{key}.repos"), &file.repos);
         let (token_file, token) = token?.unzip();
+        let SshFiles {
+            key_file,
+            passphrase_file,
+            known_hosts_file,
+            ssh,
+        } = ssh??;
         Some(Upstream {
             host: host?,
             url: url?,
@@ -88,6 +101,10 @@ impl Validator<'_> {
             token,
             auth: auth?.0,
             user: user?,
+            key_file,
+            passphrase_file,
+            known_hosts_file,
+            ssh,
             repos: repos?,
         })
     }

@@ -16,6 +16,11 @@ impl Validator<'_> {
             &file.tls_handshake_timeout,
             shortest,
         );
+        let ssh_login_timeout = self.span(
+            "limits.ssh_login_timeout",
+            &file.ssh_login_timeout,
+            shortest,
+        );
         let header_timeout = self.span("limits.header_timeout", &file.header_timeout, shortest);
         let body_idle_timeout = self.span(
             "limits.body_idle_timeout",
@@ -44,6 +49,7 @@ impl Validator<'_> {
         Some(Limits {
             connections: connections?,
             tls_handshake_timeout: tls_handshake_timeout?,
+            ssh_login_timeout: ssh_login_timeout?,
             header_timeout: header_timeout?,
             body_idle_timeout: body_idle_timeout?,
             drain_timeout: drain_timeout?,

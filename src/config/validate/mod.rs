@@ -3,6 +3,7 @@
 mod access;
 mod git;
 mod limits;
+mod ssh;
 #[cfg(test)]
 mod tests;
 
@@ -33,9 +34,10 @@ pub fn validate(
 ) -> Result<Config, Problems> {
     let mut validator = Validator {
         problems: parsed.problems,
+        environment,
         reader,
     };
-    let config = validator.config(&parsed.file, environment);
+    let config = validator.config(&parsed.file);
     match config {
         Some(config) if validator.problems.is_empty() => Ok(config),
         _ => Err(validator.problems),
@@ -45,16 +47,17 @@ pub fn validate(
 /// Goes through the file. A method returns `None` when it has added a problem; it looks at all of its values first.
 struct Validator<'a> {
     problems: Problems,
+    environment: &'a Environment,
     reader: &'a mut Reader,
 }
 
 impl Validator<'_> {
-    fn config(&mut self, file: &ConfigFile, environment: &Environment) -> Option<Config> {
+    fn config(&mut self, file: &ConfigFile) -> Option<Config> {
         let listen = self.listen(&file.listen);
-        let data_dir = self.data_dir(file.data_dir.as_ref(), environment);
+        let data_dir = self.data_dir(file.data_dir.as_ref());
         let max_size = self.size("storage.max_size", &file.storage.max_size);
         let git = self.git(&file.git);
-        let access = self.access(&file.access);
+        let access = self.access(&file.access, git.as_ref());
         let limits = self.limits(&file.limits);
         Some(Config {
             listen: listen?,
@@ -74,9 +77,14 @@ impl Validator<'_> {
             Some(file) => self.tls(file).map(Some),
             None => Some(None),
         };
+        let ssh = match &file.ssh {
+            Some(file) => self.listen_ssh(file).map(Some),
+            None => Some(None),
+        };
         Some(Listen {
             http: http?,
             tls: tls?,
+            ssh: ssh?,
         })
     }
 
@@ -110,14 +118,10 @@ impl Validator<'_> {
         }
     }
 
-    fn data_dir(
-        &mut self,
-        given: Option<&Given<AbsolutePath>>,
-        environment: &Environment,
-    ) -> Option<PathBuf> {
+    fn data_dir(&mut self, given: Option<&Given<AbsolutePath>>) -> Option<PathBuf> {
         let path = match given {
             Some(given) => self.read("data_dir", given)?.0,
-            None => environment.data_dir(),
+            None => self.environment.data_dir(),
         };
         // It is made when the service starts; only what can never become a folder is wrong here.
         if path.exists() && !path.is_dir() {

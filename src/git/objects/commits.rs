@@ -196,6 +196,11 @@ impl CommitSet {
         new
     }
 
+    /// Whether `commit` was there when this set was made.
+    pub fn has_room_for(&self, commit: CommitNumber) -> bool {
+        commit.index() < self.seen.len()
+    }
+
     pub fn contains(&self, commit: CommitNumber) -> bool {
         self.seen.get(commit.0 as usize).copied().unwrap_or(false)
     }

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod request;
 pub mod shallow;
 pub mod sideband;
+pub mod stream;
 pub mod v0;
 pub mod v2;
 

@@ -28,6 +28,8 @@ impl Common {
     pub fn take(&mut self, have: &ObjectId, snapshot: &Snapshot, commits: &Commits) -> bool {
         let Some(commit) = snapshot
             .commit_of(have, commits)
+            // A negotiation that goes on for long may see commits that were added after it began.
+            .filter(|commit| self.commits.has_room_for(*commit))
             .filter(|_| snapshot.packs.contains(have))
         else {
             return false;

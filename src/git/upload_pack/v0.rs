@@ -9,6 +9,7 @@ use super::pktline::{self, FLUSH, Packet, Packets};
 use super::plan;
 use super::request::{Band, FetchRequest, shown};
 use super::{PackResponse, Refusal, Response};
+use crate::git::objects::commits::{CommitNumber, Commits};
 use crate::git::snapshot::Snapshot;
 
 /// How common commits are acknowledged.
@@ -33,12 +34,31 @@ pub struct Request {
 /// Git sends one batch in a body. Each is answered with a line at least, and takes a few bytes to send and to keep.
 const MAX_BATCHES: usize = 65_536;
 
+/// How a batch of haves ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client waits for an answer.
+    Flush,
+    /// The client wants the pack now.
+    Done,
+}
+
 /// Reads a request as smart HTTP sends it: whole, in one body.
 ///
 /// # Errors
 /// [`Refusal::Malformed`] says what was expected and what was found.
 pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
     let mut packets = Packets::new(body);
+    let mut request = parse_opening(&mut packets)?;
+    while !request.fetch.done && request.parse_batch(&mut packets)?.is_some() {}
+    Ok(request)
+}
+
+/// Reads what a request begins with: what is wanted, up to a flush. An empty body asks for nothing.
+///
+/// # Errors
+/// [`Refusal::Malformed`] says what was expected and what was found.
+pub fn parse_opening(packets: &mut Packets<'_>) -> Result<Request, Refusal> {
     let mut request = Request::default();
     let mut first = true;
     loop {
@@ -67,7 +87,7 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
                     )));
                 }
             }
-            Some(Packet::Flush) => break,
+            Some(Packet::Flush) => return Ok(request),
             None if first => return Ok(request),
             other => {
                 return Err(Refusal::Malformed(format!(
@@ -76,35 +96,50 @@ pub fn parse(body: &[u8]) -> Result<Request, Refusal> {
             }
         }
     }
-    loop {
-        match packets.next_packet()? {
-            Some(Packet::Data(data)) => {
-                let line = pktline::text(data);
-                if !(line.starts_with(b"have ") || line == b"done")
-                    || !request.fetch.take_line(line)?
-                {
-                    return Err(Refusal::Malformed(format!(
-                        "expected `have <id>` or `done`, found {:?}",
-                        shown(line)
-                    )));
-                }
-                if request.fetch.done {
-                    request.end_batch()?;
-                    return Ok(request);
-                }
-            }
-            Some(Packet::Flush) => request.end_batch()?,
-            None => return Ok(request),
-            other => {
-                return Err(Refusal::Malformed(format!(
-                    "expected a have or a flush, found {other:?}"
-                )));
-            }
-        }
-    }
 }
 
 impl Request {
+    /// Reads haves up to the end of their batch; `None` when there is nothing more.
+    ///
+    /// # Errors
+    /// [`Refusal::Malformed`] says what was expected and what was found.
+    pub fn parse_batch(&mut self, packets: &mut Packets<'_>) -> Result<Option<End>, Refusal> {
+        loop {
+            match packets.next_packet()? {
+                Some(Packet::Data(data)) => {
+                    let line = pktline::text(data);
+                    if !(line.starts_with(b"have ") || line == b"done")
+                        || !self.fetch.take_line(line)?
+                    {
+                        return Err(Refusal::Malformed(format!(
+                            "expected `have <id>` or `done`, found {:?}",
+                            shown(line)
+                        )));
+                    }
+                    if self.fetch.done {
+                        self.end_batch()?;
+                        return Ok(Some(End::Done));
+                    }
+                }
+                Some(Packet::Flush) => {
+                    self.end_batch()?;
+                    return Ok(Some(End::Flush));
+                }
+                None => return Ok(None),
+                other => {
+                    return Err(Refusal::Malformed(format!(
+                        "expected a have or a flush, found {other:?}"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Whether the boundary of the client's history is to be told before it goes on.
+    pub fn is_answered_at_once(&self) -> bool {
+        self.fetch.deepen.is_asked()
+    }
+
     fn end_batch(&mut self) -> Result<(), Refusal> {
         if self.batch_ends.len() >= MAX_BATCHES {
             return Err(Refusal::Malformed(format!(
@@ -113,6 +148,15 @@ impl Request {
         }
         self.batch_ends.push(self.fetch.haves.len());
         Ok(())
+    }
+
+    /// The haves of the batch that was read last.
+    pub fn last_batch(&self) -> &[ObjectId] {
+        match self.batch_ends[..] {
+            [.., start, end] => &self.fetch.haves[start..end],
+            [end] => &self.fetch.haves[..end],
+            [] => &[],
+        }
     }
 
     fn batches(&self) -> impl Iterator<Item = &[ObjectId]> {
@@ -180,106 +224,144 @@ pub fn respond(
     snapshot: &Snapshot,
     policy: WantPolicy,
 ) -> Result<Response, Refusal> {
-    let fetch = &request.fetch;
     let mut out = Vec::new();
-    if fetch.wants.is_empty() {
+    if request.fetch.wants.is_empty() {
         return Ok(Response::without_pack(out));
     }
     let commits = snapshot.commits();
-    let wants = plan::check_wants(&fetch.wants, snapshot, &commits, policy)?;
-    if fetch.deepen.is_asked() {
-        plan::plan(fetch, &wants, &Common::none(&commits), snapshot, &commits)?
-            .write_boundary(&mut out);
-        out.extend_from_slice(FLUSH);
+    let mut negotiation = Negotiation::begin(request, snapshot, &commits, policy, &mut out)?;
+    let mut pack = None;
+    for batch in request.batches() {
+        pack = negotiation.take_batch(request, batch, snapshot, &commits, &mut out)?;
+        if pack.is_some() {
+            break;
+        }
+    }
+    Ok(Response { head: out, pack })
+}
+
+/// What the server remembers between batches of haves. On a stream (git over SSH) it lives as long as the connection;
+/// over HTTP each request repeats what was said.
+pub struct Negotiation {
+    wants: Vec<CommitNumber>,
+    common: Common,
+    ready: bool,
+    batches: usize,
+}
+
+impl Negotiation {
+    /// Checks what is wanted, and tells the boundary of history where that was asked.
+    ///
+    /// # Errors
+    /// [`Refusal`], whose text goes to the client.
+    pub fn begin(
+        request: &Request,
+        snapshot: &Snapshot,
+        commits: &Commits,
+        policy: WantPolicy,
+        out: &mut Vec<u8>,
+    ) -> Result<Self, Refusal> {
+        let fetch = &request.fetch;
+        let wants = plan::check_wants(&fetch.wants, snapshot, commits, policy)?;
+        if fetch.deepen.is_asked() {
+            plan::plan(fetch, &wants, &Common::none(commits), snapshot, commits)?
+                .write_boundary(out);
+            out.extend_from_slice(FLUSH);
+        }
+        Ok(Self {
+            wants,
+            common: Common::none(commits),
+            ready: false,
+            batches: 0,
+        })
     }
 
-    let mut common = Common::none(&commits);
-    let mut ready = false;
-    for (nth, batch) in request.batches().enumerate() {
+    /// Answers the next batch of `request`; gives the pack when it is time for that.
+    ///
+    /// # Errors
+    /// [`Refusal`], whose text goes to the client.
+    pub fn take_batch(
+        &mut self,
+        request: &Request,
+        batch: &[ObjectId],
+        snapshot: &Snapshot,
+        commits: &Commits,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<PackResponse>, Refusal> {
+        self.batches += 1;
+        let (fetch, multi_ack) = (&request.fetch, request.multi_ack);
+        let (wants, common) = (&self.wants, &mut self.common);
         let (mut got_common, mut got_other) = (false, false);
         for have in batch {
-            if common.take(have, snapshot, &commits) {
+            if common.take(have, snapshot, commits) {
                 got_common = true;
-                match request.multi_ack {
-                    MultiAck::Detailed => {
-                        pktline::write_line(&mut out, &format!("ACK {have} common"))
-                    }
-                    MultiAck::Continue => {
-                        pktline::write_line(&mut out, &format!("ACK {have} continue"))
-                    }
+                match multi_ack {
+                    MultiAck::Detailed => pktline::write_line(out, &format!("ACK {have} common")),
+                    MultiAck::Continue => pktline::write_line(out, &format!("ACK {have} continue")),
                     MultiAck::None if common.commits().len() == 1 => {
-                        pktline::write_line(&mut out, &format!("ACK {have}"));
+                        pktline::write_line(out, &format!("ACK {have}"));
                     }
                     MultiAck::None => {}
                 }
             } else {
                 got_other = true;
-                if request.multi_ack != MultiAck::None && common.is_enough_for(&wants, &commits) {
-                    let word = if request.multi_ack == MultiAck::Detailed {
+                if multi_ack != MultiAck::None && common.is_enough_for(wants, commits) {
+                    let word = if multi_ack == MultiAck::Detailed {
                         "ready"
                     } else {
                         "continue"
                     };
-                    ready |= request.multi_ack == MultiAck::Detailed;
-                    pktline::write_line(&mut out, &format!("ACK {have} {word}"));
+                    self.ready |= multi_ack == MultiAck::Detailed;
+                    pktline::write_line(out, &format!("ACK {have} {word}"));
                 }
             }
         }
-        if fetch.done && nth + 1 == request.batch_ends.len() {
-            break;
+        if fetch.done && self.batches == request.batch_ends.len() {
+            match common.last() {
+                None => pktline::write_line(out, "NAK"),
+                Some(last) if multi_ack != MultiAck::None => {
+                    pktline::write_line(out, &format!("ACK {last}"))
+                }
+                Some(_) => {}
+            }
+            return self.pack(fetch, snapshot, commits).map(Some);
         }
         // The batch ended with a flush.
-        if request.multi_ack == MultiAck::Detailed
+        if multi_ack == MultiAck::Detailed
             && got_common
             && !got_other
-            && common.is_enough_for(&wants, &commits)
+            && common.is_enough_for(wants, commits)
             && let Some(last) = common.last()
         {
-            ready = true;
-            pktline::write_line(&mut out, &format!("ACK {last} ready"));
+            self.ready = true;
+            pktline::write_line(out, &format!("ACK {last} ready"));
         }
-        if common.is_empty() || request.multi_ack != MultiAck::None {
-            pktline::write_line(&mut out, "NAK");
+        if common.is_empty() || multi_ack != MultiAck::None {
+            pktline::write_line(out, "NAK");
         }
         if request.no_done
-            && ready
+            && self.ready
             && let Some(last) = common.last()
         {
-            pktline::write_line(&mut out, &format!("ACK {last}"));
-            return with_pack(out, fetch, &wants, &common, snapshot, &commits);
+            pktline::write_line(out, &format!("ACK {last}"));
+            return self.pack(fetch, snapshot, commits).map(Some);
         }
+        Ok(None)
     }
-    if !fetch.done {
-        return Ok(Response::without_pack(out));
-    }
-    match common.last() {
-        None => pktline::write_line(&mut out, "NAK"),
-        Some(last) if request.multi_ack != MultiAck::None => {
-            pktline::write_line(&mut out, &format!("ACK {last}"))
-        }
-        Some(_) => {}
-    }
-    with_pack(out, fetch, &wants, &common, snapshot, &commits)
-}
 
-fn with_pack(
-    head: Vec<u8>,
-    fetch: &FetchRequest,
-    wants: &[crate::git::objects::commits::CommitNumber],
-    common: &Common,
-    snapshot: &Snapshot,
-    commits: &crate::git::objects::commits::Commits,
-) -> Result<Response, Refusal> {
-    let plan = plan::plan(fetch, wants, common, snapshot, commits)?;
-    let pack = PackResponse {
-        plan,
-        band: fetch.band,
-        progress: !fetch.no_progress,
-    };
-    Ok(Response {
-        head,
-        pack: Some(pack),
-    })
+    fn pack(
+        &self,
+        fetch: &FetchRequest,
+        snapshot: &Snapshot,
+        commits: &Commits,
+    ) -> Result<PackResponse, Refusal> {
+        let plan = plan::plan(fetch, &self.wants, &self.common, snapshot, commits)?;
+        Ok(PackResponse {
+            plan,
+            band: fetch.band,
+            progress: !fetch.no_progress,
+        })
+    }
 }
 
 #[cfg(test)]

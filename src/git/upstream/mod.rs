@@ -1,11 +1,13 @@
-//! Where mirrors come from: one fetch from an upstream, over HTTP or from a folder.
+//! Where mirrors come from: one fetch from an upstream, over HTTP, over SSH or from a folder.
 //!
-//! Everything here blocks, and runs on threads made for that. SSH gets its place beside [`http`] when it comes: a
-//! transport for the same client code.
+//! Everything here blocks, and runs on threads made for that.
 
+mod client;
 pub mod file;
 pub mod http;
 pub mod pack;
+mod patience;
+pub mod ssh;
 mod transport;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +34,7 @@ pub struct Upstream {
 
 enum Kind {
     Http(Box<http::HttpUpstream>),
+    Ssh(Box<ssh::SshUpstream>),
     File(PathBuf),
 }
 
@@ -104,17 +107,16 @@ impl Upstream {
     /// # Errors
     /// No usable certificates for `https`.
     pub fn new(upstream: &config::Upstream, config: &Config) -> anyhow::Result<Self> {
-        let kind = match upstream.url.scheme() {
-            "file" => Kind::File(
+        let idle = config.limits.upstream_idle_timeout;
+        let kind = match (&upstream.ssh, upstream.url.scheme()) {
+            (Some(ssh), _) => Kind::Ssh(Box::new(ssh::SshUpstream::new(&upstream.host, ssh, idle))),
+            (None, "file") => Kind::File(
                 upstream
                     .url
                     .to_file_path()
                     .map_err(|()| anyhow::anyhow!("expected file:///absolute/path"))?,
             ),
-            _ => Kind::Http(Box::new(http::HttpUpstream::new(
-                upstream,
-                config.limits.upstream_idle_timeout,
-            )?)),
+            _ => Kind::Http(Box::new(http::HttpUpstream::new(upstream, idle)?)),
         };
         let namespaces = config
             .git
@@ -139,7 +141,7 @@ impl Upstream {
     pub fn http(&self) -> Option<&http::HttpUpstream> {
         match &self.kind {
             Kind::Http(http) => Some(http),
-            Kind::File(_) => None,
+            Kind::Ssh(_) | Kind::File(_) => None,
         }
     }
 
@@ -150,6 +152,7 @@ impl Upstream {
     pub fn fetch(&self, path: &str, job: FetchJob<'_>) -> Result<Fetched, UpstreamError> {
         match &self.kind {
             Kind::Http(http) => http.fetch(path, &self.namespaces, job),
+            Kind::Ssh(ssh) => ssh.fetch(path, &self.namespaces, job),
             Kind::File(root) => file::fetch(root, path, &self.namespaces, job),
         }
     }

@@ -2,22 +2,19 @@
 //! is passed through share connections, timeouts, certificates and the rule for redirects.
 
 use std::io::{self, BufRead, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use gix_error::{ErrorExt, Result, message};
 use gix_transport::client::blocking_io::http::{GetResponse, Http, PostBodyDataKind, PostResponse};
-use tokio::runtime::Handle;
+
+use super::patience::Patience;
 
 /// Blocks the calling thread, which must not be an async worker.
 pub(super) struct Blocking {
     client: reqwest::Client,
-    runtime: Handle,
     headers: reqwest::header::HeaderMap,
-    idle: Duration,
-    stop: Arc<AtomicBool>,
+    patience: Patience,
     /// Where the last GET ended up, without what was asked below it.
     redirected: Option<String>,
     /// The first thing that went wrong, in our own words.
@@ -32,20 +29,16 @@ pub(super) enum Failure {
 }
 
 impl Blocking {
-    /// `headers` go with every request: who we are, and our credentials. `idle` bounds the wait for each byte.
+    /// `headers` go with every request: who we are, and our credentials. `patience` bounds the wait for each byte.
     pub fn new(
         client: reqwest::Client,
-        runtime: Handle,
         headers: reqwest::header::HeaderMap,
-        idle: Duration,
-        stop: Arc<AtomicBool>,
+        patience: Patience,
     ) -> Self {
         Self {
             client,
-            runtime,
             headers,
-            idle,
-            stop,
+            patience,
             redirected: None,
             failure: Arc::default(),
         }
@@ -75,9 +68,7 @@ impl Blocking {
             body: Vec::new(),
             response: None,
             chunk: Bytes::new(),
-            runtime: self.runtime.clone(),
-            idle: self.idle,
-            stop: Arc::clone(&self.stop),
+            patience: self.patience.clone(),
             failure: Arc::clone(&self.failure),
         }))
     }
@@ -145,24 +136,13 @@ impl Http for Blocking {
     }
 }
 
-enum Waited<T> {
-    Done(T),
-    Silence,
-    Stopped,
-}
-
-/// How long a stop may go unnoticed by a fetch that waits.
-const LOOK_FOR_STOP: Duration = Duration::from_millis(200);
-
 /// One request and its response. It is sent when its response is first looked at, and by then its body is whole.
 struct Exchange {
     request: Option<reqwest::RequestBuilder>,
     body: Vec<u8>,
     response: Option<reqwest::Response>,
     chunk: Bytes,
-    runtime: Handle,
-    idle: Duration,
-    stop: Arc<AtomicBool>,
+    patience: Patience,
     failure: Arc<Mutex<Option<Failure>>>,
 }
 
@@ -174,13 +154,10 @@ impl Exchange {
         if !self.body.is_empty() {
             request = request.body(std::mem::take(&mut self.body));
         }
-        let response = match self.wait(request.send()) {
-            Waited::Silence => {
-                return Err(self.failed(format!("it did not answer for {}", self.idle())));
-            }
-            Waited::Stopped => return Err(self.failed("the service is stopping".to_owned())),
-            Waited::Done(Err(error)) => return Err(self.failed(describe(&error))),
-            Waited::Done(Ok(response)) => response,
+        let response = match self.patience.wait("did not answer", request.send()) {
+            Err(why) => return Err(self.failed(why.to_string())),
+            Ok(Err(error)) => return Err(self.failed(describe(&error))),
+            Ok(Ok(response)) => response,
         };
         if !response.status().is_success() {
             *lock(&self.failure) = Some(Failure::Status(response.status()));
@@ -196,40 +173,17 @@ impl Exchange {
             let Some(mut response) = self.response.take() else {
                 break;
             };
-            match self.wait(response.chunk()) {
-                Waited::Silence => {
-                    return Err(self.failed(format!("it sent nothing for {}", self.idle())));
-                }
-                Waited::Stopped => return Err(self.failed("the service is stopping".to_owned())),
-                Waited::Done(Err(error)) => return Err(self.failed(describe(&error))),
-                Waited::Done(Ok(Some(chunk))) => {
+            match self.patience.wait("sent nothing", response.chunk()) {
+                Err(why) => return Err(self.failed(why.to_string())),
+                Ok(Err(error)) => return Err(self.failed(describe(&error))),
+                Ok(Ok(Some(chunk))) => {
                     self.chunk = chunk;
                     self.response = Some(response);
                 }
-                Waited::Done(Ok(None)) => {}
+                Ok(Ok(None)) => {}
             }
         }
         Ok(&self.chunk)
-    }
-
-    /// Blocks until `work` is done, the upstream was silent for too long, or the service stops.
-    fn wait<T>(&self, work: impl Future<Output = T>) -> Waited<T> {
-        let stopped = async {
-            while !self.stop.load(Ordering::Relaxed) {
-                tokio::time::sleep(LOOK_FOR_STOP).await;
-            }
-        };
-        self.runtime.block_on(async {
-            tokio::select! {
-                done = work => Waited::Done(done),
-                () = tokio::time::sleep(self.idle) => Waited::Silence,
-                () = stopped => Waited::Stopped,
-            }
-        })
-    }
-
-    fn idle(&self) -> humantime::FormattedDuration {
-        humantime::format_duration(self.idle)
     }
 
     fn failed(&mut self, what: String) -> io::Error {

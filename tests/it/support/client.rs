@@ -12,6 +12,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A person's machine: a home folder with a `.gitconfig`, and a folder to clone into.
 pub struct Client {
     folder: tempfile::TempDir,
+    environment: Vec<(String, String)>,
 }
 
 impl Client {
@@ -19,6 +20,7 @@ impl Client {
     pub fn new(protocol: u8) -> Self {
         let client = Self {
             folder: crate::support::temporary_folder(),
+            environment: Vec::new(),
         };
         std::fs::create_dir(client.home()).unwrap();
         client.write_gitconfig(&format!(
@@ -27,6 +29,11 @@ impl Client {
              [gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n[advice]\n\tdetachedHead = false\n"
         ));
         client
+    }
+
+    /// Sets a variable for every command.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     pub fn home(&self) -> PathBuf {
@@ -46,6 +53,7 @@ impl Client {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = git_command(&self.home());
         command.current_dir(self.folder.path()).args(args);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

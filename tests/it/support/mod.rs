@@ -7,6 +7,8 @@ pub mod http;
 pub mod pkt;
 pub mod process;
 pub mod repo;
+pub mod ssh_door;
+pub mod sshd;
 pub mod upstream;
 pub mod warmdock;
 

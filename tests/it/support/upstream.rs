@@ -277,6 +277,14 @@ impl State {
             let head = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"\r\nContent-Length: 0\r\n\r\n";
             return stream.write_all(head.as_bytes());
         }
+        if request.path.ends_with(".keys") {
+            // As GitHub and GitLab publish the keys of their users.
+            let file = self.root.join(&request.path[1..]);
+            return match std::fs::read_to_string(file) {
+                Ok(keys) => respond(stream, 200, "text/plain", &keys),
+                Err(_) => respond(stream, 404, "text/plain", "Not Found"),
+            };
+        }
         let protocol = request.header("git-protocol").filter(|_| !only_v0);
         let answer = cgi::http_backend(&self.root, &request, protocol);
         let mut head = format!("HTTP/1.1 {} Whatever\r\n", answer.status);

@@ -60,6 +60,15 @@ impl Builder {
         }
     }
 
+    /// A service with exactly this configuration.
+    pub fn of(config: Value) -> Self {
+        Self {
+            config,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        }
+    }
+
     /// Sets one key, named by its JSON pointer. Folders in between are made.
     pub fn set(mut self, pointer: &str, value: impl Into<Value>) -> Self {
         let mut place = &mut self.config;
@@ -163,6 +172,21 @@ pub fn run(arguments: &[&str]) -> Output {
 impl Warmdock {
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the SSH door is.
+    #[track_caller]
+    pub fn ssh_address(&self) -> SocketAddr {
+        let listening = self.wait_log("the event `listening` for SSH", |event| {
+            event["message"] == "listening" && event["listener"] == "ssh"
+        });
+        listening["address"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// Where a client finds a repository of [`HOST`] over SSH.
+    #[track_caller]
+    pub fn ssh_url(&self, name: &str) -> String {
+        format!("ssh://git@{}/{HOST}/{name}.git", self.ssh_address())
     }
 
     /// Where a client finds a repository of [`HOST`].

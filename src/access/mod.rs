@@ -1,62 +1,82 @@
-//! Who asks, and what they may read.
+//! Who asks, and what they may read. Every door asks here: the credentials differ, the decision is one.
 //!
-//! Defences in this file:
-//! - tokens are compared as SHA-256 digests in constant time against every configured token, without early exit;
-//! - credentials that are wrong are an error, also where anonymous users may read: nobody is silently downgraded.
+//! Credentials that are wrong are an error, also where anonymous users may read: nobody is silently downgraded.
 
+mod ask_upstream;
+mod key;
+mod token;
+
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
-use base64::Engine;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use russh::keys::{Certificate, PublicKey};
 use tokio::sync::watch;
+use tokio::time::sleep_until;
 
 use crate::config::patterns::Patterns;
 use crate::config::{Anonymous, Config};
 use crate::error::Error;
 use crate::git::name::RepoName;
+use ask_upstream::AskUpstream;
+use key::Keys;
+use token::Tokens;
 
 /// Answers who a request comes from, by the configuration of the moment.
 pub struct Access {
     config: watch::Receiver<Arc<Config>>,
     /// The table for the configuration that it was made from; holding that one keeps its address from being reused.
     table: Mutex<(Arc<Config>, Arc<Table>)>,
+    ask_upstream: AskUpstream,
 }
 
-/// Who a request comes from.
+/// Who a request comes from, and what that allows.
 #[derive(Clone)]
 pub struct Principal {
-    grant: Grant,
-}
-
-#[derive(Clone)]
-enum Grant {
-    Anonymous,
-    Token {
-        name: Arc<str>,
-        repos: Arc<Patterns>,
-    },
-}
-
-struct Table {
-    anonymous: bool,
-    tokens: Vec<Entry>,
-}
-
-struct Entry {
-    digest: [u8; SHA256_OUTPUT_LEN],
-    name: Arc<str>,
+    /// In the configuration, for the log; `None` for anonymous.
+    name: Option<Arc<str>>,
+    /// Over the whole `host/path`.
     repos: Arc<Patterns>,
 }
 
-/// Some clients leave the padding out.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &base64::alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+/// What keys may be right beside those that are listed.
+#[derive(Clone, Copy)]
+pub struct OtherKeys {
+    pub certificates: bool,
+    pub of_upstreams: bool,
+}
+
+/// SECURITY: who is refused after an upstream was asked waits as long as who is refused without.
+const REFUSAL: Duration = Duration::from_secs(1);
+
+/// What a client of SSH has proved to have.
+#[derive(Clone)]
+pub enum SshIdentity {
+    Key(Box<PublicKey>),
+    /// Its signature by the authority it names, and its time, have been checked.
+    Certificate(Box<Certificate>),
+}
+
+impl SshIdentity {
+    /// The key as people compare it, for the log.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Key(key) => crate::ssh::shown(key),
+            Self::Certificate(certificate) => {
+                let key = PublicKey::from(certificate.public_key().clone());
+                format!("certificate of {}", crate::ssh::shown(&key))
+            }
+        }
+    }
+}
+
+struct Table {
+    anonymous: Option<Principal>,
+    tokens: Tokens,
+    keys: Keys,
+}
 
 impl Access {
     /// Follows `config`: after a reload the next request is judged by the new one.
@@ -64,6 +84,7 @@ impl Access {
         let current = config.borrow().clone();
         let table = Arc::new(Table::of(&current.access));
         Self {
+            ask_upstream: AskUpstream::new(config.clone()),
             config,
             table: Mutex::new((current, table)),
         }
@@ -76,15 +97,62 @@ impl Access {
     pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, Error> {
         let table = self.table();
         let mut presented = headers.get_all(AUTHORIZATION).iter();
-        let grant = match (presented.next(), presented.next()) {
-            (None, _) if table.anonymous => Some(Grant::Anonymous),
-            (Some(value), None) => token(value.as_bytes()).and_then(|token| table.find(&token)),
-            // None where one is needed, or two: which one another proxy would take is unknown.
+        let principal = match (presented.next(), presented.next()) {
+            (None, _) => table.anonymous.clone(),
+            (Some(value), None) => {
+                token::token(value.as_bytes()).and_then(|token| table.tokens.find(&token))
+            }
+            // Two: which one another proxy would take is unknown.
             _ => None,
         };
-        grant
-            .map(|grant| Principal { grant })
-            .ok_or(Error::Unauthorized)
+        principal.ok_or(Error::Unauthorized)
+    }
+
+    /// Who shows this key or certificate from this address. There are no anonymous readers over SSH.
+    ///
+    /// # Errors
+    /// [`Error::Unauthorized`] for keys and certificates that nobody has.
+    pub fn ssh_principal(&self, identity: &SshIdentity, peer: IpAddr) -> Result<Principal, Error> {
+        let table = self.table();
+        let principal = match identity {
+            SshIdentity::Key(key) => table.keys.find(key),
+            SshIdentity::Certificate(certificate) => table.keys.find_certificate(certificate, peer),
+        };
+        principal.ok_or(Error::Unauthorized)
+    }
+
+    /// The same for one who logged in as `user` and asks for `repo`: an upstream may know the key.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for keys and certificates that nobody has: it is not told whether the upstream knows the
+    /// user, or which users it is asked for.
+    pub async fn ssh_principal_for(
+        &self,
+        user: &str,
+        identity: &SshIdentity,
+        peer: IpAddr,
+        repo: &RepoName,
+    ) -> Result<Principal, Error> {
+        let known = self.ssh_principal(identity, peer);
+        match identity {
+            SshIdentity::Key(key) if known.is_err() && self.ask_upstream.is_configured() => {
+                let begin = Instant::now();
+                let asked = self.ask_upstream.principal(user, key, repo).await;
+                if asked.is_none() {
+                    sleep_until((begin + REFUSAL).into()).await;
+                }
+                asked.ok_or(Error::NotFound)
+            }
+            _ => known,
+        }
+    }
+
+    /// Whether a key that is not listed may turn out to be right: in a certificate, or since an upstream knows it.
+    pub fn takes_other_keys(&self) -> OtherKeys {
+        OtherKeys {
+            certificates: self.table().keys.takes_certificates(),
+            of_upstreams: self.ask_upstream.is_configured(),
+        }
     }
 
     fn table(&self) -> Arc<Table> {
@@ -101,92 +169,50 @@ impl Access {
 }
 
 impl Principal {
-    /// Whether this principal may know of and read `repo`. The list of upstreams is checked elsewhere.
+    /// SECURITY: the one decision about who may know of and read `repo`, for every door and every kind of
+    /// credentials. The list of upstreams is checked elsewhere.
     pub fn may_read(&self, repo: &RepoName) -> bool {
-        match &self.grant {
-            Grant::Anonymous => true,
-            Grant::Token { repos, .. } => repos.matches(&repo.to_string()),
-        }
+        self.repos.matches(&repo.to_string())
     }
 
-    /// The token's name in the configuration, for the log; `None` for anonymous.
+    /// The name in the configuration, for the log; `None` for anonymous.
     pub fn name(&self) -> Option<&str> {
-        match &self.grant {
-            Grant::Anonymous => None,
-            Grant::Token { name, .. } => Some(name),
-        }
+        self.name.as_deref()
     }
 
     /// Whoever comes without credentials.
     pub fn anonymous() -> Self {
         Self {
-            grant: Grant::Anonymous,
+            name: None,
+            repos: Arc::new(Patterns::everything()),
+        }
+    }
+
+    fn named(name: &str, repos: Arc<Patterns>) -> Self {
+        Self {
+            name: Some(name.into()),
+            repos,
         }
     }
 }
 
 impl Table {
     fn of(access: &crate::config::Access) -> Self {
-        let tokens = access.tokens.iter().map(|token| Entry {
-            digest: sha256(token.secret.expose()),
-            name: token.name.as_str().into(),
-            repos: Arc::new(token.repos.clone()),
-        });
         Self {
-            anonymous: matches!(access.anonymous, Anonymous::Read),
-            tokens: tokens.collect(),
+            anonymous: match access.anonymous {
+                Anonymous::Read => Some(Principal::anonymous()),
+                Anonymous::None => None,
+            },
+            tokens: Tokens::of(&access.tokens),
+            keys: Keys::of(&access.keys),
         }
     }
-
-    /// SECURITY: compares with all tokens, each in constant time; digests have one length, so none leaks.
-    fn find(&self, token: &[u8]) -> Option<Grant> {
-        let digest = sha256(token);
-        let mut found = None;
-        for entry in &self.tokens {
-            if verify_slices_are_equal(&entry.digest, &digest).is_ok() {
-                found = Some(entry);
-            }
-        }
-        found.map(|entry| Grant::Token {
-            name: entry.name.clone(),
-            repos: entry.repos.clone(),
-        })
-    }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
-    digest(&SHA256, bytes)
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 has 32 bytes")
-}
-
-/// The token in an `Authorization` value: `Bearer <token>` (RFC 6750), or Basic (RFC 7617) with it as password of any
-/// user, or as user with an empty password or `x-oauth-basic`, which is what people have in their URLs for GitHub.
-fn token(value: &[u8]) -> Option<Vec<u8>> {
-    let space = value.iter().position(|byte| *byte == b' ')?;
-    let (scheme, rest) = (&value[..space], value[space..].trim_ascii());
-    let token = if scheme.eq_ignore_ascii_case(b"bearer") {
-        rest.to_vec()
-    } else if scheme.eq_ignore_ascii_case(b"basic") {
-        let pair = BASE64.decode(rest).ok()?;
-        let colon = pair.iter().position(|byte| *byte == b':')?;
-        let (user, password) = (&pair[..colon], &pair[colon + 1..]);
-        if matches!(password, b"" | b"x-oauth-basic") {
-            user.to_vec()
-        } else {
-            password.to_vec()
-        }
-    } else {
-        return None;
-    };
-    // SECURITY: an empty token is never right, whatever a token file holds.
-    (!token.is_empty()).then_some(token)
 }
 
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
+    use base64::Engine;
     use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 
     use super::*;
@@ -206,6 +232,7 @@ mod tests {
         config.access = config::Access {
             anonymous,
             tokens: tokens.collect(),
+            ..config.access
         };
         Arc::new(config)
     }

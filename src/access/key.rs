@@ -1,0 +1,167 @@
+//! SSH keys and certificates: whose they are.
+//!
+//! Defences in this file:
+//! - a key counts only where it is listed, and what it may read is what its entry says;
+//! - a certificate counts only if a listed authority signed it for a user, within its time, for a principal that is
+//!   listed with the authority, and if we understand everything that it restricts;
+//! - signatures with SHA-1 count for nothing.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use russh::keys::ssh_key::certificate::CertType;
+use russh::keys::ssh_key::public::KeyData;
+use russh::keys::{Algorithm, Certificate, PublicKey};
+
+use super::Principal;
+use crate::config;
+use crate::config::patterns::Patterns;
+
+/// The keys of one configuration.
+pub(super) struct Keys {
+    known: HashMap<KeyData, Principal>,
+    authorities: Vec<Authority>,
+}
+
+struct Authority {
+    key: KeyData,
+    principals: Vec<String>,
+    name: String,
+    repos: Arc<Patterns>,
+}
+
+impl Keys {
+    pub fn of(keys: &config::Keys) -> Self {
+        let everything = Arc::new(Patterns::everything());
+        let authorized = keys.authorized.iter().map(|authorized| {
+            let principal = Principal::named(&authorized.name, Arc::clone(&everything));
+            (authorized.key.key_data().clone(), principal)
+        });
+        let entries = keys.entries.iter().map(|entry| {
+            let principal = Principal::named(&entry.name, Arc::new(entry.repos.clone()));
+            (entry.public_key.key_data().clone(), principal)
+        });
+        let authorities = keys.authorities.iter().map(|authority| Authority {
+            key: authority.public_key.key_data().clone(),
+            principals: authority.principals.clone(),
+            name: authority.name.clone(),
+            repos: Arc::new(authority.repos.clone()),
+        });
+        Self {
+            known: authorized.chain(entries).collect(),
+            authorities: authorities.collect(),
+        }
+    }
+
+    pub fn takes_certificates(&self) -> bool {
+        !self.authorities.is_empty()
+    }
+
+    pub fn find(&self, key: &PublicKey) -> Option<Principal> {
+        self.known.get(key.key_data()).cloned()
+    }
+
+    pub fn find_certificate(&self, certificate: &Certificate, peer: IpAddr) -> Option<Principal> {
+        let good = certificate.cert_type() == CertType::User
+            && certificate.signature().algorithm() != (Algorithm::Rsa { hash: None })
+            && is_valid_at(certificate, SystemTime::now())
+            && is_meant_for(certificate, peer);
+        if !good {
+            return None;
+        }
+        let named = |authority: &&Authority| {
+            authority.key == *certificate.signature_key()
+                && certificate
+                    .valid_principals()
+                    .iter()
+                    .any(|principal| authority.principals.contains(principal))
+        };
+        let authority = self.authorities.iter().find(named)?;
+        certificate.verify_signature().ok()?;
+        let name = format!("{}: {}", authority.name, shown(certificate.key_id()));
+        Some(Principal::named(&name, Arc::clone(&authority.repos)))
+    }
+}
+
+/// Asked at every request: a connection may outlive its certificate.
+fn is_valid_at(certificate: &Certificate, now: SystemTime) -> bool {
+    certificate
+        .valid_after_time()
+        .is_none_or(|from| from <= now)
+        && certificate.valid_before_time().is_none_or(|to| now < to)
+}
+
+/// SECURITY: what a critical option asks for has to be understood (PROTOCOL.certkeys). `source-address` is; commands
+/// cannot be forced, and who verifies a person's presence is the client.
+fn is_meant_for(certificate: &Certificate, peer: IpAddr) -> bool {
+    certificate
+        .critical_options()
+        .iter()
+        .all(|(option, value)| {
+            option == "source-address" && value.split(',').any(|range| is_within(peer, range))
+        })
+}
+
+/// Whether an address is in a range such as `10.0.0.0/8`, or is that one.
+fn is_within(address: IpAddr, range: &str) -> bool {
+    let (network, length) = match range.trim().split_once('/') {
+        Some((network, length)) => (network, length.parse::<u32>().ok()),
+        None => (range.trim(), Some(128)),
+    };
+    let (Ok(network), Some(length)) = (network.parse::<IpAddr>(), length) else {
+        return false;
+    };
+    // A client over IPv4 may show up as an IPv6 address that stands for it.
+    let (bits, width, network) = match (address.to_canonical(), network.to_canonical()) {
+        (IpAddr::V4(address), IpAddr::V4(network)) => (
+            u128::from(address.to_bits()),
+            32,
+            u128::from(network.to_bits()),
+        ),
+        (IpAddr::V6(address), IpAddr::V6(network)) => (address.to_bits(), 128, network.to_bits()),
+        _ => return false,
+    };
+    let free = width - length.min(width);
+    bits.checked_shr(free) == network.checked_shr(free)
+}
+
+/// The name that an authority gave to a certificate, for one line of a log.
+fn shown(key_id: &str) -> String {
+    key_id
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(100)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_within_their_ranges() {
+        let table = [
+            ("10.1.2.3", "10.0.0.0/8", true),
+            ("10.1.2.3", "10.1.2.3", true),
+            ("10.1.2.3", "10.1.2.4", false),
+            ("11.1.2.3", "10.0.0.0/8", false),
+            ("11.1.2.3", "0.0.0.0/0", true),
+            ("::ffff:10.1.2.3", "10.0.0.0/8", true),
+            ("fd00::1", "fd00::/16", true),
+            ("fd01::1", "fd00::/16", false),
+            ("fd01::1", "::/0", true),
+            ("10.1.2.3", "::/0", false),
+            ("10.1.2.3", "nonsense", false),
+            ("10.1.2.3", "10.0.0.0/x", false),
+        ];
+        for (address, range, expected) in table {
+            assert_eq!(
+                is_within(address.parse().unwrap(), range),
+                expected,
+                "{address} {range}"
+            );
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! One request for references or for a pack, answered from the pool, whatever door it came through.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::app::App;
+use crate::config::AllowWants;
+use crate::error::Error;
+use crate::git::name::RepoName;
+use crate::git::pool::{Cold, Entry, Found, Pool, PoolError};
+use crate::git::refs::Refs;
+use crate::git::serve::{self, Busy, Chunks};
+use crate::git::snapshot::Snapshot;
+use crate::git::upload_pack::advertise::{Advertisements, LsRefs, WantPolicy, advertise_v2};
+use crate::git::upload_pack::request::FetchRequest;
+use crate::git::upload_pack::{
+    PackResponse, Refusal, Response as Answer, Version, error_packet, v0, v2,
+};
+
+/// What is sent to the client.
+pub enum Reply {
+    Whole(Bytes),
+    /// Comes while it is being made.
+    Streamed(Chunks),
+    /// Why there is nothing, as the `ERR` packet that a client shows.
+    Refused(Bytes),
+}
+
+/// A request of either protocol generation.
+pub enum Command {
+    Nothing,
+    LsRefs(LsRefs),
+    Fetch(Fetch),
+}
+
+#[derive(Clone)]
+pub enum Fetch {
+    V0(Arc<v0::Request>),
+    V2(Arc<FetchRequest>),
+}
+
+/// Reads a whole request. Takes processor time.
+///
+/// # Errors
+/// [`Refusal::Malformed`].
+pub fn parse(version: Version, body: &[u8]) -> Result<Command, Refusal> {
+    Ok(match version {
+        Version::V0 | Version::V1 => Command::Fetch(Fetch::V0(Arc::new(v0::parse(body)?))),
+        Version::V2 => match v2::parse(body)? {
+            v2::Command::Nothing => Command::Nothing,
+            v2::Command::LsRefs(arguments) => Command::LsRefs(arguments),
+            v2::Command::Fetch(request) => Command::Fetch(Fetch::V2(Arc::from(request))),
+        },
+    })
+}
+
+/// What there is of a repository for who begins to ask: fresh where references are told at once.
+///
+/// # Errors
+/// As [`Pool::fresh`].
+pub async fn look_up(app: &Arc<App>, name: &RepoName, version: Version) -> Result<Found, Error> {
+    let found = match version {
+        // Capabilities name no reference, so there is nothing to be fresh.
+        Version::V2 => app.pool.present(name).await,
+        Version::V0 | Version::V1 => app.pool.fresh(name).await,
+    };
+    found.map_err(refused)
+}
+
+/// What a client is told before it asks: capabilities, and up to version 1 references.
+///
+/// # Errors
+/// Why a first clone fails.
+pub async fn advertise(app: &Arc<App>, found: &Found, version: Version) -> Result<Bytes, Error> {
+    let policy = policy(app);
+    Ok(match found {
+        Found::Mirror(_, snapshot) => {
+            advertisement(&snapshot.advertisements, &snapshot.refs, version, policy)
+        }
+        Found::Cold(cold) => {
+            let refs = refs_of_first_clone(app, cold).await?;
+            advertisement(&Advertisements::default(), &refs, version, policy)
+        }
+    })
+}
+
+fn advertisement(
+    kept: &Advertisements,
+    refs: &Refs,
+    version: Version,
+    policy: WantPolicy,
+) -> Bytes {
+    match version {
+        Version::V2 => advertise_v2().into(),
+        Version::V0 | Version::V1 => kept.v0(refs, version, policy),
+    }
+}
+
+/// Answers a request.
+///
+/// # Errors
+/// Whatever keeps it from being answered but the request itself.
+pub async fn answer(
+    app: &Arc<App>,
+    name: &RepoName,
+    found: Found,
+    command: Command,
+) -> Result<Reply, Error> {
+    match command {
+        Command::Nothing => Ok(Reply::Whole(Bytes::new())),
+        Command::LsRefs(arguments) => ls_refs(app, name, arguments).await.map(Reply::Whole),
+        Command::Fetch(fetch) => match found {
+            Found::Mirror(entry, snapshot) => answer_fetch(app, entry, snapshot, fetch).await,
+            Found::Cold(cold) => answer_cold(app, cold, fetch).await,
+        },
+    }
+}
+
+async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<Bytes, Error> {
+    let make: Box<dyn FnOnce() -> Bytes + Send> =
+        match app.pool.fresh(name).await.map_err(refused)? {
+            Found::Mirror(_, snapshot) => {
+                if let Some(list) = snapshot.advertisements.kept_ls_refs(&arguments) {
+                    return Ok(list);
+                }
+                Box::new(move || snapshot.advertisements.ls_refs(&snapshot.refs, &arguments))
+            }
+            Found::Cold(cold) => {
+                let refs = refs_of_first_clone(app, &cold).await?;
+                Box::new(move || Advertisements::default().ls_refs(&refs, &arguments))
+            }
+        };
+    // References are many, and so can prefixes be.
+    work(&app.pool, make).await
+}
+
+async fn answer_fetch(
+    app: &Arc<App>,
+    entry: Arc<Entry>,
+    snapshot: Arc<Snapshot>,
+    fetch: Fetch,
+) -> Result<Reply, Error> {
+    let policy = policy(app);
+    let mut snapshot = snapshot;
+    let mut answer = respond(&app.pool, fetch.clone(), Arc::clone(&snapshot), policy).await?;
+    if matches!(answer, Err(Refusal::NotOurRef(_) | Refusal::UnknownRef(_))) {
+        // The upstream may have it by now.
+        snapshot = app
+            .pool
+            .ask_again(&entry, snapshot)
+            .await
+            .map_err(refused)?;
+        answer = respond(&app.pool, fetch, Arc::clone(&snapshot), policy).await?;
+    }
+    let Answer { head, pack } = match answer {
+        Ok(answer) => answer,
+        Err(refusal) => {
+            if let Refusal::Mirror(error) = &refusal {
+                app.pool.report(&entry, &snapshot, error).await;
+            }
+            return Ok(refusal_reply(&refusal));
+        }
+    };
+    let Some(pack) = pack else {
+        return Ok(Reply::Whole(head.into()));
+    };
+    send(app, &entry, &snapshot, head, pack)
+}
+
+/// Answers from a mirror that is not there yet: with progress where the response's beginning is known, else when the
+/// first clone is done.
+async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, Error> {
+    let flight = app.pool.first_clone(&cold).map_err(refused)?;
+    let entry = cold.entry;
+    let beginning = match &fetch {
+        Fetch::V2(request) => v2::certain_head(request).map(|head| (head, request.band)),
+        Fetch::V0(request) => v0::certain_head(request).map(|head| (head, request.fetch.band)),
+    };
+    let Some((head, band)) = beginning else {
+        let snapshot = flight.wait().await.map_err(|error| refused(error.into()))?;
+        return answer_fetch(app, entry, snapshot, fetch).await;
+    };
+    // Refused or on its way: whichever, the client hears of it at once.
+    flight.refs().await.map_err(|error| refused(error.into()))?;
+    let (name, metrics, policy, pool) = (
+        entry.name.clone(),
+        Arc::clone(&app.metrics),
+        policy(app),
+        Arc::clone(&app.pool),
+    );
+    let rest: serve::Respond = Box::new(move |snapshot| {
+        Box::pin(async move {
+            let answer = respond(&pool, fetch, Arc::clone(&snapshot), policy)
+                .await
+                .map_err(|error| error.to_string())?;
+            let pack = answer.map_err(|refusal| refusal.to_string())?.pack;
+            let pack = pack.ok_or_else(|| "nothing was asked for".to_owned())?;
+            serve::prepare(&pool, &entry, &snapshot, pack).map_err(|Busy| busy().to_string())
+        })
+    });
+    Ok(Reply::Streamed(serve::send_after_first_clone(
+        head, band, flight, name, metrics, rest,
+    )))
+}
+
+/// The mirror once its first clone is done.
+///
+/// # Errors
+/// Why that failed.
+pub async fn first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Snapshot>, Error> {
+    let flight = app.pool.first_clone(cold).map_err(refused)?;
+    flight.wait().await.map_err(|error| refused(error.into()))
+}
+
+/// Negotiates and plans, on a thread of its own: history is walked for that.
+async fn respond(
+    pool: &Pool,
+    fetch: Fetch,
+    snapshot: Arc<Snapshot>,
+    policy: WantPolicy,
+) -> Result<Result<Answer, Refusal>, Error> {
+    work(pool, move || match fetch {
+        Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
+        Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
+    })
+    .await
+}
+
+/// Runs what takes processor time, on one of a few threads for that.
+///
+/// # Errors
+/// That it panicked.
+pub async fn work<T: Send + 'static>(
+    pool: &Pool,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let permit = Arc::clone(pool.planning()).acquire_owned().await;
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        what()
+    })
+    .await
+    .map_err(|panic| Error::Internal(panic.into()))
+}
+
+/// Sends `head` and then a pack: a kept one, or one that is made now.
+///
+/// # Errors
+/// [`Error::Busy`] when too many packs of this repository are being made.
+pub fn send(
+    app: &Arc<App>,
+    entry: &Arc<Entry>,
+    snapshot: &Arc<Snapshot>,
+    head: Vec<u8>,
+    pack: PackResponse,
+) -> Result<Reply, Error> {
+    let prepared = serve::prepare(&app.pool, entry, snapshot, pack).map_err(|Busy| busy())?;
+    Ok(Reply::Streamed(serve::send(
+        head,
+        prepared,
+        entry.name.clone(),
+        Arc::clone(&app.metrics),
+    )))
+}
+
+/// The reply that says why there is none.
+pub fn refusal_reply(refusal: &Refusal) -> Reply {
+    Reply::Refused(error_packet(&refusal.to_string()).into())
+}
+
+/// What may be wanted.
+pub fn policy(app: &App) -> WantPolicy {
+    match app.config.borrow().git.allow_wants {
+        AllowWants::Advertised => WantPolicy::Advertised,
+        AllowWants::Reachable => WantPolicy::Reachable,
+    }
+}
+
+/// What a client is told when the pool has nothing.
+pub fn refused(error: PoolError) -> Error {
+    match error {
+        PoolError::NotFound => Error::NotFound,
+        PoolError::Upstream(what) => Error::UpstreamFailed(what),
+        PoolError::Storage(_) => Error::StorageFull,
+        PoolError::Busy | PoolError::Stopping => Error::Busy {
+            retry_after: RETRY_AFTER,
+        },
+    }
+}
+
+/// Packs take seconds; a client that comes back sooner would find the queue as it was.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+fn busy() -> Error {
+    Error::Busy {
+        retry_after: RETRY_AFTER,
+    }
+}
+
+/// The references of a repository whose first clone is under way: they come long before the pack.
+async fn refs_of_first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Refs>, Error> {
+    let flight = app.pool.first_clone(cold).map_err(refused)?;
+    flight.refs().await.map_err(|error| refused(error.into()))
+}

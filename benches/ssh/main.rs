@@ -22,6 +22,7 @@ mod history;
 #[path = "../clone/random.rs"]
 mod random;
 #[path = "../clone/repository.rs"]
+#[expect(dead_code, reason = "fetches are measured over HTTP only")]
 mod repository;
 mod server;
 #[path = "../clone/text.rs"]

@@ -30,8 +30,10 @@ pub(super) struct AskUpstream {
     config: watch::Receiver<Arc<Config>>,
     client: OnceCell<reqwest::Client>,
     /// By host and user; as many as the operator has named.
-    kept: Mutex<HashMap<(String, String), Arc<tokio::sync::Mutex<Kept>>>>,
+    kept: Mutex<HashMap<HostAndUser, Arc<tokio::sync::Mutex<Kept>>>>,
 }
+
+type HostAndUser = (String, String);
 
 /// Held while the upstream is asked, so that everyone who comes meanwhile shares the answer.
 #[derive(Default)]

@@ -212,9 +212,9 @@ mod tests {
                 "access.tokens[0].repos: found a number; expected a list",
                 "colour: found an unknown key; expected one of the keys listen, data_dir, storage, git, access, limits",
                 "git.upstreams[1]: found text; expected an object",
-                "git.upstreams[2].token: found an unknown key; expected one of the keys host, url, token_file, auth, user, repos",
+                "git.upstreams[2].token: found an unknown key; expected one of the keys host, url, token_file, auth, user, key_file, passphrase_file, known_hosts_file, repos",
                 "git.warm: found an object; expected a list",
-                "listen.port: found an unknown key; expected one of the keys http, tls",
+                "listen.port: found an unknown key; expected one of the keys http, tls, ssh",
                 "storage: found text; expected an object",
             ]
         );

@@ -124,7 +124,9 @@ git.upstreams[0].url | [{"host": "x", "url": "x"}] | no URL but "x" | URL
 git.upstreams[0].url | [{"host": "x", "url": "ftp://x"}] | a URL of the scheme `ftp` | URL
 git.upstreams[0].url | [{"host": "x", "url": "file://srv/git"}] | a `file` URL with the host `srv` | URL
 git.upstreams[0].url | [{"host": "x", "url": "https://me:hunter2@x"}] | a URL with a user name or password in it (not shown) | URL
-git.upstreams[0].url | [{"host": "x", "url": "ssh://git@x:22"}] | an `ssh://` URL, and SSH upstreams are not available in this version | URL
+git.upstreams[0].url | [{"host": "x", "url": "git@x:y"}] | an address in the form `user@host:path`, which is written `ssh://user@host/path` | URL
+git.upstreams[0].url | [{"host": "x", "url": "ssh://me:hunter2@x"}] | a URL with a user name or password in it (not shown) | URL
+git.upstreams[0].key_file | [{"host": "x", "url": "https://x", "key_file": "/x"}] | a file for SSH beside a URL of the scheme `https` | none, or an ssh:// URL
 git.upstreams[0].auth | [{"host": "x", "url": "https://x", "auth": "digest"}] | "digest" | one of "basic", "bearer"
 git.upstreams[0].user | [{"host": "x", "url": "https://x", "user": "a:b"}] | another text (not shown, it may be a secret) | a user name of printable ASCII without `:` and spaces
 git.upstreams[0].repos[1] | [{"host": "x", "url": "https://x", "repos": ["a/*", "/b"]}] | "/b" (it begins or ends with `/`, which no repository's name does) | a glob pattern such as "my-org/*"
@@ -132,6 +134,10 @@ git.upstreams[0].token_file | [{"host": "x", "url": "https://x", "token_file": "
 access.anonymous | "write" | "write" | one of "read", "none"
 access.anonymous | true | true or false | one of "read", "none"
 access.tokens[0].token_file | [{"name": "ci"}] | nothing | FILE
+access.ask_upstream[0].host | [{"host": "x", "users": ["me"]}] | "x" | a host of git.upstreams that is no folder
+access.ask_upstream[0].users | [{"host": "github.com"}] | nothing | at least one user of that host
+access.ask_upstream[0].users[0] | [{"host": "github.com", "users": ["../x"]}] | "../x" | a user of letters, digits, `.`, `-` and `_`
+access.ask_upstream[0].keep | [{"host": "github.com", "users": ["x"], "keep": "0s"}] | "0s" | at least "1s"
 access.tokens[0].token_file | [{"name": "ci", "token_file": "/nowhere/token"}] | "/nowhere/token", which does not exist | a file with one token
 limits.connections | 0 | 0 | a whole number from 1 to 1000000
 limits.header_timeout | "0s" | "0s" | at least "10ms"
@@ -163,7 +169,7 @@ const EXPECTED: [(&str, &str); 7] = [
     ),
     (
         "URL",
-        "`https://host`, `http://host` or `file:///absolute/path`",
+        "`https://host`, `http://host`, `ssh://git@host` or `file:///absolute/path`",
     ),
 ];
 

@@ -34,14 +34,24 @@ impl FromStr for ServiceUrl {
     }
 }
 
-impl ServiceUrl {
-    /// Where a service of this configuration is reached over SSH, as far as it knows itself: people put its name there.
-    pub fn of_ssh_door(config: &Config) -> Option<Self> {
-        let port = config.listen.ssh.as_ref()?.address.port();
-        let url = Url::parse(&format!("ssh://git@warmdock:{port}"));
-        url.ok().map(Self)
+/// The address of the SSH door: what was given, or what the service knows of itself, under the name `warmdock`.
+///
+/// # Errors
+/// What was expected.
+pub fn through_ssh(given: Option<ServiceUrl>, config: &Config) -> Result<ServiceUrl, &'static str> {
+    match (given, &config.listen.ssh) {
+        (Some(ServiceUrl(url)), _) if url.scheme() == "ssh" => Ok(ServiceUrl(url)),
+        (Some(_), _) => Err("expected an address such as ssh://git@warmdock:2222 beside --ssh"),
+        (None, Some(ssh)) => format!("ssh://git@warmdock:{}", ssh.address.port())
+            .parse()
+            .map_err(|_| "expected a port in listen.ssh.address"),
+        (None, None) => Err(
+            "expected listen.ssh in the configuration, or --url with the address of the SSH door",
+        ),
     }
+}
 
+impl ServiceUrl {
     /// What the paths of repositories begin with, without a slash at its end.
     fn root(&self) -> String {
         let url = self.0.as_str().trim_end_matches('/');
@@ -133,7 +143,17 @@ mod tests {
 \tinsteadOf = git@github.com:
 ";
         assert_eq!(text.strip_prefix(HEAD).unwrap(), expected);
-        assert!(ServiceUrl::of_ssh_door(&config).is_none());
+        assert!(
+            through_ssh(None, &config)
+                .unwrap_err()
+                .contains("listen.ssh")
+        );
+        let http: ServiceUrl = "http://warmdock:8080".parse().unwrap();
+        assert!(
+            through_ssh(Some(http), &config)
+                .unwrap_err()
+                .contains("ssh://")
+        );
     }
 
     #[test]

@@ -4,12 +4,12 @@
 //!
 //! ```text
 //! git / cargo / BuildKit                                upstream Git hosts
-//!    │ smart HTTP v0 v1 v2                                    ▲ https, http, ssh, file
+//!    │ v0 v1 v2 over HTTP, SSH                                ▲ https, http, ssh, file
 //!    ▼                                                        │ one fetch at a time per repository
-//! server ──► router ──► access ──► git::door ──► git::pool ──► git::mirror (bare repository on disk)
-//!                                                     │
+//! server ─► router ─► git::door ──────┬─► access ─► git::pool ──► git::mirror (bare repository on disk)
+//!    └────► ssh ────► git::ssh_door ──┘               │
 //!                                                     ▼
-//!                                             git::upload_pack (knows neither HTTP nor SSH)
+//!                       git::exchange, git::conversation ──► git::upload_pack (knows neither HTTP nor SSH)
 //!                                                     │ plan: whole pack, kept answer, or new pack
 //!                                                     ▼
 //!                                             git::answers (one writer, many readers)

@@ -52,9 +52,9 @@ fn main() -> ExitCode {
         Command::Check { schema: false } => check(&source),
         Command::Healthcheck => ask_health(&source),
         Command::ClientConfig {
-            client: Client::Git { url, ssh: _ },
+            client: Client::Git { url, ssh },
         } => match source.load(&mut Reader::default()) {
-            Ok(config) => git_config(url, &config),
+            Ok(config) => git_config(url, ssh, &config),
             Err(problems) => wrong_configuration(&source, &problems),
         },
     }
@@ -139,13 +139,15 @@ fn check(source: &Source) -> ExitCode {
     }
 }
 
-fn git_config(url: Option<ServiceUrl>, config: &Config) -> ExitCode {
-    match url.or_else(|| ServiceUrl::of_ssh_door(config)) {
-        Some(url) => print(&client_config::git(&url, config)),
-        None => {
-            eprintln!(
-                "warmdock: expected listen.ssh in the configuration, or --url with the address of the SSH door"
-            );
+fn git_config(url: Option<ServiceUrl>, ssh: bool, config: &Config) -> ExitCode {
+    let url = match url {
+        Some(url) if !ssh => Ok(url),
+        url => client_config::through_ssh(url, config),
+    };
+    match url {
+        Ok(url) => print(&client_config::git(&url, config)),
+        Err(why) => {
+            eprintln!("warmdock: {why}");
             WRONG_COMMAND_LINE.into()
         }
     }

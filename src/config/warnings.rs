@@ -174,6 +174,14 @@ mod tests {
         }
         assert_eq!(found.lines().count(), 5, "{found}");
         assert!(!found.contains("hunter2"));
+        let keys = |text: &str| of(&format!(r#"{{"access": {{"keys": {text}}}}}"#));
+        let entry = r#"{"entries": [{"name": "a", "repos": ["my-org/*"],
+            "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIINKY5jRtJGMPKDMA/f+JTJ4LKiW3+B823wE36Klfuvq"}]}"#;
+        assert!(keys(entry).contains("there is no listen.ssh"));
+        assert!(keys(entry).contains("access.keys.entries[0].repos"));
+        let door =
+            r#"{"listen": {"ssh": {"address": "127.0.0.1:0", "host_key_file": "/nowhere/key"}}}"#;
+        assert!(of(door).contains("nobody is let in through listen.ssh"));
         assert!(
             of(r#"{"git": {"upstreams": []}, "access": {"anonymous": "none"}}"#)
                 .lines()

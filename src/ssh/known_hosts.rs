@@ -189,6 +189,11 @@ impl KnownHosts {
                 && line.key.key_data() == authority.key_data()
         });
         if !is_listed {
+            // As OpenSSH does: the key itself may be listed, whoever else vouches for it.
+            let key = PublicKey::from(certificate.public_key().clone());
+            if self.check_key(host, port, &key).is_ok() {
+                return Ok(());
+            }
             return wrong(
                 "of an authority that known_hosts_file lists for it",
                 format!("of {}", shown(&authority)),
@@ -437,6 +442,9 @@ mod tests {
                 .to_string();
             assert!(message.contains(part), "{message}");
         }
+        // Of another authority, but the key is known.
+        let other = certificate(include_str!("fixtures/other_ca-cert.pub"));
+        assert_eq!(check(&format!("{authority}{HOST} {B}"), 22, &other), Ok(()));
         // The key of an authority is no key of a host, and the other way round.
         assert!(check(&authority, 22, &key(CA)).is_err());
         assert!(check(&format!("{HOST} {CA}"), 22, &good).is_err());

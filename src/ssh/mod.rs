@@ -6,6 +6,7 @@ pub mod authorized_keys;
 pub mod connection;
 pub mod host_key;
 pub mod known_hosts;
+mod line;
 pub mod private_key;
 mod session;
 

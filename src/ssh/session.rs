@@ -5,18 +5,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use russh::keys::{Algorithm, Certificate};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey};
-use russh::{
-    Channel, ChannelId, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Pty,
-};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 use super::connection::Shared;
+use super::line::Line;
 use crate::access::SshIdentity;
-use crate::git::conversation::{Client, Gone};
 use crate::git::ssh_door;
 use crate::git::upload_pack::Version;
 use crate::server::activity::Times;
@@ -24,16 +20,10 @@ use crate::server::activity::Times;
 /// Channels of one connection at once, as OpenSSH's server has it.
 const MOST_CHANNELS: usize = 10;
 
-/// What a client may say while it is being answered; then it is none.
-const MOST_UNREAD: usize = 1 << 20;
-
-/// The pieces in which a client has to take an answer, each in the time of `Times::stall`.
-const PIECE: usize = 32 << 10;
-
 /// What the connection's task knows of its session.
 pub(super) struct State {
     logged_in: watch::Sender<bool>,
-    /// Channels that are open.
+    /// Commands that run.
     commands: watch::Sender<usize>,
     /// Channels on which nothing runs yet.
     waiting: Mutex<HashMap<ChannelId, Waiting>>,
@@ -42,13 +32,19 @@ pub(super) struct State {
 struct Waiting {
     channel: Channel<Msg>,
     version: Version,
-    open: OpenChannel,
 }
 
-/// Counts a channel as long as it lives.
-struct OpenChannel(Arc<State>);
+/// Counts a command as long as it lives.
+struct Command(Arc<State>);
 
-impl Drop for OpenChannel {
+impl Command {
+    fn begin(state: &Arc<State>) -> Self {
+        state.commands.send_modify(|commands| *commands += 1);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for Command {
     fn drop(&mut self) {
         self.0.commands.send_modify(|commands| *commands -= 1);
     }
@@ -131,26 +127,15 @@ impl Session {
 
     /// Runs what was asked for on a channel, in a task of its own.
     fn run(&self, waiting: Waiting, command: Result<Vec<u8>, &'static str>) {
-        let Waiting {
-            channel,
-            version,
-            open,
-        } = waiting;
+        let Waiting { channel, version } = waiting;
         let Some((user, identity)) = self.login.clone() else {
             return;
         };
         let (app, peer, times) = (Arc::clone(&self.shared.app), self.peer, self.times);
+        let running = Command::begin(&self.state);
         tokio::spawn(async move {
-            let _open = open;
-            let (read, write) = channel.split();
-            let mut line = Line {
-                read,
-                write,
-                times,
-                unread: Vec::new(),
-                ended: false,
-                gone: false,
-            };
+            let _running = running;
+            let mut line = Line::new(channel, times);
             let end = match command {
                 Ok(command) => {
                     let asked = ssh_door::Asked {
@@ -240,15 +225,13 @@ impl server::Handler for Session {
         reply: ChannelOpenHandle,
         _: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        let is_full = *self.state.commands.borrow() >= MOST_CHANNELS;
-        if is_full || self.shared.ending.draining.is_cancelled() {
+        let open = self.state.waiting().len() + *self.state.commands.borrow();
+        if open >= MOST_CHANNELS || self.shared.ending.draining.is_cancelled() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
-        self.state.commands.send_modify(|commands| *commands += 1);
         let waiting = Waiting {
             version: Version::V0,
-            open: OpenChannel(Arc::clone(&self.state)),
             channel,
         };
         self.state.waiting().insert(waiting.channel.id(), waiting);
@@ -340,116 +323,5 @@ impl server::Handler for Session {
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
         session.channel_failure(channel)
-    }
-}
-
-/// A channel on which a command runs.
-struct Line {
-    read: ChannelReadHalf,
-    write: ChannelWriteHalf<Msg>,
-    times: Times,
-    /// Came while something was being sent.
-    unread: Vec<u8>,
-    /// Nothing more will come.
-    ended: bool,
-    gone: bool,
-}
-
-impl Line {
-    fn take(&mut self, message: Option<ChannelMsg>) {
-        match message {
-            Some(ChannelMsg::Data { data }) => {
-                self.unread.extend_from_slice(&data);
-                self.gone |= self.unread.len() > MOST_UNREAD;
-            }
-            Some(ChannelMsg::Eof) => self.ended = true,
-            Some(ChannelMsg::Close) | None => self.gone = true,
-            Some(_) => {}
-        }
-    }
-
-    /// Sends one piece while it listens: were nobody to read, the connection would wait for us and we for it.
-    async fn send_piece(&mut self, piece: Bytes, stream: Stream) -> Result<(), Gone> {
-        let (write, read) = (&self.write, &mut self.read);
-        let sending = async {
-            match stream {
-                Stream::Output => write.data_bytes(piece).await,
-                Stream::Error => write.extended_data_bytes(1, piece).await,
-            }
-        };
-        let mut heard = Vec::new();
-        let sent = {
-            let mut sending = std::pin::pin!(timeout(self.times.stall, sending));
-            let (mut is_open, mut bytes) = (true, 0);
-            loop {
-                tokio::select! {
-                    biased;
-                    sent = &mut sending => break matches!(sent, Ok(Ok(()))),
-                    message = read.wait(), if is_open => {
-                        is_open = !matches!(message, Some(ChannelMsg::Close) | None);
-                        if let Some(ChannelMsg::Data { data }) = &message {
-                            bytes += data.len();
-                        }
-                        heard.push(message);
-                        // Nobody takes what is sent to a channel that is closed.
-                        if !is_open || bytes > MOST_UNREAD {
-                            break false;
-                        }
-                    }
-                }
-            }
-        };
-        for message in heard {
-            self.take(message);
-        }
-        if sent && !self.gone {
-            Ok(())
-        } else {
-            self.gone = true;
-            Err(Gone)
-        }
-    }
-
-    /// Tells the client how it ended, and closes the channel.
-    async fn finish(mut self, end: ssh_door::End) {
-        if let Some(message) = end.message {
-            let text = format!("warmdock: {message}\n");
-            let _ = self.send_piece(text.into(), Stream::Error).await;
-        }
-        let _ = self.write.exit_status(end.status).await;
-        let _ = self.write.eof().await;
-        let _ = self.write.close().await;
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Stream {
-    Output,
-    Error,
-}
-
-impl Client for Line {
-    async fn receive(&mut self) -> Option<Bytes> {
-        while self.unread.is_empty() {
-            if self.ended || self.gone {
-                return None;
-            }
-            match timeout(self.times.stall, self.read.wait()).await {
-                Ok(message) => self.take(message),
-                Err(_) => self.gone = true,
-            }
-        }
-        Some(std::mem::take(&mut self.unread).into())
-    }
-
-    async fn send(&mut self, mut bytes: Bytes) -> Result<(), Gone> {
-        if self.gone {
-            return Err(Gone);
-        }
-        while !bytes.is_empty() {
-            let piece = bytes.split_to(bytes.len().min(PIECE));
-            self.send_piece(piece, Stream::Output).await?;
-        }
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -56,6 +57,16 @@ impl Setup {
     fn clone(&self, key: &str, name: &str) -> Output {
         self.client(key)
             .clone(&self.warmdock.ssh_url(name), "ours", &["--bare"])
+    }
+
+    /// A command whose standard input stays open.
+    fn hold(&self, options: &[&str], command: &str) -> Child {
+        let mut ssh = self.door.command(&self.warmdock, "user", options);
+        ssh.arg(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        ssh.spawn().unwrap()
     }
 
     fn run(&self, key: &str, options: &[&str], command: &[&str]) -> Output {
@@ -445,4 +456,94 @@ fn check_says_what_is_wrong() {
         assert!(output.stderr.contains(part), "{part}\n{}", output.stderr);
     }
     assert!(!output.stderr.contains("hunter2"));
+}
+
+/// What `check` prints is a configuration that says the same.
+#[test]
+fn check_prints_a_configuration_again() {
+    let setup = setup_with(|builder| builder.set("/access/ask_upstream", json!([])));
+    let file = setup.warmdock.config_file();
+    let check = |path: &std::path::Path| {
+        crate::support::warmdock::run(&["check", "--config", path.to_str().unwrap()])
+            .ok()
+            .text()
+    };
+    let first = check(&file);
+    let printed: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!(printed["listen"]["ssh"]["address"], "127.0.0.1:0");
+    assert_eq!(printed["access"]["keys"]["entries"][0]["name"], "limited");
+    let again = setup.door.path("again.json");
+    std::fs::write(&again, &first).unwrap();
+    assert_eq!(check(&again), first);
+}
+
+#[test]
+fn client_config_for_the_ssh_door() {
+    let setup = setup();
+    let file = setup.warmdock.config_file();
+    let file = file.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        let command = ["client-config", "git", "--config", file];
+        crate::support::warmdock::run(&[&command[..], arguments].concat())
+    };
+    // Without an address, the one that the service knows itself by.
+    let text = run(&["--ssh"]).ok().text();
+    assert!(
+        text.contains(&format!("[url \"ssh://git@warmdock:0/{HOST}/\"]")),
+        "{text}"
+    );
+    assert_eq!(
+        run(&["--ssh", "--url", "http://x"]).failed().status.code(),
+        Some(64)
+    );
+    let address = format!("ssh://git@{}", setup.warmdock.ssh_address());
+    let text = run(&["--ssh", "--url", &address]).ok().text();
+    let client = setup.client("user");
+    let gitconfig = std::fs::read_to_string(client.home().join(".gitconfig")).unwrap();
+    client.write_gitconfig(&(gitconfig + &text));
+    for (number, url) in [
+        format!("https://{HOST}/{SAMPLE}"),
+        format!("git@{HOST}:{SAMPLE}.git"),
+    ]
+    .iter()
+    .enumerate()
+    {
+        client.clone(url, &number.to_string(), &[]).ok();
+    }
+}
+
+/// A connection has channels, each with a command of its own, and no more of them than it may.
+#[test]
+fn channels_have_a_number() {
+    let setup = setup();
+    let control = setup.door.path("control");
+    let path = format!("ControlPath={}", control.display());
+    let shared = [
+        "-o",
+        "ControlMaster=auto",
+        "-o",
+        "ControlPersist=60",
+        "-o",
+        path.as_str(),
+    ];
+    let command = format!("git-upload-pack '/{HOST}/{SAMPLE}.git'");
+    setup.run("user", &shared, &[&command]).ok();
+    // Whoever finds no place on that connection shall not make another.
+    let only = [&shared[..], &["-o", "ProxyCommand=false"]].concat();
+    let clients: Vec<_> = (0..14).map(|_| setup.hold(&only, &command)).collect();
+    wait_for("ten channels with commands", || {
+        let name = "warmdock_ssh_requests_in_flight";
+        (setup.warmdock.metric(|sample| sample == name) == 10.0).then_some(())
+    });
+    assert_eq!(
+        setup
+            .warmdock
+            .metric(|sample| sample == "warmdock_ssh_connections"),
+        1.0
+    );
+    for mut client in clients {
+        let _ = client.kill();
+        let _ = client.wait();
+    }
+    let _ = setup.run("user", &[&shared[..], &["-O", "exit"]].concat(), &[]);
 }

@@ -65,7 +65,11 @@ impl Validator<'_> {
                 self.private_key(&format!("{key}.key_file"), given, passphrase)
             }
             (Some(_), None) => None,
-            (None, _) => self.agent(&format!("{key}.key_file")),
+            (None, Some(None)) => self.agent(&format!("{key}.key_file")),
+            (None, _) => self.missing(
+                &format!("{key}.key_file"),
+                "the file of the key that passphrase_file opens",
+            ),
         };
         let ((known_hosts_file, known_hosts), identity) = (known_hosts?, identity?);
         let user = match url.username() {

@@ -102,6 +102,17 @@ impl SshDoor {
         )
     }
 
+    /// OpenSSH's client with the key `key` and further options, without what is to be run.
+    pub fn command(&self, warmdock: &Warmdock, key: &str, options: &[&str]) -> Command {
+        let line = self.ssh(key);
+        let mut words = line.split(' ');
+        let mut ssh = Command::new(words.next().unwrap());
+        let port = warmdock.ssh_address().port().to_string();
+        ssh.args(words).args(options);
+        ssh.args(["-p", &port, "git@127.0.0.1"]);
+        ssh
+    }
+
     /// Runs OpenSSH's client with the key `key`, further options, and what is to be run.
     #[track_caller]
     pub fn run(
@@ -111,16 +122,8 @@ impl SshDoor {
         options: &[&str],
         command: &[&str],
     ) -> Output {
-        let line = self.ssh(key);
-        let mut words = line.split(' ');
-        let mut ssh = Command::new(words.next().unwrap());
-        ssh.args(words).args(options);
-        ssh.args([
-            "-p",
-            &warmdock.ssh_address().port().to_string(),
-            "git@127.0.0.1",
-        ])
-        .args(command);
+        let mut ssh = self.command(warmdock, key, options);
+        ssh.args(command);
         process::run(ssh, b"", Duration::from_secs(60))
     }
 }

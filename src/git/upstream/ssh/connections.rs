@@ -86,7 +86,7 @@ impl Connections {
     pub fn new(ssh: UpstreamSsh) -> Self {
         let mut preferred = algorithms();
         // The kinds of keys that we know of this host come first, else it may show one that we do not.
-        let mut known = ssh.known_hosts.algorithms(&ssh.host, ssh.port);
+        let known = ssh.known_hosts.algorithms(&ssh.host, ssh.port);
         let is_rsa = |algorithm: &Algorithm| matches!(algorithm, Algorithm::Rsa { .. });
         let rank = |algorithm: &Algorithm| {
             !(known.contains(algorithm) || is_rsa(algorithm) && known.iter().any(is_rsa))
@@ -96,7 +96,6 @@ impl Connections {
         if ssh.known_hosts.has_authority(&ssh.host, ssh.port) {
             preferred.host_key_certificates = keys.clone().into();
         }
-        known.clear();
         let config = client::Config {
             client_id: SshId::Standard(
                 concat!("SSH-2.0-warmdock_", env!("CARGO_PKG_VERSION")).into(),
@@ -360,5 +359,17 @@ impl client::Handler for Gatekeeper {
             DisconnectReason::ReceivedDisconnect(_) => Ok(()),
             DisconnectReason::Error(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_up_to_a_limit() {
+        let seconds: Vec<u64> = (1..9).map(|times| pause(times).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
     }
 }

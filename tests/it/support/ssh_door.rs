@@ -1,5 +1,6 @@
 //! People who come in over SSH: their keys, and OpenSSH's client as they use it.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -144,8 +145,9 @@ impl Agent {
             .spawn()
             .expect("ssh-agent starts");
         let agent = Self { process, folder };
+        // The socket's file is there a moment before the agent listens on it.
         wait_for("the agent's socket", || {
-            Path::new(&agent.socket()).exists().then_some(())
+            UnixStream::connect(agent.socket()).ok()
         });
         agent
     }

@@ -2,35 +2,44 @@
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Whoever connects could fill the log with what russh finds remarkable; what matters of it is said by us.
 const DEFAULT: &str = "info,russh=error";
 
 /// Sends events to standard error from now on: as text when that is a terminal, else as one JSON object a line with the
-/// event's fields at its top level. `RUST_LOG` says which events; without it, `info` and above.
+/// event's fields at its top level. `RUST_LOG` says which events: levels by module, such as `info,warmdock::git=debug`;
+/// without it, `info` and above.
 pub fn start() {
     let (filter, wrong) = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.trim().is_empty() => match EnvFilter::try_new(&text) {
+        Ok(text) if !text.trim().is_empty() => match text.parse::<Targets>() {
             Ok(filter) => (filter, None),
-            Err(error) => (EnvFilter::new(DEFAULT), Some(error)),
+            Err(error) => (default_filter(), Some(error)),
         },
-        _ => (EnvFilter::new(DEFAULT), None),
+        _ => (default_filter(), None),
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    if io::stderr().is_terminal() {
-        builder.with_target(false).init();
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = if io::stderr().is_terminal() {
+        layer.with_target(false).boxed()
     } else {
-        builder
+        layer
             .with_ansi(false)
             .json()
             .flatten_event(true)
             .with_span_list(false)
-            .init();
-    }
+            .boxed()
+    };
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .init();
     if let Some(error) = wrong {
         tracing::warn!(%error, "RUST_LOG is wrong, `info` holds; expected for example `info` or `warmdock=debug`");
     }
+}
+
+fn default_filter() -> Targets {
+    DEFAULT.parse().expect("is a list of levels by module")
 }

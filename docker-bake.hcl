@@ -1,0 +1,189 @@
+# docker buildx bake            the musl image for this machine
+# docker buildx bake all        all variants for both architectures
+# docker buildx bake release    both architectures, attested and reproducible, pushed to REGISTRY
+# docker buildx bake check      the Dockerfiles' rules
+#
+# Each variable can be set in the environment: TAG=1.2.3 REGISTRY=registry.example/team docker buildx bake release
+
+variable "PACKAGE" {
+  description = "The package in the workspace that is built"
+  default     = "warmdock"
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]+$", PACKAGE))
+    error_message = "PACKAGE is the name of a package in Cargo.toml: letters, digits, - and _."
+  }
+}
+
+variable "BINARY" {
+  description = "The package's binary; its name is the package's if this is empty"
+  default     = ""
+}
+
+variable "FEATURES" {
+  description = "cargo features, separated by commas; empty for none"
+  default     = "default"
+}
+
+variable "RUST_VERSION" {
+  description = "The version of the builder's image rust:<version>-trixie; that of rust-toolchain.toml"
+  default     = "1.95.0"
+  validation {
+    condition     = can(regex("^1\\.[0-9]+(\\.[0-9]+)?$", RUST_VERSION))
+    error_message = "RUST_VERSION is a version of Rust, such as 1.95.0."
+  }
+}
+
+variable "REGISTRY" {
+  description = "Where release pushes to: registry.example/team, without the image's name"
+  default     = ""
+}
+
+variable "TAG" {
+  description = "The image's tag, and its version label"
+  default     = "latest"
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$", TAG))
+    error_message = "TAG is a tag of an image: letters, digits, . _ and -, at most 128."
+  }
+}
+
+variable "SOURCE" {
+  description = "Label: the address of the repository"
+  default     = ""
+}
+
+variable "REVISION" {
+  description = "Label: the commit that is built"
+  default     = ""
+}
+
+variable "LICENSES" {
+  description = "Label: SPDX expression"
+  default     = "Apache-2.0"
+}
+
+variable "SOURCE_DATE_EPOCH" {
+  description = "Seconds since 1970, which the image and its files claim to be from: git log -1 --format=%ct"
+  default     = "0"
+  validation {
+    condition     = can(regex("^[0-9]+$", SOURCE_DATE_EPOCH))
+    error_message = "SOURCE_DATE_EPOCH is a number of seconds: git log -1 --format=%ct."
+  }
+}
+
+# Files with these ids are handed to the build where the variables name them.
+variable "KNOWN_HOSTS" {
+  description = "File with the host keys of SSH servers that crates come from"
+  default     = ""
+}
+
+variable "GITCONFIG" {
+  description = "File that sends git elsewhere, such as through a warmdock"
+  default     = ""
+}
+
+variable "CARGO_CONFIG" {
+  description = "File that sends cargo elsewhere, such as through a warmdock"
+  default     = ""
+}
+
+variable "SSH" {
+  description = "Whether private crates come over SSH: hands the agent of SSH_AUTH_SOCK to the build"
+  default     = false
+}
+
+# What a CI's metadata action says (tags, labels, annotations) comes in here: its bake file defines the same target.
+target "docker-metadata-action" {}
+
+target "_common" {
+  inherits = ["docker-metadata-action"]
+  context  = "."
+  args = {
+    PACKAGE           = PACKAGE
+    BINARY            = notequal(BINARY, "") ? BINARY : PACKAGE
+    FEATURES          = FEATURES
+    RUST_VERSION      = RUST_VERSION
+    SOURCE            = SOURCE
+    REVISION          = REVISION
+    VERSION           = TAG
+    LICENSES          = LICENSES
+    CREATED           = timeadd("1970-01-01T00:00:00Z", "${SOURCE_DATE_EPOCH}s")
+    SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
+  }
+  # Base images are replaced by name: --set '*.contexts.rust:1.95.0-trixie=docker-image://mirror.example/rust'
+  contexts = {}
+  ssh      = SSH ? ["default"] : []
+  secret = concat(
+    notequal(KNOWN_HOSTS, "") ? ["id=known_hosts,src=${KNOWN_HOSTS}"] : [],
+    notequal(GITCONFIG, "") ? ["id=gitconfig,src=${GITCONFIG}"] : [],
+    notequal(CARGO_CONFIG, "") ? ["id=cargo_config,src=${CARGO_CONFIG}"] : [],
+  )
+  # An attestation would turn the image into an index, which not every tool takes; release has them.
+  attest = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
+}
+
+target "_both" {
+  platforms = ["linux/amd64", "linux/arm64"]
+}
+
+target "musl" {
+  inherits    = ["_common"]
+  dockerfile  = "Dockerfile.musl"
+  description = "Static binary in scratch"
+  tags        = [tag("musl")]
+}
+
+target "musl-distroless" {
+  inherits    = ["_common"]
+  dockerfile  = "Dockerfile.musl"
+  description = "Static binary in distroless static, with time zones and /etc/passwd"
+  args        = { BASE = "gcr.io/distroless/static-debian13" }
+  tags        = [tag("musl-distroless")]
+}
+
+target "debian" {
+  inherits    = ["_common"]
+  dockerfile  = "Dockerfile.debian"
+  description = "glibc, in Debian slim"
+  tags        = [tag("debian")]
+}
+
+group "default" {
+  targets = ["musl"]
+}
+
+# A matrix is a group of its name as well.
+target "all" {
+  name     = "all-${variant}"
+  matrix   = { variant = ["musl", "musl-distroless", "debian"] }
+  inherits = [variant, "_both"]
+}
+
+target "release" {
+  name     = "release-${variant}"
+  matrix   = { variant = ["musl", "musl-distroless", "debian"] }
+  inherits = [variant, "_both"]
+  attest   = ["type=provenance,mode=max", "type=sbom"]
+  # Times are those of the commit: the same sources give the same digest.
+  output     = ["type=image,push=true,rewrite-timestamp=true"]
+  cache-from = ["type=registry,ref=${image()}:cache-${variant}"]
+  cache-to   = ["type=registry,ref=${image()}:cache-${variant},mode=max,ignore-error=true"]
+}
+
+target "check" {
+  name     = "check-${variant}"
+  matrix   = { variant = ["musl", "debian"] }
+  inherits = [variant]
+  call     = "check"
+}
+
+function "image" {
+  params = []
+  result = notequal(REGISTRY, "") ? "${REGISTRY}/${PACKAGE}" : PACKAGE
+}
+
+# The musl image is the one without a suffix.
+function "tag" {
+  params = [variant]
+  result = equal(variant, "musl") ? "${image()}:${TAG}" : "${image()}:${TAG}-${variant}"
+}

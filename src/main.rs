@@ -22,6 +22,7 @@ use warmdock::config::warnings::warnings;
 use warmdock::{client_config, healthcheck, logging, server};
 
 /// musl's own allocator is many times slower under threads.
+#[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -70,7 +70,7 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     let stream = Guarded::new(stream, activity.clone(), times.stall);
     let Some(tls) = &shared.tls else {
         return http(
-            stream,
+            Box::new(stream),
             Peer {
                 address,
                 tls: false,
@@ -89,7 +89,7 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
         Ok(Ok(stream)) => {
             activity.opened();
             http(
-                stream,
+                Box::new(stream),
                 Peer { address, tls: true },
                 times,
                 activity,
@@ -102,10 +102,12 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     }
 }
 
-async fn http<T>(stream: T, peer: Peer, times: Times, activity: Arc<Activity>, shared: &Shared)
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+/// With TLS or without: behind a pointer, or all of HTTP/1 and HTTP/2 would be in the binary twice.
+type Stream = Box<dyn ReadWrite>;
+trait ReadWrite: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ReadWrite for T {}
+
+async fn http(stream: Stream, peer: Peer, times: Times, activity: Arc<Activity>, shared: &Shared) {
     let service = service_fn(|request: Request<Incoming>| {
         let exchange = activity.request(request.version() == Version::HTTP_2);
         answer(shared.router.clone(), request, exchange, peer, times)

@@ -24,6 +24,11 @@ variable "FEATURES" {
   default     = "default"
 }
 
+variable "PROFILE" {
+  description = "cargo's profile"
+  default     = "release"
+}
+
 variable "RUST_VERSION" {
   description = "The version of the builder's image rust:<version>-trixie; that of rust-toolchain.toml"
   default     = "1.95.0"
@@ -102,6 +107,7 @@ target "_common" {
     PACKAGE           = PACKAGE
     BINARY            = notequal(BINARY, "") ? BINARY : PACKAGE
     FEATURES          = FEATURES
+    PROFILE           = PROFILE
     RUST_VERSION      = RUST_VERSION
     SOURCE            = SOURCE
     REVISION          = REVISION

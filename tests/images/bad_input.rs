@@ -1,0 +1,168 @@
+//! What goes wrong ends the build with one sentence that says what to do.
+
+use crate::corp::Corp;
+use crate::docker::Build;
+use crate::project::Project;
+
+const DOCKERFILES: [&str; 2] = ["Dockerfile.musl", "Dockerfile.debian"];
+
+#[test]
+fn an_unsupported_architecture() {
+    let project = Project::hello("hello-wrong");
+    for dockerfile in DOCKERFILES {
+        // The base image need not be there for it.
+        project
+            .build(dockerfile)
+            .arg("BASE", "scratch")
+            .option("--platform=linux/riscv64")
+            .run()
+            .fails_with(&["riscv64", "--platform linux/amd64 or linux/arm64"]);
+    }
+}
+
+#[test]
+fn an_unknown_binary() {
+    let project = Project::hello("hello-wrong");
+    for dockerfile in DOCKERFILES {
+        project
+            .build(dockerfile)
+            .arg("BINARY", "nonesuch")
+            .run()
+            .fails_with(&["hello-wrong has no binary nonesuch", "--build-arg BINARY="]);
+    }
+}
+
+#[test]
+fn an_unknown_package() {
+    let project = Project::hello("hello-wrong");
+    for dockerfile in DOCKERFILES {
+        Build::new(dockerfile, project.root())
+            .arg("PACKAGE", "nonesuch")
+            .run()
+            .fails_with(&["no package nonesuch", "--build-arg PACKAGE="]);
+    }
+}
+
+#[test]
+fn an_unknown_feature() {
+    let project = Project::hello("hello-wrong");
+    for dockerfile in DOCKERFILES {
+        project
+            .build(dockerfile)
+            .arg("FEATURES", "nonesuch")
+            .run()
+            .fails_with(&["nonesuch", "--build-arg FEATURES="]);
+    }
+}
+
+#[test]
+fn a_lock_file_out_of_date() {
+    let project = Project::hello("hello-wrong");
+    let manifest = project.read("Cargo.toml");
+    project.write("Cargo.toml", &format!("{manifest}ryu = \"1\"\n"));
+    for dockerfile in DOCKERFILES {
+        project
+            .build(dockerfile)
+            .run()
+            .fails_with(&["Cargo.lock does not fit Cargo.toml", "commit Cargo.lock"]);
+    }
+}
+
+#[test]
+fn no_lock_file() {
+    let project = Project::hello("hello-wrong");
+    std::fs::remove_file(project.path("Cargo.lock")).unwrap();
+    for dockerfile in DOCKERFILES {
+        project
+            .build(dockerfile)
+            .run()
+            .fails_with(&["no Cargo.lock", "cargo generate-lockfile"]);
+    }
+}
+
+#[test]
+fn a_source_that_does_not_compile() {
+    let project = Project::hello("hello-wrong");
+    project.write("src/main.rs", "fn main() { nonesuch() }\n");
+    for dockerfile in DOCKERFILES {
+        let built = project.build(dockerfile).run();
+        built.fails_with(&["hello-wrong does not compile"]);
+        assert!(
+            built.log.contains("cannot find function"),
+            "{}",
+            built.describe()
+        );
+    }
+}
+
+#[test]
+fn no_agent() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let before = corp.sshd.connections();
+    for dockerfile in DOCKERFILES {
+        let built = project.build(dockerfile).run();
+        built.fails_with(&["no SSH agent", "--ssh default"]);
+        assert!(!built.ran("compile"), "{}", built.describe());
+    }
+    assert_eq!(
+        corp.sshd.connections(),
+        before,
+        "fails before anybody is asked"
+    );
+}
+
+#[test]
+fn an_agent_with_a_key_that_is_not_let_in() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let agent = crate::support::ssh_door::Agent::start();
+    let build = || {
+        corp.build(&project)
+            .secret("known_hosts", &corp.known_hosts())
+            .agent(&agent.socket())
+    };
+    build()
+        .run()
+        .fails_with(&["no SSH agent with a key", "ssh-add"]);
+    agent.add(&corp.sshd.keygen("stranger", &["-t", "ed25519"]));
+    build()
+        .run()
+        .fails_with(&["takes none of the agent's keys", "ssh-add -l"]);
+}
+
+#[test]
+fn no_known_hosts_and_wrong_ones() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let build = || corp.build(&project).agent(&corp.agent.socket());
+    build()
+        .run()
+        .fails_with(&["no host key is known", "--secret id=known_hosts"]);
+    build()
+        .secret("known_hosts", &corp.wrong_known_hosts())
+        .run()
+        .fails_with(&["is not the one in known_hosts", "[host]:port"]);
+}
+
+#[test]
+fn variables_of_the_bake_file() {
+    for (name, value, says) in [
+        ("PACKAGE", "my package", "PACKAGE is the name of a package"),
+        (
+            "RUST_VERSION",
+            "stable",
+            "RUST_VERSION is a version of Rust",
+        ),
+        ("TAG", "a/b", "TAG is a tag of an image"),
+        (
+            "SOURCE_DATE_EPOCH",
+            "now",
+            "SOURCE_DATE_EPOCH is a number of seconds",
+        ),
+    ] {
+        let built = Build::bake(&["--print"]).variable(name, value).run();
+        assert!(!built.output.status.success(), "{name}={value}");
+        assert!(built.output.stderr.contains(says), "{}", built.describe());
+    }
+}

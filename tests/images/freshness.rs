@@ -1,0 +1,169 @@
+//! Nothing stale ever ends in an image, and nothing is repeated that need not be.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::archive::Archive;
+use crate::corp::Corp;
+use crate::docker::{self, Built, Tag};
+use crate::project::Project;
+use crate::support::process;
+
+const DOCKERFILES: [&str; 2] = ["Dockerfile.musl", "Dockerfile.debian"];
+
+/// Builds, runs, and gives what the program said.
+#[track_caller]
+fn build_and_run(project: &Project, dockerfile: &str) -> (Built, String) {
+    let tag = Tag(format!("{}:freshness", project.name));
+    let built = project
+        .build(dockerfile)
+        .option("--load")
+        .option(format!("--tag={}", tag.0))
+        .run()
+        .ok();
+    let said = project.run(&tag.0);
+    (built, said)
+}
+
+/// Gives every file of a checkout a time that is older than any cache.
+fn age(project: &Project) {
+    let mut touch = Command::new("find");
+    touch
+        .arg(project.root())
+        .args(["-exec", "touch", "-d", "2001-01-01", "{}", "+"]);
+    process::run(touch, b"", Duration::from_secs(10)).ok();
+}
+
+#[test]
+fn a_changed_source_ends_in_the_image_also_when_it_looks_old() {
+    let project = Project::hello("hello-freshness");
+    for dockerfile in DOCKERFILES {
+        for what in ["first", "second", "first"] {
+            project.says(what);
+            age(&project);
+            let (built, said) = build_and_run(&project, dockerfile);
+            assert_eq!(
+                said,
+                format!("{what} 41"),
+                "{dockerfile}: {}",
+                built.describe()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_changed_source_does_not_fetch_again() {
+    let project = Project::hello("hello-fetch");
+    for dockerfile in DOCKERFILES {
+        project.says("before");
+        build_and_run(&project, dockerfile);
+        // Never built before, whatever earlier runs have left.
+        let unique = format!("{:?}", std::time::SystemTime::now());
+        project.says(&unique.replace(['{', '}'], ""));
+        let (built, _) = build_and_run(&project, dockerfile);
+        assert!(built.ran(" compile"), "{}", built.describe());
+        for step in built.steps("fetch-crates") {
+            assert!(step.cached, "{step:?} ran again: {}", built.describe());
+        }
+        // Nor does a new file that is no target of its own.
+        project.write("src/another.rs", "");
+        let (built, _) = build_and_run(&project, dockerfile);
+        assert!(built.ran("copy-manifests"), "{}", built.describe());
+        std::fs::remove_file(project.path("src/another.rs")).unwrap();
+    }
+}
+
+#[test]
+fn a_module_that_comes_and_goes() {
+    let project = Project::hello("hello-module");
+    project.write("src/word.rs", "pub const WORD: &str = \"word\";\n");
+    project.write(
+        "src/main.rs",
+        "mod word;\nfn main() {\n    println!(\"{}\", word::WORD);\n}\n",
+    );
+    assert_eq!(build_and_run(&project, "Dockerfile.musl").1, "word");
+    std::fs::remove_file(project.path("src/word.rs")).unwrap();
+    std::fs::create_dir(project.path("src/word")).unwrap();
+    project.write("src/word/mod.rs", "pub const WORD: &str = \"another\";\n");
+    age(&project);
+    assert_eq!(build_and_run(&project, "Dockerfile.musl").1, "another");
+}
+
+#[test]
+fn a_git_dependency_that_changes_under_the_same_version() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let tag = Tag("greeter:freshness".to_owned());
+    for text in ["one", "two", "three"] {
+        corp.publish_greeting(text);
+        corp.lock(&project);
+        let built = corp.build_directly(&project).option("--load");
+        built.option(format!("--tag={}", tag.0)).run().ok();
+        assert_eq!(project.run(&tag.0), format!("{text}, 41"));
+    }
+}
+
+#[test]
+fn both_architectures_at_once_from_an_empty_cache() {
+    let project = Project::hello("hello-both");
+    let archive = project.path("image.tar");
+    for (round, dockerfile) in DOCKERFILES.into_iter().cycle().take(4).enumerate() {
+        project.says(
+            &format!("round {round} {:?}", std::time::SystemTime::now()).replace(['{', '}'], ""),
+        );
+        remove_target_mounts(&project);
+        project
+            .build(dockerfile)
+            .option("--platform=linux/amd64,linux/arm64")
+            .into_archive(&archive)
+            .run()
+            .ok();
+        let archive = Archive::open(&archive);
+        for architecture in ["amd64", "arm64"] {
+            let image = archive.image(architecture);
+            let binary = &image.file("usr/local/bin/hello-both").content;
+            let expected = format!("round {round}");
+            assert!(
+                binary
+                    .windows(expected.len())
+                    .any(|part| part == expected.as_bytes()),
+                "{architecture} has another round's binary"
+            );
+        }
+    }
+}
+
+/// Removes the folders of compiled code that builds of a project left.
+fn remove_target_mounts(project: &Project) {
+    let mounts = docker::cache_mounts(&format!("target-{}-", project.name));
+    if !mounts.is_empty() {
+        docker::prune(&mounts.iter().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_build_after_the_cache_mounts_are_pruned() {
+    let project = Project::hello("hello-pruned");
+    for dockerfile in DOCKERFILES {
+        project.says("before");
+        build_and_run(&project, dockerfile);
+        // Layers stay, with the crates that were fetched: only the mounts go, cargo's home as well.
+        remove_target_mounts(&project);
+        docker::prune(
+            &docker::cache_mounts("cargo-home")
+                .iter()
+                .collect::<Vec<_>>(),
+        );
+        project.says("after");
+        let (built, said) = build_and_run(&project, dockerfile);
+        assert_eq!(said, "after 41", "{}", built.describe());
+        let another = Project::hello("hello-pruned");
+        another.write(
+            "Cargo.toml",
+            &another.read("Cargo.toml").replace("0.1.0", "0.2.0"),
+        );
+        another.lock(&[]);
+        assert_eq!(build_and_run(&another, dockerfile).1, "hello 41");
+    }
+}

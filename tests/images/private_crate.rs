@@ -1,0 +1,181 @@
+//! A service with private crates: what opens them is nowhere in what is made, and a warm service replaces their host.
+
+use crate::archive::Archive;
+use crate::corp::{Corp, HOST};
+use crate::docker::{self, Tag};
+use crate::support::sshd::SshFault;
+
+/// Where in an archive each secret was found. `markers` have to be found, or nothing was really searched.
+fn search(archive: &Archive, secrets: &[(&'static str, Vec<u8>)], markers: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut missing: Vec<&&str> = markers.iter().collect();
+    for (name, content) in archive.contents() {
+        for (what, secret) in secrets {
+            if contains(&content, secret) {
+                found.push(format!("{what} in {name}"));
+            }
+        }
+        missing.retain(|marker| !contains(&content, marker.as_bytes()));
+    }
+    assert!(
+        missing.is_empty(),
+        "not found, so what was searched? {missing:?}"
+    );
+    found
+}
+
+fn contains(content: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(content, part).is_some()
+}
+
+#[test]
+fn through_the_forwarded_agent_and_no_secret_stays() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let tag = Tag("greeter:private".to_owned());
+    corp.publish_greeting("a marker in the private crate's source");
+    corp.lock(&project);
+    let (archive, cache) = (project.path("image.tar"), project.path("cache"));
+    let connections = corp.sshd.connections();
+    let built = corp
+        .build_directly(&project)
+        .option("--provenance=mode=max")
+        .option(format!(
+            "--cache-to=type=local,mode=max,dest={}",
+            cache.display()
+        ))
+        .into_archive(&archive)
+        .run()
+        .ok();
+    assert!(
+        corp.sshd.connections() > connections,
+        "{}",
+        built.describe()
+    );
+
+    let secrets = corp.secrets();
+    let image = Archive::open(&archive);
+    // The version of Cargo.lock is in cargo-auditable's packed list, so the program's own text has to do.
+    let markers = [
+        "a marker in the private crate's source",
+        "https://slsa.dev/provenance",
+        "fetch-crates",
+    ];
+    assert_eq!(search(&image, &secrets, &markers), Vec::<String>::new());
+    // All stages are in the cache, with the private crates' sources: it is as private as they are.
+    let cache = Archive::open_folder(&cache);
+    let markers = ["pub fn hello() -> &'static str", "cargo-auditable"];
+    assert_eq!(search(&cache, &secrets, &markers), Vec::<String>::new());
+
+    let build = corp.build_directly(&project).option("--load");
+    build.option(format!("--tag={}", tag.0)).run().ok();
+    assert_eq!(
+        project.run(&tag.0),
+        "a marker in the private crate's source, 41"
+    );
+    let history = docker::run(&["history", "--no-trunc", "--format=json", &tag.0]).ok();
+    assert!(
+        history.text().contains("HEALTHCHECK"),
+        "{}",
+        history.describe()
+    );
+    for (what, secret) in &secrets {
+        assert!(!contains(&history.stdout, secret), "{what} in the history");
+        assert!(
+            !contains(built.log.as_bytes(), secret),
+            "{what} in the build's log"
+        );
+    }
+}
+
+#[test]
+fn the_search_finds_what_is_there() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let key = std::fs::read_to_string(corp.sshd.path("deploy")).unwrap();
+    project.write("key", &key);
+    project.write(
+        "known_hosts",
+        &std::fs::read_to_string(corp.known_hosts()).unwrap(),
+    );
+    project.write(
+        "Dockerfile",
+        "FROM scratch\nCOPY key known_hosts /\nARG TOKEN\nLABEL token=$TOKEN\n",
+    );
+    let secrets = corp.secrets();
+    let value = |name: &str| {
+        let (_, secret) = secrets.iter().find(|(what, _)| *what == name).unwrap();
+        String::from_utf8(secret.clone()).unwrap()
+    };
+    let archive = project.path("image.tar");
+    crate::docker::Build::new(project.path("Dockerfile").to_str().unwrap(), project.root())
+        .arg("TOKEN", &value("the token"))
+        .into_archive(&archive)
+        .run()
+        .ok();
+    let found = search(&Archive::open(&archive), &secrets, &[]);
+    for what in [
+        "the private key ",
+        "the token ",
+        "the line of known_hosts ",
+        "the host's name as known_hosts has it ",
+    ] {
+        assert!(
+            found.iter().any(|found| found.starts_with(what)),
+            "{what}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn with_a_warm_service_and_the_host_away() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let tag = Tag("greeter:warm".to_owned());
+    corp.publish_greeting("from a warm service");
+    corp.lock(&project);
+    corp.warm();
+    corp.sshd.fail(SshFault::Refuse);
+    let connections = corp.sshd.connections();
+    // Nothing of the crates may be left from other builds.
+    docker::prune(
+        &docker::cache_mounts("cargo-home")
+            .iter()
+            .collect::<Vec<_>>(),
+    );
+
+    // Over HTTP with a token.
+    let gitconfig = corp.gitconfig(&format!("http://{}", corp.warmdock.address()));
+    let build = corp.build(&project).secret("gitconfig", &gitconfig);
+    build
+        .option("--load")
+        .option(format!("--tag={}", tag.0))
+        .run()
+        .ok();
+    assert_eq!(project.run(&tag.0), "from a warm service, 41");
+
+    // Through the SSH door, with the developer's key that is forwarded anyway.
+    let port = corp.warmdock.ssh_address().port();
+    let gitconfig = corp.gitconfig(&format!("ssh://git@{HOST}:{port}"));
+    let known_hosts = std::fs::read_to_string(corp.door.path("known_hosts")).unwrap();
+    project.write("door_known_hosts", &known_hosts.replace("127.0.0.1", HOST));
+    docker::prune(
+        &docker::cache_mounts("cargo-home")
+            .iter()
+            .collect::<Vec<_>>(),
+    );
+    let built = corp
+        .build(&project)
+        .option("--no-cache-filter=crates")
+        .secret("gitconfig", &gitconfig)
+        .secret("known_hosts", &project.path("door_known_hosts"))
+        .agent(&corp.agent.socket())
+        .option("--load")
+        .option(format!("--tag={}", tag.0))
+        .run()
+        .ok();
+    assert!(built.ran("fetch-crates"), "{}", built.describe());
+    assert_eq!(project.run(&tag.0), "from a warm service, 41");
+    let asked = corp.sshd.connections() - connections;
+    assert_eq!(corp.sshd.connections() - asked, connections);
+}

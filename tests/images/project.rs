@@ -1,0 +1,93 @@
+//! Checkouts of services that the Dockerfiles build, unchanged.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::docker::Build;
+use crate::support::process;
+use crate::support::temporary_folder;
+
+/// A service's checkout.
+pub struct Project {
+    folder: tempfile::TempDir,
+    pub name: String,
+}
+
+impl Project {
+    /// A service with a crate from crates.io, which prints what `says` gives. The engine keeps caches by the name.
+    pub fn hello(name: &str) -> Self {
+        let project = Self::empty(name);
+        project.write(
+            "Cargo.toml",
+            &format!(
+                "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[dependencies]\nitoa = \"1\"\n"
+            ),
+        );
+        project.says("hello");
+        project.lock(&[]);
+        project
+    }
+
+    pub fn empty(name: &str) -> Self {
+        let folder = temporary_folder();
+        std::fs::create_dir(folder.path().join("src")).unwrap();
+        let name = name.to_owned();
+        Self { folder, name }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    /// Changes the source: this is printed from now on.
+    pub fn says(&self, what: &str) {
+        self.write(
+            "src/main.rs",
+            &format!(
+                "fn main() {{\n    println!(\"{what} {{}}\", itoa::Buffer::new().format(41));\n}}\n"
+            ),
+        );
+    }
+
+    /// Writes Cargo.lock; git is given these settings.
+    pub fn lock(&self, git: &[(&str, &str)]) {
+        let home = temporary_folder();
+        let mut command = Command::new(std::env::var_os("CARGO").expect("cargo says where it is"));
+        command
+            .args(["generate-lockfile", "--quiet"])
+            .current_dir(self.folder.path())
+            .env("CARGO_HOME", home.path())
+            .env("CARGO_NET_GIT_FETCH_WITH_CLI", "true")
+            .env("GIT_CONFIG_COUNT", git.len().to_string());
+        for (number, (key, value)) in git.iter().enumerate() {
+            command
+                .env(format!("GIT_CONFIG_KEY_{number}"), key)
+                .env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        process::run(command, b"", Duration::from_secs(120)).ok();
+    }
+
+    /// A build of it by one of the Dockerfiles.
+    pub fn build(&self, dockerfile: &str) -> Build {
+        Build::new(dockerfile, self.root()).arg("PACKAGE", &self.name)
+    }
+
+    /// What the image's program prints, in a container.
+    #[track_caller]
+    pub fn run(&self, tag: &str) -> String {
+        crate::docker::run(&["run", "--rm", tag]).ok().text()
+    }
+}

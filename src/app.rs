@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::Access;
 use crate::config::Config;
+use crate::crates::Crates;
 use crate::git::pool::Pool;
 use crate::ops::metrics::Metrics;
 
@@ -19,6 +20,8 @@ pub struct App {
     pub access: Access,
     /// The mirrors.
     pub pool: Arc<Pool>,
+    /// The crate cache.
+    pub crates: Arc<Crates>,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     /// When the service began, for the uptime.

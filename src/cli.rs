@@ -13,7 +13,7 @@ use crate::config::source::Source;
 use crate::config::upstream_url::{self, UpstreamUrl};
 use crate::git::name;
 
-/// Keeps container builds warm: a pool of pre-warmed Git mirrors.
+/// Keeps container builds warm: a pool of pre-warmed Git mirrors, and a cache of crates.
 #[derive(Debug, Parser)]
 #[command(name = "warmdock", version, after_help = EXIT_STATUS)]
 pub struct Cli {
@@ -64,6 +64,12 @@ pub enum Client {
         #[arg(long)]
         ssh: bool,
     },
+    /// A config.toml for cargo
+    Cargo {
+        /// Where clients reach this service, such as http://warmdock:8080
+        #[arg(long, value_parser = http_url)]
+        url: ServiceUrl,
+    },
 }
 
 impl Cli {
@@ -102,6 +108,14 @@ impl Cli {
             self.command.unwrap_or(Command::Serve(Serve::default())),
         )
     }
+}
+
+fn http_url(text: &str) -> Result<ServiceUrl, String> {
+    let url: ServiceUrl = text.parse()?;
+    if !url.is_http() {
+        return Err("expected a URL such as http://warmdock:8080, as crates do not come over SSH".into());
+    }
+    Ok(url)
 }
 
 fn upstream(text: &str) -> Result<(String, String), String> {
@@ -172,6 +186,8 @@ mod tests {
             "warmdock client-config",
             "warmdock client-config git",
             "warmdock client-config git --url ftp://x",
+            "warmdock client-config cargo",
+            "warmdock client-config cargo --url ssh://git@x",
             "warmdock serve --upstream github.com",
             "warmdock serve --upstream ../x=https://github.com",
             "warmdock serve --upstream x=git@x:y",

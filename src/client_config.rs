@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use url::Url;
 
-use crate::config::Config;
+use crate::config::{Anonymous, CRATES_IO, Config};
 
 /// Where clients reach this service: `http`, `https` or `ssh`, without a slash at its end.
 #[derive(Debug, Clone)]
@@ -52,6 +52,11 @@ pub fn through_ssh(given: Option<ServiceUrl>, config: &Config) -> Result<Service
 }
 
 impl ServiceUrl {
+    /// Whether it is `http` or `https`.
+    pub fn is_http(&self) -> bool {
+        self.0.scheme() != "ssh"
+    }
+
     /// What the paths of repositories begin with, without a slash at its end.
     fn root(&self) -> String {
         let url = self.0.as_str().trim_end_matches('/');
@@ -102,6 +107,51 @@ pub fn git(service: &ServiceUrl, config: &Config) -> String {
     text
 }
 
+const CARGO_HEAD: &str = "\
+# Sends cargo's crates through warmdock. Save it as config.toml in the builder's CARGO_HOME (~/.cargo), or append it.
+# Nothing else changes: Cargo.toml and Cargo.lock keep the names and checksums that they have. What warmdock does not
+# serve, such as `cargo search` and `cargo publish`, goes past it with `--registry crates-io`.
+";
+
+/// Credentials: cargo sends none that are not configured so.
+const CARGO_TOKEN: &str = "
+# warmdock wants a token: put it into CARGO_REGISTRIES_WARMDOCK_TOKEN (for others: their name in place of WARMDOCK),
+# as a secret of the build, or once into credentials.toml with `cargo login --registry warmdock`.
+[registry]
+global-credential-providers = [\"cargo:token\"]
+";
+
+/// A `config.toml` for cargo, with the registries of `config` that `may_read` allows. crates.io is replaced by this
+/// service; other registries get a name of their own.
+pub fn cargo(service: &ServiceUrl, config: &Config, may_read: impl Fn(&str) -> bool) -> String {
+    let root = service.0.as_str().trim_end_matches('/');
+    let mut text = String::from(CARGO_HEAD);
+    let registries = config.crates.registries.iter();
+    for registry in registries.filter(|registry| may_read(&registry.name)) {
+        let url = format!("sparse+{root}/crates/{}/", registry.name);
+        let written = if registry.name == CRATES_IO {
+            write!(
+                text,
+                "\n[source.crates-io]\nreplace-with = \"warmdock\"\n\n[source.warmdock]\nregistry = \"{url}\"\n\n\
+                 [registries.warmdock]\nindex = \"{url}\"\n"
+            )
+        } else {
+            // Cargo.lock names the registry by its own address: a source with that address is replaced.
+            let (name, own) = (registry.name.replace('.', "-"), &registry.url);
+            write!(
+                text,
+                "\n[source.{name}-upstream]\nregistry = \"sparse+{own}\"\nreplace-with = \"warmdock-{name}\"\n\n\
+                 [source.warmdock-{name}]\nregistry = \"{url}\"\n\n[registries.warmdock-{name}]\nindex = \"{url}\"\n"
+            )
+        };
+        written.expect("writing to text does not fail");
+    }
+    if config.access.anonymous == Anonymous::None {
+        text += CARGO_TOKEN;
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +176,37 @@ mod tests {
 ";
         assert_eq!(text.strip_prefix(HEAD).unwrap(), expected);
         assert!(HEAD.lines().all(|line| line.starts_with('#')));
+    }
+
+    #[test]
+    fn every_registry_for_cargo() {
+        let text = r#"{"access": {"anonymous": "none"}, "crates": {"registries": [{"name": "crates.io"},
+            {"name": "corp", "url": "sparse+https://crates.corp.example/index"}, {"name": "hidden", "url": "https://x"}]}}"#;
+        let config = Config::parse(text, &Environment::default()).unwrap();
+        let service: ServiceUrl = "https://dock/".parse().unwrap();
+        let text = cargo(&service, &config, |name| name != "hidden");
+        let expected = "
+[source.crates-io]
+replace-with = \"warmdock\"
+
+[source.warmdock]
+registry = \"sparse+https://dock/crates/crates.io/\"
+
+[registries.warmdock]
+index = \"sparse+https://dock/crates/crates.io/\"
+
+[source.corp-upstream]
+registry = \"sparse+https://crates.corp.example/index/\"
+replace-with = \"warmdock-corp\"
+
+[source.warmdock-corp]
+registry = \"sparse+https://dock/crates/corp/\"
+
+[registries.warmdock-corp]
+index = \"sparse+https://dock/crates/corp/\"
+";
+        let body = text.strip_prefix(CARGO_HEAD).unwrap();
+        assert_eq!(body.strip_suffix(CARGO_TOKEN).unwrap(), expected);
     }
 
     #[test]

@@ -21,14 +21,20 @@
 
 pub mod access;
 pub mod app;
+pub mod blobs;
+pub mod buffers;
 pub mod cli;
 pub mod client_config;
 pub mod config;
+pub mod crates;
+pub mod durable;
 pub mod error;
 pub mod git;
 pub mod healthcheck;
+pub mod http_client;
 pub mod logging;
 pub mod ops;
+pub mod own_address;
 pub mod router;
 pub mod server;
 pub mod ssh;

@@ -53,6 +53,12 @@ fn main() -> ExitCode {
         Command::Check { schema: false } => check(&source),
         Command::Healthcheck => ask_health(&source),
         Command::ClientConfig {
+            client: Client::Cargo { url },
+        } => match source.load(&mut Reader::default()) {
+            Ok(config) => print(&client_config::cargo(&url, &config, |_| true)),
+            Err(problems) => wrong_configuration(&source, &problems),
+        },
+        Command::ClientConfig {
             client: Client::Git { url, ssh },
         } => match source.load(&mut Reader::default()) {
             Ok(config) => git_config(url, ssh, &config),

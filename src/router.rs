@@ -7,6 +7,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 
 use crate::app::App;
+use crate::crates;
 use crate::error::Error;
 use crate::git::door;
 use crate::ops::{api, health, requests, scrape, status};
@@ -20,7 +21,9 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/readyz", get(health::ready))
         .route("/metrics", get(scrape::metrics))
         .route("/api/v1/status", get(api::status))
+        .route("/api/v1/client-config/{client}", get(api::client_config))
         .merge(door::routes())
+        .merge(crates::door::routes())
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         // The last one is the first to see a request.
@@ -45,6 +48,7 @@ mod tests {
     use crate::config::patterns::Patterns;
     use crate::config::secret::Secret;
     use crate::config::{Anonymous, Config, Token};
+    use crate::crates::Crates;
     use crate::git::pool::Pool;
     use crate::ops::metrics::Metrics;
 
@@ -64,13 +68,16 @@ mod tests {
             token_file: "/run/secrets/ci".into(),
             secret: Secret::new(*b"s3cret"),
             repos: Patterns::everything(),
+            registries: None,
         });
         let config = watch::channel(Arc::new(config)).1;
         let metrics = Arc::new(Metrics::new());
         let draining = CancellationToken::new();
+        let pool = Pool::start(config.clone(), metrics.clone()).expect("a pool");
         let app = App {
             access: Access::new(config.clone()),
-            pool: Pool::start(config.clone(), metrics.clone()).expect("a pool"),
+            crates: Crates::start(config.clone(), pool.storage()).expect("a crate cache"),
+            pool,
             config,
             metrics,
             started: Instant::now(),

@@ -2,21 +2,29 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+use tokio::sync::Notify;
 
 /// What the space is used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Git,
     Answers,
+    Blobs,
+    /// Entries of crates' indexes.
+    Index,
 }
 
 impl Part {
-    pub const ALL: [Self; 2] = [Self::Git, Self::Answers];
+    pub const ALL: [Self; 4] = [Self::Git, Self::Answers, Self::Blobs, Self::Index];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Git => "git",
             Self::Answers => "answers",
+            Self::Blobs => "blobs",
+            Self::Index => "index",
         }
     }
 }
@@ -43,18 +51,27 @@ impl From<StorageFull> for std::io::Error {
 pub trait Evict: Send + Sync {
     /// Frees about `bytes`, least recently used first. Blocks on the disk.
     fn evict(&self, bytes: u64);
+
+    /// When what would go first was last used. `None` for what is cheap to make again, and goes before all else.
+    fn oldest(&self) -> Option<SystemTime> {
+        None
+    }
 }
 
 /// Space below one limit. Reservations never pass it; files are counted until nobody has them open any more.
 pub struct Storage {
     limit: AtomicU64,
     used: [AtomicU64; Part::ALL.len()],
-    /// In the order in which they are asked: what is cheap to make again first.
     evictors: Mutex<Vec<Weak<dyn Evict>>>,
+    /// Somebody had to evict to write.
+    crowded: Notify,
 }
 
 /// Evicting goes on to this share of the limit, so that not every write has to evict.
 const EVICT_TO_PERCENT: u64 = 80;
+
+/// What is asked of one evictor before it is looked again which has the oldest.
+const SLICE: u64 = 64 << 20;
 
 impl Storage {
     pub fn new(limit: u64) -> Arc<Self> {
@@ -62,6 +79,7 @@ impl Storage {
             limit: limit.into(),
             used: Default::default(),
             evictors: Mutex::default(),
+            crowded: Notify::new(),
         })
     }
 
@@ -107,10 +125,28 @@ impl Storage {
 
     /// Evicts down to the usual share when more than the limit is used. Blocks on the disk.
     pub fn make_room(&self) {
-        let target = self.limit() / 100 * EVICT_TO_PERCENT;
         if self.used_in_all() > self.limit() {
-            self.evict_until(|| self.used_in_all() <= target, target);
+            self.evict_down_to(self.usual_share());
         }
+    }
+
+    /// Evicts down to the usual share in the background, each time that a writer met the limit: writers themselves
+    /// only wait until there is room for what they write. Never ends.
+    pub async fn keep_room(self: Arc<Self>) {
+        loop {
+            self.crowded.notified().await;
+            let storage = Arc::clone(&self);
+            let evicting = tokio::task::spawn_blocking(move || {
+                storage.evict_down_to(storage.usual_share());
+            });
+            if let Err(error) = evicting.await {
+                tracing::error!(%error, "evicting failed");
+            }
+        }
+    }
+
+    fn usual_share(&self) -> u64 {
+        self.limit() / 100 * EVICT_TO_PERCENT
     }
 
     fn try_take(&self, part: Part, bytes: u64) -> bool {
@@ -123,17 +159,30 @@ impl Storage {
         false
     }
 
-    fn evict_until(&self, done: impl Fn() -> bool, target: u64) {
-        let evictors: Vec<_> = self
+    /// What is cheap to make again goes first, then what was not used for longest, whichever part it is of.
+    fn evict_down_to(&self, target: u64) {
+        let excess = || self.used_in_all().saturating_sub(target);
+        let mut evictors: Vec<_> = self
             .evictors
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for evictor in evictors.iter().filter_map(Weak::upgrade) {
-            if done() {
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        while excess() > 0 {
+            let ages = evictors
+                .iter()
+                .enumerate()
+                .map(|(at, evictor)| (evictor.oldest(), at));
+            let Some((oldest, at)) = ages.min() else {
                 return;
+            };
+            let before = self.used_in_all();
+            let slice = if oldest.is_some() { SLICE } else { u64::MAX };
+            evictors[at].evict(excess().min(slice));
+            if self.used_in_all() >= before || oldest.is_none() {
+                evictors.remove(at);
             }
-            evictor.evict(self.used_in_all().saturating_sub(target));
         }
     }
 }
@@ -157,9 +206,8 @@ impl Reservation {
     pub fn grow(&mut self, more: u64) -> Result<(), StorageFull> {
         if !self.storage.try_take(self.part, more) {
             let limit = self.storage.limit();
-            let target = (limit / 100 * EVICT_TO_PERCENT).min(limit.saturating_sub(more));
-            self.storage
-                .evict_until(|| self.storage.used_in_all() <= target, target);
+            self.storage.evict_down_to(limit.saturating_sub(more));
+            self.storage.crowded.notify_one();
             if !self.storage.try_take(self.part, more) {
                 return Err(StorageFull {
                     wanted: more,
@@ -224,8 +272,8 @@ mod tests {
         assert_eq!(storage.used_in_all(), 0);
     }
 
-    #[test]
-    fn evicts_to_make_room_and_not_more_than_it_must() {
+    #[tokio::test]
+    async fn evicts_what_must_go_at_once_and_the_rest_in_the_background() {
         let storage = Storage::new(100);
         let holder = Arc::new(Holder(Mutex::default()));
         let weak: Weak<dyn Evict> = Arc::downgrade(&holder) as _;
@@ -237,7 +285,44 @@ mod tests {
         }
         let mut new = storage.nothing(Part::Git);
         new.grow(10).unwrap();
-        assert_eq!(storage.used(Part::Answers), 80);
+        assert_eq!(storage.used(Part::Answers), 90);
+        let keeping = tokio::spawn(Arc::clone(&storage).keep_room());
+        while storage.used_in_all() > 80 {
+            tokio::task::yield_now().await;
+        }
+        keeping.abort();
+        assert_eq!(storage.used(Part::Answers), 70);
         assert!(storage.nothing(Part::Git).grow(101).is_err());
+    }
+
+    struct Aged(Holder, u64);
+
+    impl Evict for Aged {
+        fn evict(&self, bytes: u64) {
+            self.0.evict(bytes);
+        }
+
+        fn oldest(&self) -> Option<SystemTime> {
+            Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(self.1))
+        }
+    }
+
+    #[test]
+    fn the_oldest_goes_first_whichever_part_it_is_of() {
+        let storage = Storage::new(100);
+        let held = |part| {
+            let mut taken = storage.nothing(part);
+            taken.grow(30).unwrap();
+            Holder(Mutex::new(vec![taken]))
+        };
+        let new = Arc::new(Aged(held(Part::Git), 2));
+        let old = Arc::new(Aged(held(Part::Blobs), 1));
+        for evictor in [&new, &old] {
+            let weak: Weak<dyn Evict> = Arc::downgrade(evictor) as _;
+            storage.add_evictor(weak);
+        }
+        storage.nothing(Part::Index).grow(50).unwrap();
+        assert_eq!(storage.used(Part::Git), 30);
+        assert_eq!(storage.used(Part::Blobs), 0);
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::sleep_until;
 
 use crate::config::patterns::Patterns;
-use crate::config::{Anonymous, Config};
+use crate::config::{Anonymous, CRATES_IO, Config};
 use crate::error::Error;
 use crate::git::name::RepoName;
 use ask_upstream::AskUpstream;
@@ -39,6 +39,17 @@ pub struct Principal {
     name: Option<Arc<str>>,
     /// Over the whole `host/path`.
     repos: Arc<Patterns>,
+    registries: Registries,
+}
+
+/// Registries of crates that somebody may read.
+#[derive(Clone)]
+enum Registries {
+    All,
+    These(Arc<Patterns>),
+    /// For whoever is limited to some repositories, and nothing was said of registries: what the whole world can read.
+    CratesIo,
+    None,
 }
 
 /// What keys may be right beside those that are listed.
@@ -95,12 +106,28 @@ impl Access {
     /// # Errors
     /// [`Error::Unauthorized`] for credentials that are wrong, and for none where anonymous users may not read.
     pub fn principal(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+        self.principal_by(headers, token::token)
+    }
+
+    /// The same for cargo, which sends a token as it is, without a scheme before it.
+    ///
+    /// # Errors
+    /// As [`Access::principal`].
+    pub fn cargo_principal(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+        self.principal_by(headers, token::cargo_token)
+    }
+
+    fn principal_by(
+        &self,
+        headers: &HeaderMap,
+        token: impl Fn(&[u8]) -> Option<Vec<u8>>,
+    ) -> Result<Principal, Error> {
         let table = self.table();
         let mut presented = headers.get_all(AUTHORIZATION).iter();
         let principal = match (presented.next(), presented.next()) {
             (None, _) => table.anonymous.clone(),
             (Some(value), None) => {
-                token::token(value.as_bytes()).and_then(|token| table.tokens.find(&token))
+                token(value.as_bytes()).and_then(|token| table.tokens.find(&token))
             }
             // Two: which one another proxy would take is unknown.
             _ => None,
@@ -175,6 +202,16 @@ impl Principal {
         self.repos.matches(&repo.to_string())
     }
 
+    /// SECURITY: the same for a registry of crates.
+    pub fn may_read_registry(&self, name: &str) -> bool {
+        match &self.registries {
+            Registries::All => true,
+            Registries::These(patterns) => patterns.matches(name),
+            Registries::CratesIo => name == CRATES_IO,
+            Registries::None => false,
+        }
+    }
+
     /// The name in the configuration, for the log; `None` for anonymous.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
@@ -185,6 +222,7 @@ impl Principal {
         Self {
             name: None,
             repos: Arc::new(Patterns::everything()),
+            registries: Registries::All,
         }
     }
 
@@ -192,6 +230,21 @@ impl Principal {
         Self {
             name: Some(name.into()),
             repos,
+            // Whoever comes over SSH, where there are no crates.
+            registries: Registries::None,
+        }
+    }
+
+    fn of_token(token: &crate::config::Token) -> Self {
+        let registries = match &token.registries {
+            Some(patterns) if patterns.texts().is_empty() => Registries::None,
+            Some(patterns) => Registries::These(Arc::new(patterns.clone())),
+            None if token.repos.texts().is_empty() => Registries::All,
+            None => Registries::CratesIo,
+        };
+        Self {
+            registries,
+            ..Self::named(&token.name, Arc::new(token.repos.clone()))
         }
     }
 }
@@ -228,6 +281,7 @@ mod tests {
             secret: Secret::new(secret.as_bytes()),
             repos: Patterns::new(repos.iter().map(|text| (*text).into()).collect())
                 .expect("patterns"),
+            registries: None,
         });
         config.access = config::Access {
             anonymous,

@@ -4,8 +4,6 @@
 //! - tokens are compared as SHA-256 digests in constant time against every configured token, without early exit;
 //! - an empty token is never right, whatever a token file holds.
 
-use std::sync::Arc;
-
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use base64::Engine;
@@ -26,7 +24,7 @@ impl Tokens {
     pub fn of(tokens: &[Token]) -> Self {
         let entry = |token: &Token| Entry {
             digest: sha256(token.secret.expose()),
-            principal: Principal::named(&token.name, Arc::new(token.repos.clone())),
+            principal: Principal::of_token(token),
         };
         Self(tokens.iter().map(entry).collect())
     }
@@ -71,6 +69,17 @@ pub(super) fn token(value: &[u8]) -> Option<Vec<u8>> {
     };
     // SECURITY: an empty token is never right, whatever a token file holds.
     (!token.is_empty()).then_some(token)
+}
+
+/// The token in an `Authorization` value of cargo: the bare token, or any of the forms above, which a credential
+/// provider may have put into it.
+pub(super) fn cargo_token(value: &[u8]) -> Option<Vec<u8>> {
+    let value = value.trim_ascii();
+    if value.contains(&b' ') {
+        return token(value);
+    }
+    // SECURITY: as above.
+    (!value.is_empty()).then(|| value.to_vec())
 }
 
 fn sha256(bytes: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {

@@ -6,6 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
 use super::given::{AbsolutePath, Given, PublicKeyText, Word};
+use super::lock_file::LockFile;
+use super::network::Network;
+use super::service_url::HttpUrl;
 use super::units::{Size, Span};
 use super::upstream_url::UpstreamUrl;
 use super::{AllowWants, Anonymous, UpstreamAuth, WhenUpstreamFails};
@@ -20,6 +23,7 @@ pub struct ConfigFile {
     pub data_dir: Option<Given<AbsolutePath>>,
     pub storage: StorageFile,
     pub git: GitFile,
+    pub crates: CratesFile,
     pub access: AccessFile,
     pub limits: LimitsFile,
 }
@@ -34,6 +38,13 @@ pub struct ListenFile {
     /// Without it the listener speaks cleartext. The files are read again when they change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFile>,
+    /// Where clients reach the service, for what they are told to fetch next. Without it the address of the request
+    /// is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<Given<HttpUrl>>,
+    /// Addresses or networks of proxies whose `X-Forwarded-Host` and `X-Forwarded-Proto` count.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Given<Network>>,
     /// A door for Git over SSH. Without it there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh: Option<ListenSshFile>,
@@ -129,6 +140,36 @@ pub struct UpstreamFile {
     /// Glob patterns over the path below the host, such as `my-org/*`; none allows all.
     #[serde(default)]
     pub repos: Vec<Given<String>>,
+}
+
+/// The crate cache.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CratesFile {
+    /// The registries that are cached. One that is not listed is refused.
+    pub registries: Vec<RegistryFile>,
+    /// An index entry that was looked up longer ago is looked up again before it is served.
+    pub max_age: Given<Span>,
+    /// What clients get of the index while the registry cannot be asked.
+    pub when_upstream_fails: Given<Word<WhenUpstreamFails>>,
+    /// Lock files whose crates are fetched ahead.
+    pub warm: Vec<Given<LockFile>>,
+}
+
+/// A registry with a sparse index.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryFile {
+    /// The name below which it is served: `/crates/<name>/`.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<Given<String>>,
+    /// Where its sparse index is. Without it, at the host `index` below its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<Given<HttpUrl>>,
+    /// File with the token for a registry that wants one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<Given<AbsolutePath>>,
 }
 
 /// Who may read what.
@@ -231,6 +272,9 @@ pub struct TokenFile {
     /// Glob patterns over `host/path`, such as `github.com/my-org/*`; none allows all.
     #[serde(default)]
     pub repos: Vec<Given<String>>,
+    /// Glob patterns over names of registries. Without the key: all of them, and beside `repos` crates.io alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registries: Option<Vec<Given<String>>>,
 }
 
 /// Bounds on what clients and upstreams can make the service do.
@@ -268,6 +312,8 @@ impl Default for ListenFile {
         Self {
             http: Given::text("127.0.0.1:8080"),
             tls: None,
+            public_url: None,
+            trusted_proxies: Vec::new(),
             ssh: None,
         }
     }
@@ -296,6 +342,20 @@ impl Default for GitFile {
             keep_unreachable: Given::text("24h"),
             first_clones: Given::number(2),
             allow_wants: Given::text("reachable"),
+        }
+    }
+}
+
+impl Default for CratesFile {
+    fn default() -> Self {
+        Self {
+            registries: vec![RegistryFile {
+                name: Some(Given::text(super::CRATES_IO)),
+                ..RegistryFile::default()
+            }],
+            max_age: Given::text("60s"),
+            when_upstream_fails: Given::text("serve_stale"),
+            warm: Vec::new(),
         }
     }
 }

@@ -12,6 +12,8 @@ pub mod environment;
 pub mod file;
 pub mod given;
 pub mod identity;
+pub mod lock_file;
+pub mod network;
 pub mod parse;
 pub mod patterns;
 pub mod problem;
@@ -19,13 +21,14 @@ pub mod reader;
 pub mod reload;
 pub mod restart;
 pub mod secret;
+pub mod service_url;
 pub mod source;
 pub mod units;
 pub mod upstream_url;
 pub mod validate;
 pub mod warnings;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +43,8 @@ use crate::ssh::known_hosts::KnownHosts;
 use crate::ssh::private_key::SshKey;
 use environment::Environment;
 use identity::Identity;
+use lock_file::LockFile;
+use network::Network;
 use patterns::Patterns;
 use problem::Problems;
 use secret::Secret;
@@ -52,6 +57,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub storage: Storage,
     pub git: Git,
+    pub crates: Crates,
     pub access: Access,
     pub limits: Limits,
 }
@@ -61,8 +67,25 @@ pub struct Listen {
     pub http: SocketAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// `http` or `https`.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "units::write_optional_url"
+    )]
+    pub public_url: Option<url::Url>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<Network>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ssh: Option<ListenSsh>,
+}
+
+impl Listen {
+    /// Whether a proxy at this address is believed.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies
+            .iter()
+            .any(|network| network.contains(address))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -108,6 +131,34 @@ pub struct Git {
     /// First-time clones from upstreams at once.
     pub first_clones: usize,
     pub allow_wants: AllowWants,
+}
+
+/// The public registry, which is there without configuration.
+pub const CRATES_IO: &str = "crates.io";
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Crates {
+    /// Names are unique.
+    pub registries: Vec<Registry>,
+    #[serde(serialize_with = "units::write_duration")]
+    pub max_age: Duration,
+    pub when_upstream_fails: WhenUpstreamFails,
+    /// Repositories among them are in [`Git::warm`].
+    pub warm: Vec<LockFile>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Registry {
+    /// In lower case, safe as the name of a folder.
+    pub name: String,
+    /// Of its sparse index, ending in `/`.
+    #[serde(serialize_with = "units::write_url")]
+    pub url: url::Url,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// What stood in `token_file`.
+    #[serde(skip)]
+    pub token: Option<Secret>,
 }
 
 /// What clients get when the upstream cannot be asked.
@@ -262,6 +313,9 @@ pub struct Token {
     pub secret: Secret,
     /// Over the whole `host/path`; empty means all.
     pub repos: Patterns,
+    /// Over names of registries; empty means none. `None` where nothing was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registries: Option<Patterns>,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -77,13 +77,15 @@ pub fn parse(text: &[u8]) -> Parsed {
 }
 
 /// Where objects stand. Serde would take a list for one, its items for the values in order.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 15] = [
     "/listen",
     "/listen/tls",
     "/listen/ssh",
     "/storage",
     "/git",
     "/git/upstreams/*",
+    "/crates",
+    "/crates/registries/*",
     "/access",
     "/access/tokens/*",
     "/access/keys",

@@ -124,6 +124,16 @@ pub(super) fn write_url<S: Serializer>(url: &url::Url, serializer: S) -> Result<
     serializer.collect_str(url)
 }
 
+pub(super) fn write_optional_url<S: Serializer>(
+    url: &Option<url::Url>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match url {
+        Some(url) => serializer.collect_str(url),
+        None => serializer.serialize_none(),
+    }
+}
+
 pub(super) fn write_public_key<S: Serializer>(
     key: &russh::keys::PublicKey,
     serializer: S,

@@ -47,6 +47,25 @@ pub fn warnings(config: &Config) -> Vec<String> {
             }
         }
     }
+    for (index, registry) in config.crates.registries.iter().enumerate() {
+        let key = format!("crates.registries[{index}]");
+        if registry.token.is_none() {
+            continue;
+        }
+        // SECURITY: as for upstreams of Git above.
+        if registry.url.scheme() == "http" && !is_loopback(&registry.url) {
+            warnings.push(format!(
+                "{key}.url: the token goes over the network in clear text; use https"
+            ));
+        }
+        if config.access.anonymous == Anonymous::Read && !config.listen.http.ip().is_loopback() {
+            warnings.push(format!(
+                "access.anonymous: clients without a token may read what the token of {key} ({}) can read; set it to \
+                 \"none\" and give clients tokens of their own unless everybody who can connect may read that",
+                registry.name
+            ));
+        }
+    }
     for (index, token) in config.access.tokens.iter().enumerate() {
         let key = format!("access.tokens[{index}].repos");
         if !token.repos.texts().is_empty() && config.access.anonymous == Anonymous::Read {

@@ -5,17 +5,17 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, IoSliceMut, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
-use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::sync::{Semaphore, watch};
 
-use crate::git::blocks::{BLOCK, Blocks, Buffer};
+use crate::buffers::{Buffer, read_from_memory};
+use crate::git::blocks::{BLOCK, Blocks};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::objects::writer::PackStats;
@@ -350,20 +350,6 @@ impl AnswerReader {
         self.block += 1;
         Ok(Some(Bytes::from_owner(buffer)))
     }
-}
-
-/// Fills `buffer` if that takes no disk, but only a copy: that is quick enough for an async worker, and a block of an
-/// answer that is worth keeping mostly lies in memory.
-fn read_from_memory(file: &File, buffer: &mut [u8], offset: u64) -> bool {
-    let length = buffer.len();
-    let read = preadv2(
-        file,
-        &mut [IoSliceMut::new(buffer)],
-        offset,
-        ReadWriteFlags::NOWAIT,
-    );
-    // Whatever is the matter, a plain read will say it.
-    read.is_ok_and(|read| read == length)
 }
 
 impl Drop for AnswerReader {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::git::durable;
+use crate::durable;
 use crate::git::objects::ObjectError;
 use crate::git::objects::packs::{PackSet, index_files};
 use crate::git::refs::Refs;

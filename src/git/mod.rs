@@ -5,7 +5,6 @@ pub mod blocks;
 pub mod body;
 pub mod conversation;
 pub mod door;
-pub mod durable;
 pub mod exchange;
 pub mod mirror;
 pub mod name;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use gix_hash::ObjectId;
 use gix_object::bstr::{BString, ByteSlice};
 
-use crate::git::durable;
+use crate::durable;
 
 /// Where dropped tips stay: `refs/warmdock/kept/<seconds since 1970>-<object id>`.
 pub const KEPT_PREFIX: &str = "refs/warmdock/kept/";

@@ -1,18 +1,21 @@
-//! `/api/v1/status`: the status page for programs.
+//! `/api/v1/…`: what pages and commands say, for programs.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::extract::{Extension, Path, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::app::App;
+use crate::client_config::{self, ServiceUrl};
 use crate::error::Error;
 use crate::git::pool::RepoStatus;
 use crate::ops::snapshot::{Snapshot, age};
+use crate::own_address;
+use crate::server::connection::Peer;
 
 /// Answers `/api/v1/status`.
 ///
@@ -22,6 +25,42 @@ pub async fn status(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<R
     let text = format!("{:#}\n", json(&Snapshot::take(&app, &headers)?));
     let headers = [
         (CONTENT_TYPE, "application/json"),
+        (CACHE_CONTROL, "no-store"),
+    ];
+    Ok((headers, text).into_response())
+}
+
+/// Answers `/api/v1/client-config/cargo` and `/git`: what the command `client-config` prints, for the address under
+/// which the requester reached us.
+///
+/// # Errors
+/// [`Error::Unauthorized`] as everywhere; [`Error::NotFound`] for other clients.
+pub async fn client_config(
+    State(app): State<Arc<App>>,
+    Path(client): Path<String>,
+    peer: Option<Extension<Peer>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let principal = app.access.cargo_principal(&headers)?;
+    let config = app.config();
+    let peer = peer.map(|Extension(peer)| peer);
+    let address = own_address::of_request(&config.listen, peer, &uri, &headers);
+    let service: Option<ServiceUrl> = address.and_then(|address| address.parse().ok());
+    let service = service.ok_or_else(|| {
+        Error::BadRequest("Expected a Host header with the address of this service.".into())
+    })?;
+    let text = match client.as_str() {
+        "cargo" => {
+            let may_read = |name: &str| principal.may_read_registry(name);
+            client_config::cargo(&service, &config, may_read)
+        }
+        // SECURITY: it names all hosts.
+        "git" if principal.name().is_none() => client_config::git(&service, &config),
+        _ => return Err(Error::NotFound),
+    };
+    let headers = [
+        (CONTENT_TYPE, "text/plain; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
     ];
     Ok((headers, text).into_response())
@@ -40,6 +79,21 @@ fn json(snapshot: &Snapshot) -> Value {
         "not_ready_because": snapshot.not_ready,
         "storage": { "used_bytes": snapshot.storage_used, "limit_bytes": snapshot.storage_limit },
         "repositories": repositories.collect::<Vec<_>>(),
+        "crates": crates(snapshot),
+    })
+}
+
+fn crates(snapshot: &Snapshot) -> Value {
+    let registries = snapshot.registries.iter();
+    let registries = registries
+        .map(|registry| json!({ "name": registry.name, "failing": registry.failing }));
+    json!({
+        "registries": registries.collect::<Vec<_>>(),
+        "hits": snapshot.crates.hits,
+        "misses": snapshot.crates.misses,
+        "stale": snapshot.crates.stale,
+        "sent_bytes": snapshot.crates.sent_bytes,
+        "stored_bytes": snapshot.crates.stored_bytes,
     })
 }
 
@@ -66,7 +120,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::crates::RegistryStatus;
     use crate::git::name::RepoName;
+    use crate::ops::snapshot::CratesStatus;
 
     #[test]
     fn the_shape_stays() {
@@ -87,6 +143,17 @@ mod tests {
                 warm: false,
             }],
             hosts: Vec::new(),
+            registries: vec![RegistryStatus {
+                name: "crates.io".into(),
+                failing: true,
+            }],
+            crates: CratesStatus {
+                hits: 6,
+                misses: 7,
+                stale: 8,
+                sent_bytes: 9,
+                stored_bytes: 10,
+            },
             storage_used: 4,
             storage_limit: 5,
             now: at + Duration::from_secs(60),
@@ -109,6 +176,14 @@ mod tests {
                 "age_seconds": 60,
                 "error": "it answered \"no\"",
             }],
+            "crates": {
+                "registries": [{ "name": "crates.io", "failing": true }],
+                "hits": 6,
+                "misses": 7,
+                "stale": 8,
+                "sent_bytes": 9,
+                "stored_bytes": 10,
+            },
         });
         assert_eq!(json(&snapshot), expected);
     }

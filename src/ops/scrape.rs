@@ -34,8 +34,12 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Measured<'a> {
     /// All repositories.
     pub repos: &'a [RepoStatus],
-    /// Bytes that finished answers take.
-    pub answers_bytes: u64,
+    /// Bytes that parts of the storage take, beside the mirrors.
+    pub used: [(Part, u64); 3],
+    /// The crate cache's own counters.
+    pub crates: &'a dyn Fn(&mut Registry),
+    /// Registries that fail, and are left alone for a while.
+    pub failing_registries: u64,
     /// Bytes that may be stored.
     pub storage_limit: u64,
     /// This process.
@@ -63,7 +67,13 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<
     };
     let measured = Measured {
         repos: &app.pool.status(),
-        answers_bytes: app.pool.storage().used(Part::Answers),
+        used: [Part::Answers, Part::Blobs, Part::Index]
+            .map(|part| (part, app.pool.storage().used(part))),
+        crates: &|registry| {
+            app.crates.counters.register(registry);
+            app.crates.blobs().register(registry);
+        },
+        failing_registries: app.crates.failing(),
         storage_limit: app.config().storage.max_size,
         process: Process::now(),
         now: SystemTime::now(),
@@ -116,9 +126,9 @@ fn of_service(metrics: &Metrics, measured: &Measured<'_>) -> Registry {
 
     let storage: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
     let git = measured.repos.iter().map(|repo| repo.bytes).sum();
-    for (part, bytes) in [("git", git), ("answers", measured.answers_bytes)] {
+    for (part, bytes) in [(Part::Git, git)].into_iter().chain(measured.used) {
         storage
-            .get_or_create(&[("part", part)])
+            .get_or_create(&[("part", part.name())])
             .set(saturating(bytes));
     }
     registry.register_with_unit("storage", "Disk that is used", Unit::Bytes, storage);
@@ -126,6 +136,10 @@ fn of_service(metrics: &Metrics, measured: &Measured<'_>) -> Registry {
     registry.register_with_unit("storage_limit", "Disk that may be used", Unit::Bytes, limit);
     let repos = ConstGauge::new(saturating(measured.repos.len() as u64));
     registry.register("git_mirrors", "Repositories that are mirrored", repos);
+    (measured.crates)(&mut registry);
+    let failing = ConstGauge::new(saturating(measured.failing_registries));
+    let help = "Registries of crates that fail, and are left alone for a while";
+    registry.register("crates_registries_failing", help, failing);
     registry
 }
 
@@ -240,7 +254,9 @@ mod tests {
             metrics,
             &Measured {
                 repos,
-                answers_bytes: 33,
+                used: [(Part::Answers, 33), (Part::Blobs, 44), (Part::Index, 55)],
+                crates: &|registry| crate::crates::counters::Counters::new().register(registry),
+                failing_registries: 1,
                 storage_limit,
                 process,
                 now,

@@ -7,6 +7,8 @@ use axum::http::HeaderMap;
 
 use crate::access::Principal;
 use crate::app::App;
+use crate::crates::RegistryStatus;
+use crate::crates::counters::{From, Kind};
 use crate::git::pool::RepoStatus;
 use crate::storage::Part;
 
@@ -22,12 +24,48 @@ pub struct Snapshot {
     pub repos: Vec<RepoStatus>,
     /// The hosts of the upstreams; for a requester that may not read everything only those of `repos`.
     pub hosts: Vec<String>,
-    /// Bytes on disk: mirrors (also those that are not shown) and finished answers.
+    /// The registries of crates that the requester may read.
+    pub registries: Vec<RegistryStatus>,
+    /// What cargo was answered with, for whoever may read a registry.
+    pub crates: CratesStatus,
+    /// Bytes on disk: mirrors (also those that are not shown), finished answers and the crate cache.
     pub storage_used: u64,
     /// Bytes that may be stored.
     pub storage_limit: u64,
     /// The moment.
     pub now: SystemTime,
+}
+
+/// The crate cache in numbers.
+#[derive(Clone, Debug, Default)]
+pub struct CratesStatus {
+    /// Index entries and files that were here.
+    pub hits: u64,
+    /// Those that were not.
+    pub misses: u64,
+    /// Index entries that were served though the registry could not be asked.
+    pub stale: u64,
+    /// Bytes that cargo was sent.
+    pub sent_bytes: u64,
+    /// Bytes on disk.
+    pub stored_bytes: u64,
+}
+
+impl CratesStatus {
+    fn of(app: &App) -> Self {
+        let of = |from| {
+            let answers = |kind| app.crates.counters.answers(kind, from);
+            answers(Kind::Index) + answers(Kind::File)
+        };
+        let storage = app.pool.storage();
+        Self {
+            hits: of(From::Cache) + of(From::Revalidated) + of(From::Shared),
+            misses: of(From::Upstream),
+            stale: of(From::Stale),
+            sent_bytes: app.crates.counters.sent_bytes(),
+            stored_bytes: storage.used(Part::Blobs) + storage.used(Part::Index),
+        }
+    }
 }
 
 impl Snapshot {
@@ -49,7 +87,12 @@ impl Snapshot {
             not_ready: app.ready().err(),
             repos: Vec::new(),
             hosts: hosts.collect(),
-            storage_used: app.pool.storage().used(Part::Answers),
+            registries: app.crates.status(&principal),
+            crates: CratesStatus::of(app),
+            storage_used: [Part::Answers, Part::Blobs, Part::Index]
+                .map(|part| app.pool.storage().used(part))
+                .iter()
+                .sum(),
             storage_limit: config.storage.max_size,
             now: SystemTime::now(),
         }

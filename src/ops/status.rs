@@ -4,14 +4,12 @@
 //! the host must look like one; and the policy in the headers lets nothing run even if both had a hole.
 
 use std::fmt::{self, Display, Write};
-use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::extract::{Extension, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, Uri};
 use axum::response::{IntoResponse, Response};
@@ -21,9 +19,9 @@ use bytesize::ByteSize;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::git::name::is_host;
 use crate::git::pool::RepoStatus;
 use crate::ops::snapshot::{Snapshot, age};
+use crate::own_address;
 use crate::server::connection::Peer;
 
 const STYLE: &str = include_str!("status.css");
@@ -53,9 +51,9 @@ pub async fn page(
     headers: HeaderMap,
 ) -> Result<Response, Error> {
     let snapshot = Snapshot::take(&app, &headers)?;
-    let tls = peer.is_some_and(|peer| peer.tls);
-    let base = base_url(&headers, &uri, tls)
-        .unwrap_or_else(|| format!("http://{}", app.config().listen.http));
+    let listen = &app.config().listen;
+    let base = own_address::of_request(listen, peer.map(|Extension(peer)| peer), &uri, &headers)
+        .unwrap_or_else(|| format!("http://{}", listen.http));
     let headers = [
         (CONTENT_TYPE, "text/html; charset=utf-8"),
         (CACHE_CONTROL, "no-store"),
@@ -64,36 +62,6 @@ pub async fn page(
         (REFERRER_POLICY, "no-referrer"),
     ];
     Ok((headers, html(&snapshot, &base)).into_response())
-}
-
-/// The address under which the requester reached us, for commands to copy; a proxy before us may have ended TLS.
-fn base_url(headers: &HeaderMap, uri: &Uri, tls: bool) -> Option<String> {
-    // HTTP/2 has the host in the address instead.
-    let host = match headers.get(HOST) {
-        Some(host) => host.to_str().ok()?,
-        None => uri.authority()?.as_str(),
-    };
-    let is_ipv6 = || {
-        host.parse::<SocketAddrV6>().is_ok()
-            || bracketed(host).is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())
-    };
-    if !is_host(host) && !is_ipv6() {
-        return None;
-    }
-    let forwarded = headers
-        .get("x-forwarded-proto")
-        .map(|value| value.as_bytes());
-    let scheme = match forwarded {
-        Some(b"https") => "https",
-        Some(b"http") => "http",
-        _ if tls => "https",
-        _ => "http",
-    };
-    Some(format!("{scheme}://{host}"))
-}
-
-fn bracketed(host: &str) -> Option<&str> {
-    host.strip_prefix('[')?.strip_suffix(']')
 }
 
 fn html(snapshot: &Snapshot, base: &str) -> String {
@@ -112,6 +80,7 @@ fn write(page: &mut String, snapshot: &Snapshot, base: &str) -> fmt::Result {
     write_header(page, snapshot)?;
     write_commands(page, snapshot, base)?;
     write_repos(page, snapshot)?;
+    write_crates(page, snapshot, base)?;
     write_storage(page, snapshot)?;
     page.write_str("</body>\n</html>\n")
 }
@@ -221,6 +190,37 @@ fn write_repo(page: &mut String, status: &RepoStatus, snapshot: &Snapshot) -> fm
     page.write_str("</td></tr>\n")
 }
 
+fn write_crates(page: &mut String, snapshot: &Snapshot, base: &str) -> fmt::Result {
+    if snapshot.registries.is_empty() {
+        return Ok(());
+    }
+    page.write_str("<h2>Crates</h2>\n<p>")?;
+    for registry in &snapshot.registries {
+        let (class, state) = if registry.failing {
+            ("bad", "fails: what is here is served")
+        } else {
+            ("good", "ready")
+        };
+        write!(
+            page,
+            "{} <span class=\"{class}\">{state}</span> ",
+            Text(&registry.name)
+        )?;
+    }
+    let crates = &snapshot.crates;
+    writeln!(
+        page,
+        "</p>\n<p class=\"soft\">{} answers from here, {} from registries, {} stale · {} sent · {} kept</p>\n\
+         <pre>curl {}/api/v1/client-config/cargo &gt;&gt; ~/.cargo/config.toml</pre>",
+        crates.hits,
+        crates.misses,
+        crates.stale,
+        ByteSize(crates.sent_bytes),
+        ByteSize(crates.stored_bytes),
+        Text(base),
+    )
+}
+
 fn write_storage(page: &mut String, snapshot: &Snapshot) -> fmt::Result {
     let (used, limit) = (snapshot.storage_used, snapshot.storage_limit);
     writeln!(
@@ -271,9 +271,10 @@ impl Display for Span {
 mod tests {
     use std::time::SystemTime;
 
-    use axum::http::HeaderValue;
 
     use super::*;
+    use crate::crates::RegistryStatus;
+    use crate::ops::snapshot::CratesStatus;
     use crate::git::name::RepoName;
 
     fn snapshot() -> Snapshot {
@@ -293,22 +294,19 @@ mod tests {
                 warm: true,
             }],
             hosts: vec!["github.com".into()],
+            registries: vec![RegistryStatus {
+                name: "crates.io".into(),
+                failing: false,
+            }],
+            crates: CratesStatus {
+                hits: 41,
+                sent_bytes: 3 << 20,
+                ..CratesStatus::default()
+            },
             storage_used: 5 << 20,
             storage_limit: 50 << 30,
             now: SystemTime::UNIX_EPOCH + Duration::from_secs(61),
         }
-    }
-
-    fn base(host: &str, proto: Option<&str>, tls: bool) -> Option<String> {
-        let mut headers = HeaderMap::new();
-        headers.insert(HOST, HeaderValue::from_str(host).expect("a header"));
-        if let Some(proto) = proto {
-            headers.insert(
-                "x-forwarded-proto",
-                HeaderValue::from_str(proto).expect("a header"),
-            );
-        }
-        base_url(&headers, &Uri::from_static("/"), tls)
     }
 
     #[test]
@@ -324,6 +322,8 @@ mod tests {
             "1 min 1 s ago",
             "git clone http://dock:8080/git/github.com/rust-lang/log.git",
             "url.&quot;http://dock:8080/git/github.com/&quot;.insteadOf &quot;https://github.com/&quot;",
+            "crates.io <span class=\"good\">ready</span>",
+            "41 answers from here, 0 from registries, 0 stale · 3.0 MiB sent",
             "5.0 MiB of 50.0 GiB used",
         ] {
             assert!(page.contains(part), "expected `{part}` in\n{page}");
@@ -340,6 +340,7 @@ mod tests {
         let mut snapshot = snapshot();
         snapshot.not_ready = Some(EVIL.into());
         snapshot.hosts = vec![EVIL.into()];
+        snapshot.registries[0].name = EVIL.into();
         snapshot.repos[0].error = Some(EVIL.into());
         snapshot.repos[0].state = EVIL;
         for page in [html(&snapshot, EVIL), {
@@ -371,49 +372,6 @@ mod tests {
         let page = html(&snapshot, "http://dock");
         assert_eq!(page.matches("<tr><td").count(), MAX_ROWS);
         assert!(page.contains("And 7 more"));
-    }
-
-    #[test]
-    fn the_address_for_commands_comes_from_what_looks_like_one() {
-        assert_eq!(
-            base("dock:8080", None, false).as_deref(),
-            Some("http://dock:8080")
-        );
-        assert_eq!(
-            base("dock.corp", None, true).as_deref(),
-            Some("https://dock.corp")
-        );
-        assert_eq!(
-            base("dock.corp", Some("https"), false).as_deref(),
-            Some("https://dock.corp")
-        );
-        assert_eq!(
-            base("dock.corp", Some("javascript"), false).as_deref(),
-            Some("http://dock.corp")
-        );
-        assert_eq!(
-            base("[::1]:8080", None, false).as_deref(),
-            Some("http://[::1]:8080")
-        );
-        assert_eq!(base("[::1]", None, false).as_deref(), Some("http://[::1]"));
-        for evil in [
-            "\"><script>",
-            "a b",
-            "user:pw@host",
-            "host/path",
-            "$(reboot)",
-            "`x`",
-            "",
-            "[x]",
-            "a;b",
-        ] {
-            assert_eq!(base(evil, None, false), None, "{evil}");
-        }
-        let uri = Uri::from_static("https://dock:8443/");
-        assert_eq!(
-            base_url(&HeaderMap::new(), &uri, true).as_deref(),
-            Some("https://dock:8443")
-        );
     }
 
     #[test]

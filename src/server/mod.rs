@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use crate::access::Access;
 use crate::app::App;
 use crate::config::{Config, Listen};
+use crate::crates::Crates;
 use crate::git::pool::Pool;
 use crate::ops::metrics::Metrics;
 use crate::router;
@@ -73,10 +74,13 @@ pub async fn run(
     let metrics = Arc::new(Metrics::new());
     let pool =
         Pool::start(config.clone(), metrics.clone()).context("the clone pool cannot start")?;
+    let crates =
+        Crates::start(config.clone(), pool.storage()).context("the crate cache cannot start")?;
     let app = Arc::new(App {
         config: config.clone(),
         access: Access::new(config.clone()),
         pool: pool.clone(),
+        crates: crates.clone(),
         metrics: metrics.clone(),
         started: Instant::now(),
         draining: ending.draining.clone(),
@@ -108,6 +112,7 @@ pub async fn run(
         }
     };
     tokio::join!(http, ssh, stopping);
+    crates.shutdown().await;
     pool.shutdown().await;
     Ok(())
 }

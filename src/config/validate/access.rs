@@ -52,12 +52,17 @@ impl Validator<'_> {
             None => self.missing(&file_key, &AbsolutePath::expected()),
         };
         let repos = self.patterns(&format!("{key}.repos"), &file.repos);
+        let registries = match &file.registries {
+            Some(given) => self.patterns(&format!("{key}.registries"), given).map(Some),
+            None => Some(None),
+        };
         let (token_file, secret) = secret?;
         Some(Token {
             name: name?,
             token_file,
             secret,
             repos: repos?,
+            registries: registries?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! From the shape of the file to the effective configuration: all values, all named files, all problems.
 
 mod access;
+mod crates;
 mod git;
 mod limits;
 mod ssh;
@@ -57,6 +58,7 @@ impl Validator<'_> {
         let data_dir = self.data_dir(file.data_dir.as_ref());
         let max_size = self.size("storage.max_size", &file.storage.max_size);
         let git = self.git(&file.git);
+        let crates = self.crates(&file.crates, git.as_ref());
         let access = self.access(&file.access, git.as_ref());
         let limits = self.limits(&file.limits);
         Some(Config {
@@ -66,6 +68,7 @@ impl Validator<'_> {
                 max_size: max_size?,
             },
             git: git?,
+            crates: crates?,
             access: access?,
             limits: limits?,
         })
@@ -77,6 +80,13 @@ impl Validator<'_> {
             Some(file) => self.tls(file).map(Some),
             None => Some(None),
         };
+        let public_url = match &file.public_url {
+            Some(given) => self.read("listen.public_url", given).map(Some),
+            None => Some(None),
+        };
+        let proxies: Vec<_> = indexed("listen.trusted_proxies", &file.trusted_proxies)
+            .map(|(key, given)| self.read(&key, given))
+            .collect();
         let ssh = match &file.ssh {
             Some(file) => self.listen_ssh(file).map(Some),
             None => Some(None),
@@ -84,6 +94,8 @@ impl Validator<'_> {
         Some(Listen {
             http: http?,
             tls: tls?,
+            public_url: public_url?.map(|url| url.0),
+            trusted_proxies: proxies.into_iter().collect::<Option<_>>()?,
             ssh: ssh?,
         })
     }

@@ -12,7 +12,7 @@ use gix_hash::ObjectId;
 
 use super::entry::Entry;
 use super::flight::Flight;
-use crate::git::durable;
+use crate::durable;
 use crate::git::mirror::MirrorFolder;
 use crate::git::objects::packs::{Pack, PackSet};
 use crate::git::refs::Refs;

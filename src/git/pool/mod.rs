@@ -165,6 +165,10 @@ impl Pool {
         let weak: Weak<dyn Evict> = Arc::downgrade(&pool) as _;
         pool.storage.add_evictor(weak);
         pool.tasks.spawn(Arc::clone(&pool).run());
+        let (storage, stopping) = (Arc::clone(&pool.storage), pool.stopping.clone());
+        pool.tasks.spawn(async move {
+            stopping.run_until_cancelled(storage.keep_room()).await;
+        });
         Ok(pool)
     }
 
@@ -230,7 +234,7 @@ impl Pool {
     }
 
     /// The space on disk and its limit.
-    pub fn storage(&self) -> &Storage {
+    pub fn storage(&self) -> &Arc<Storage> {
         &self.storage
     }
 
@@ -485,6 +489,18 @@ impl Pool {
 }
 
 impl Evict for Pool {
+    fn oldest(&self) -> Option<SystemTime> {
+        let warm = self.config.borrow().git.warm.clone();
+        let entries = self.entries();
+        let idle = entries.values().filter(|entry| !warm.contains(&entry.name));
+        let used = idle.filter_map(|entry| {
+            let state = entry.state();
+            (state.reservation.bytes() > 0).then_some(state.used)
+        });
+        // Without any there is nothing to evict: those who have some come first.
+        Some(used.min().unwrap_or_else(SystemTime::now))
+    }
+
     /// Removes whole mirrors: never one in `git.warm`, in use, or being fetched.
     fn evict(&self, bytes: u64) {
         let warm = self.config.borrow().git.warm.clone();

@@ -11,16 +11,13 @@ use base64::engine::general_purpose::STANDARD;
 use gix_transport::client::blocking_io::http::Transport;
 use reqwest::StatusCode;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
-use reqwest::redirect::Policy;
 
 use super::client::{self, AGENT};
 use super::patience::Patience;
 use super::transport::{Blocking, Failure};
 use super::{FetchJob, Fetched, UpstreamError};
 use crate::config::{self, UpstreamAuth};
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const MOST_REDIRECTS: usize = 5;
+use crate::http_client::{self, Redirects};
 
 /// A host that speaks smart HTTP.
 pub struct HttpUpstream {
@@ -35,23 +32,7 @@ pub struct HttpUpstream {
 
 impl HttpUpstream {
     pub(super) fn new(upstream: &config::Upstream, idle: Duration) -> anyhow::Result<Self> {
-        let client = reqwest::Client::builder()
-            .redirect(Policy::custom(|attempt| {
-                // SECURITY: our credentials go to the host that the operator named and to no other, and never from
-                // https to http.
-                let first = &attempt.previous()[0];
-                if attempt.previous().len() > MOST_REDIRECTS {
-                    attempt.error("it redirects without end")
-                } else if first.origin() == attempt.url().origin() {
-                    attempt.follow()
-                } else {
-                    let elsewhere = attempt.url().origin().ascii_serialization();
-                    attempt.error(format!("it redirects to {elsewhere}: configure that host as the upstream"))
-                }
-            }))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .build()
-            .context("the HTTP client cannot be made: are there CA certificates? SSL_CERT_FILE names a bundle")?;
+        let client = http_client::client(Redirects::SameOrigin)?;
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         if let Some(token) = &upstream.token {
@@ -92,7 +73,7 @@ impl HttpUpstream {
 
     /// What went wrong with a request, without its URL.
     pub fn describe(error: &reqwest::Error) -> String {
-        super::transport::describe(error)
+        http_client::describe(error)
     }
 
     /// What it means that the upstream answers with `status`.

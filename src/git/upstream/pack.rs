@@ -10,7 +10,7 @@ use gix_object::Data;
 use gix_pack::bundle::write::Options;
 
 use super::{Progress, UpstreamError};
-use crate::git::durable;
+use crate::durable;
 use crate::git::objects::packs::{PackSet, Reader};
 use crate::storage::{Reservation, StorageFull};
 

@@ -9,6 +9,7 @@ use gix_error::{ErrorExt, Result, message};
 use gix_transport::client::blocking_io::http::{GetResponse, Http, PostBodyDataKind, PostResponse};
 
 use super::patience::Patience;
+use crate::http_client::describe;
 
 /// Blocks the calling thread, which must not be an async worker.
 pub(super) struct Blocking {
@@ -191,25 +192,6 @@ impl Exchange {
         *lock(&self.failure) = Some(Failure::Transport(what.clone()));
         io::Error::other(what)
     }
-}
-
-/// The message of an HTTP client's error with its causes, without the URL.
-pub(super) fn describe(error: &reqwest::Error) -> String {
-    let mut text = if error.is_connect() {
-        "it cannot be reached".to_owned()
-    } else {
-        "the connection failed".to_owned()
-    };
-    let mut cause = std::error::Error::source(error);
-    let mut last = None;
-    while let Some(next) = cause {
-        last = Some(next.to_string());
-        cause = next.source();
-    }
-    if let Some(last) = last {
-        text = format!("{text}: {last}");
-    }
-    text
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

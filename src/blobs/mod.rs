@@ -1,0 +1,340 @@
+//! Files by content: each is named by its SHA-256, written once, and read by many.
+//!
+//! ```text
+//! find ─► kept ──────────────────────────► BlobReader (every block checked before it is sent)
+//!    └──► coming ─► readers follow the one writer, the last byte only when the checksum is right
+//!    └──► new ────► BlobWriter: reserve ─► temporary file ─► verify ─► fsync ─► rename ─► fsync of the folder
+//! ```
+//!
+//! Files lie in `<root>/<space>/<first two digits>/<SHA-256 in hex>` and hold the content and nothing else.
+
+mod digest;
+mod evict;
+mod kept;
+mod load;
+mod reader;
+mod writer;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::storage::{Evict, Part, Reservation, Storage};
+
+pub use digest::Digest;
+pub use kept::Kept;
+pub use reader::{BlobReader, ReadError};
+pub use writer::{BlobWriter, Coming, Failed};
+
+/// Files that are open without being read, so that the next reader need not open them. Well below the 1024 files that
+/// a process may have open where nobody raised that.
+const MOST_IDLE_OPEN: usize = 128;
+
+/// Files that are opened, checked as a whole or synced at once.
+const DISK_WORK: usize = 4;
+
+/// How often a read is written down on disk, for the order of eviction after a restart.
+const TOUCH: Duration = Duration::from_secs(3600);
+
+/// What names a blob.
+///
+/// SECURITY: whoever knows a checksum gets nothing out of a space that is not opened to him, so that what a private
+/// registry has is never found through a public one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct BlobId {
+    /// A folder's name.
+    pub space: Arc<str>,
+    pub digest: Digest,
+}
+
+/// The store.
+pub struct Blobs {
+    root: PathBuf,
+    storage: Arc<Storage>,
+    index: Mutex<Index>,
+    temporary: AtomicU64,
+    disk: Arc<Semaphore>,
+    stopping: AtomicBool,
+    tasks: TaskTracker,
+    damaged: Counter,
+    evicted: Counter,
+}
+
+struct Index {
+    slots: HashMap<BlobId, Slot>,
+    /// What is being written.
+    coming: HashMap<BlobId, Arc<Coming>>,
+    /// The files that stay open, with the moment of their last use as a count.
+    open: HashMap<BlobId, (Arc<Kept>, u64)>,
+    clock: u64,
+    /// Of all slots.
+    reservation: Reservation,
+    /// Everything on disk has a slot.
+    loaded: bool,
+}
+
+/// What is known of a file on disk.
+struct Slot {
+    size: u64,
+    /// Seconds since 1970.
+    used: u64,
+    /// The same on disk.
+    touched: u64,
+    /// CRC-32 of each block, known since the whole had the right SHA-256.
+    checks: Option<Arc<[u32]>>,
+    open: Weak<Kept>,
+}
+
+/// What the store has of a blob.
+pub enum Found {
+    Kept(Arc<Kept>),
+    /// Somebody is writing it.
+    Coming(Arc<Coming>),
+    /// The caller has to write it; who asks meanwhile waits for that.
+    New(BlobWriter, Arc<Coming>),
+}
+
+impl Blobs {
+    /// Opens the store in `root`. What is on disk is found at once, but counted and evicted only after
+    /// [`Blobs::load`].
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(root: PathBuf, storage: Arc<Storage>) -> io::Result<Arc<Self>> {
+        let temporary = root.join(TEMPORARY);
+        match fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir_all(&temporary)?,
+        }
+        let reservation = storage.nothing(Part::Blobs);
+        let blobs = Arc::new(Self {
+            root,
+            storage: Arc::clone(&storage),
+            index: Mutex::new(Index {
+                slots: HashMap::new(),
+                coming: HashMap::new(),
+                open: HashMap::new(),
+                clock: 0,
+                reservation,
+                loaded: false,
+            }),
+            temporary: AtomicU64::new(0),
+            disk: Arc::new(Semaphore::new(DISK_WORK)),
+            stopping: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            damaged: Counter::default(),
+            evicted: Counter::default(),
+        });
+        let weak: Weak<dyn Evict> = Arc::downgrade(&blobs) as _;
+        storage.add_evictor(weak);
+        Ok(blobs)
+    }
+
+    /// Names what is counted here.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "blobs_damaged",
+            "Files whose bytes on disk did not fit their checksum, and were set aside",
+            self.damaged.clone(),
+        );
+        registry.register(
+            "blobs_evicted",
+            "Files that were removed to stay below storage.max_size",
+            self.evicted.clone(),
+        );
+    }
+
+    /// Waits for what is being brought to disk.
+    pub async fn shutdown(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The blob, or the task to write it.
+    pub async fn find(self: &Arc<Self>, id: &BlobId) -> Found {
+        if let Some(found) = self.find_open(id) {
+            return found;
+        }
+        if self.may_be_on_disk(id) {
+            let (blobs, asked) = (Arc::clone(self), id.clone());
+            let turn = Arc::clone(&self.disk).acquire_owned().await;
+            // In a task of its own: a client that goes away does not leave it half done.
+            let opening = self.tasks.spawn_blocking(move || {
+                let _turn = turn;
+                blobs.open_file(&asked)
+            });
+            if let Ok(Some(kept)) = opening.await {
+                return Found::Kept(kept);
+            }
+        }
+        let mut index = self.index();
+        if let Some((kept, _)) = index.open.get(id) {
+            return Found::Kept(Arc::clone(kept));
+        }
+        if let Some(coming) = index.coming.get(id) {
+            return Found::Coming(Arc::clone(coming));
+        }
+        let (writer, coming) = BlobWriter::new(Arc::clone(self), id.clone());
+        index.coming.insert(id.clone(), Arc::clone(&coming));
+        Found::New(writer, coming)
+    }
+
+    /// Whether the blob is there or on its way, without opening it.
+    pub fn has(&self, id: &BlobId) -> bool {
+        let index = self.index();
+        index.slots.contains_key(id)
+            || index.coming.contains_key(id)
+            || !index.loaded && self.path(id).is_file()
+    }
+
+    fn find_open(self: &Arc<Self>, id: &BlobId) -> Option<Found> {
+        let now = seconds();
+        let mut index = self.index();
+        index.clock += 1;
+        let clock = index.clock;
+        if let Some((kept, used)) = index.open.get_mut(id) {
+            *used = clock;
+            let kept = Arc::clone(kept);
+            let touch = index.use_slot(id, now);
+            drop(index);
+            if touch {
+                self.touch(&kept);
+            }
+            return Some(Found::Kept(kept));
+        }
+        let coming = index.coming.get(id)?;
+        Some(Found::Coming(Arc::clone(coming)))
+    }
+
+    fn may_be_on_disk(&self, id: &BlobId) -> bool {
+        let index = self.index();
+        !index.loaded || index.slots.contains_key(id)
+    }
+
+    /// Writes down that it was read.
+    fn touch(self: &Arc<Self>, kept: &Arc<Kept>) {
+        let (kept, tasks) = (Arc::clone(kept), &self.tasks);
+        tasks.spawn_blocking(move || kept.touch());
+    }
+
+    /// Keeps a file open, and closes the one that was not used for longest when there are too many.
+    fn stay_open(index: &mut Index, id: &BlobId, kept: &Arc<Kept>) {
+        index.clock += 1;
+        let clock = index.clock;
+        if index.open.len() >= MOST_IDLE_OPEN {
+            let oldest = index.open.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
+                index.open.remove(&oldest);
+            }
+        }
+        index.open.insert(id.clone(), (Arc::clone(kept), clock));
+    }
+
+    /// Puts a file that is not what it should be where nobody reads it, and forgets it: who asks next gets it anew.
+    pub fn set_aside(&self, kept: &Kept) {
+        {
+            let mut index = self.index();
+            let is_same = |(open, _): &(Arc<Kept>, u64)| std::ptr::eq(&raw const **open, kept);
+            // Another may have been written in its place already.
+            if let Some(other) = index.open.get(&kept.id)
+                && !is_same(other)
+            {
+                return;
+            }
+            index.open.remove(&kept.id);
+            if !index.forget(&kept.id) {
+                return;
+            }
+        }
+        self.quarantine(&kept.id);
+    }
+
+    fn quarantine(&self, id: &BlobId) {
+        self.damaged.inc();
+        let aside = self.root.join(QUARANTINE);
+        let name = format!("{}-{}", id.digest, seconds());
+        let moved = fs::create_dir_all(&aside)
+            .and_then(|()| fs::rename(self.path(id), aside.join(name)));
+        match moved {
+            Ok(()) => tracing::error!(
+                blob = %id.digest, space = %id.space, folder = %aside.display(),
+                "a file does not fit its checksum: set aside, it is fetched again; is the disk failing?"
+            ),
+            Err(error) => {
+                tracing::error!(blob = %id.digest, space = %id.space, %error, "a damaged file cannot be set aside");
+            }
+        }
+    }
+
+    fn path(&self, id: &BlobId) -> PathBuf {
+        let name = id.digest.to_string();
+        self.root.join(&*id.space).join(&name[..2]).join(name)
+    }
+
+    fn temporary_path(&self) -> PathBuf {
+        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
+        self.root.join(TEMPORARY).join(number.to_string())
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Beside the spaces, whose names are longer.
+const TEMPORARY: &str = "tmp";
+const QUARANTINE: &str = "quarantine";
+
+/// Whether a folder below the root is a space.
+fn is_space(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    path.is_dir() && name != TEMPORARY && name != QUARANTINE
+}
+
+impl Index {
+    /// Says that the blob was used; returns whether that is worth writing down.
+    fn use_slot(&mut self, id: &BlobId, now: u64) -> bool {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return false;
+        };
+        slot.used = now;
+        let due = now.saturating_sub(slot.touched) >= TOUCH.as_secs();
+        if due {
+            slot.touched = now;
+        }
+        due
+    }
+
+    /// Forgets a file, which then no longer counts.
+    fn forget(&mut self, id: &BlobId) -> bool {
+        let Some(slot) = self.slots.remove(id) else {
+            return false;
+        };
+        let left = self.reservation.bytes().saturating_sub(slot.size);
+        self.reservation.set(left);
+        true
+    }
+}
+
+fn seconds() -> u64 {
+    seconds_of(SystemTime::now())
+}
+
+fn seconds_of(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+#[cfg(test)]
+mod tests;

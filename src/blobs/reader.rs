@@ -1,0 +1,148 @@
+//! Reading a blob, also one that is still being written.
+
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, watch};
+
+use super::kept::{BLOCK, Kept};
+use super::writer::{Coming, Failed, State};
+use crate::buffers::{Buffer, read_from_memory};
+
+/// Blocks that are read from the disk at once.
+static READS: Semaphore = Semaphore::const_new(8);
+
+/// Why a blob cannot be read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A block on disk is not what was written. Give the blob to [`super::Blobs::set_aside`] and ask for it again.
+    #[error("a kept file is damaged on disk, please try again")]
+    Damaged(Arc<Kept>),
+    #[error("{0}")]
+    Writing(Failed),
+    #[error("a kept file cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Reads a part of a blob.
+pub struct BlobReader {
+    source: Source,
+    /// What is left; the end is `u64::MAX` where only the writer will know it.
+    left: Range<u64>,
+}
+
+enum Source {
+    Kept(Arc<Kept>),
+    Coming(Arc<Coming>, watch::Receiver<State>),
+}
+
+impl BlobReader {
+    /// Reads `range` of a blob that is kept.
+    pub fn kept(kept: Arc<Kept>, range: Range<u64>) -> Self {
+        let end = range.end.min(kept.size);
+        Self {
+            source: Source::Kept(kept),
+            left: range.start..end,
+        }
+    }
+
+    /// Reads `range` of a blob while it is written; `u64::MAX` as its end is the end of the blob.
+    pub fn coming(coming: &Arc<Coming>, range: Range<u64>) -> Self {
+        Self {
+            source: Source::Coming(Arc::clone(coming), coming.subscribe()),
+            left: range,
+        }
+    }
+
+    /// How much is left, where that is known.
+    pub fn left(&self) -> Range<u64> {
+        self.left.clone()
+    }
+
+    /// The next piece, or `None` at the end. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`ReadError`]; nothing more comes then.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        match &mut self.source {
+            Source::Kept(kept) => {
+                if self.left.is_empty() {
+                    return Ok(None);
+                }
+                let block = self.left.start / BLOCK as u64;
+                let whole = read_block(kept, block).await?;
+                let start = (self.left.start - block * BLOCK as u64) as usize;
+                let end = (self.left.end - block * BLOCK as u64).min(whole.len() as u64) as usize;
+                self.left.start += (end - start) as u64;
+                Ok(Some(whole.slice(start..end)))
+            }
+            Source::Coming(coming, state) => {
+                let at = self.left.start;
+                if at >= self.left.end {
+                    return Ok(None);
+                }
+                let state = state
+                    .wait_for(|state| state.end.is_some() || state.released() > at)
+                    .await
+                    .map_err(|_| ReadError::Writing(Failed::gone()))?
+                    .clone();
+                if let Some(Err(failed)) = state.end {
+                    return Err(ReadError::Writing(failed));
+                }
+                let end = self.left.end.min(state.released());
+                if at >= end {
+                    return Ok(None);
+                }
+                let length = (end - at).min(BLOCK as u64) as usize;
+                let bytes = read_written(coming, at, length).await?;
+                self.left.start += bytes.len() as u64;
+                Ok(Some(bytes))
+            }
+        }
+    }
+}
+
+/// A whole block, and the right one.
+async fn read_block(kept: &Arc<Kept>, block: u64) -> Result<Bytes, ReadError> {
+    let start = block * BLOCK as u64;
+    let length = (kept.size - start).min(BLOCK as u64) as usize;
+    let mut buffer = Buffer::of(length);
+    if !read_from_memory(&kept.file, buffer.as_mut(), start) {
+        let _turn = READS.acquire().await;
+        let reading = Arc::clone(kept);
+        let read = tokio::task::spawn_blocking(move || {
+            reading.file.read_exact_at(buffer.as_mut(), start)?;
+            Ok::<_, io::Error>(buffer)
+        });
+        buffer = match read.await.map_err(io::Error::other)? {
+            Ok(buffer) => buffer,
+            // Somebody cut it short.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ReadError::Damaged(Arc::clone(kept)));
+            }
+            Err(error) => return Err(error.into()),
+        };
+    }
+    if kept.checks.get(block as usize) != Some(&crc32fast::hash(buffer.as_ref())) {
+        return Err(ReadError::Damaged(Arc::clone(kept)));
+    }
+    Ok(Bytes::from_owner(buffer))
+}
+
+/// What was written a moment ago, and lies in memory.
+async fn read_written(coming: &Arc<Coming>, at: u64, length: usize) -> io::Result<Bytes> {
+    let mut buffer = Buffer::of(length);
+    let file = coming.file()?;
+    if !read_from_memory(&file, buffer.as_mut(), at) {
+        let _turn = READS.acquire().await;
+        let read = tokio::task::spawn_blocking(move || {
+            file.read_exact_at(buffer.as_mut(), at)?;
+            Ok::<_, io::Error>(buffer)
+        });
+        buffer = read.await.map_err(io::Error::other)??;
+    }
+    Ok(Bytes::from_owner(buffer))
+}

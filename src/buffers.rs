@@ -1,0 +1,63 @@
+//! What is read from files comes in buffers that are used again.
+
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::sync::{Mutex, PoisonError};
+
+use rustix::io::{ReadWriteFlags, preadv2};
+
+/// Memory for one piece of a file. Dropped, it serves the next: an allocator would keep some for each thread that ever had one.
+pub struct Buffer(Vec<u8>);
+
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// Of each buffer, in bytes.
+pub const CAPACITY: usize = 256 << 10;
+
+/// Buffers that are kept when nobody reads.
+const MOST_SPARE: usize = 64;
+
+impl Buffer {
+    /// A buffer of `length` bytes, at most [`CAPACITY`], with whatever was in it.
+    pub fn of(length: usize) -> Self {
+        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut bytes = spare.unwrap_or_else(|| Vec::with_capacity(CAPACITY));
+        bytes.resize(length, 0);
+        Self(bytes)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < MOST_SPARE {
+            spare.push(std::mem::take(&mut self.0));
+        }
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsMut<[u8]> for Buffer {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// Fills `buffer` if that takes no disk, but only a copy: that is quick enough for an async worker, and what is
+/// worth keeping mostly lies in memory.
+pub fn read_from_memory(file: &File, buffer: &mut [u8], offset: u64) -> bool {
+    let length = buffer.len();
+    let read = preadv2(
+        file,
+        &mut [IoSliceMut::new(buffer)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    );
+    // Whatever is the matter, a plain read will say it.
+    read.is_ok_and(|read| read == length)
+}

@@ -1,0 +1,112 @@
+//! The section `crates`.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use url::Url;
+
+use super::{Validator, indexed};
+use crate::config::file::{CratesFile, RegistryFile};
+use crate::config::given::Given;
+use crate::config::lock_file::LockFile;
+use crate::config::problem::quote;
+use crate::config::{Crates, Git, Registry};
+
+impl Validator<'_> {
+    pub(super) fn crates(&mut self, file: &CratesFile, git: Option<&Git>) -> Option<Crates> {
+        let mut names = HashSet::new();
+        let registries: Vec<_> = indexed("crates.registries", &file.registries)
+            .map(|(key, file)| self.registry(&key, file, &mut names))
+            .collect();
+        let max_age = self.span("crates.max_age", &file.max_age, Duration::ZERO);
+        let fails = self.read("crates.when_upstream_fails", &file.when_upstream_fails);
+        let warm: Vec<_> = indexed("crates.warm", &file.warm)
+            .map(|(key, given)| self.lock_file(&key, given, git))
+            .collect();
+        Some(Crates {
+            registries: registries.into_iter().collect::<Option<_>>()?,
+            max_age: max_age?,
+            when_upstream_fails: fails?.0,
+            warm: warm.into_iter().collect::<Option<_>>()?,
+        })
+    }
+
+    fn registry(
+        &mut self,
+        key: &str,
+        file: &RegistryFile,
+        names: &mut HashSet<String>,
+    ) -> Option<Registry> {
+        let name = self.registry_name(&format!("{key}.name"), file.name.as_ref(), names);
+        let url_key = format!("{key}.url");
+        let url = match (&file.url, &name) {
+            (Some(given), _) => self.read(&url_key, given).map(|url| url.0),
+            (None, None) => None,
+            (None, Some(name)) => index_below(name).or_else(|| {
+                let expected = "the address of the sparse index, as the name is no public host";
+                self.missing(&url_key, expected)
+            }),
+        };
+        let token = match &file.token_file {
+            Some(given) => self.secret(&format!("{key}.token_file"), given).map(Some),
+            None => Some(None),
+        };
+        let (token_file, token) = token?.unzip();
+        Some(Registry {
+            name: name?,
+            url: url?,
+            token_file,
+            token,
+        })
+    }
+
+    fn registry_name(
+        &mut self,
+        key: &str,
+        given: Option<&Given<String>>,
+        names: &mut HashSet<String>,
+    ) -> Option<String> {
+        let expected = "a name of 1 to 64 letters, digits, `.`, `-` and `_` that does not begin with `.`";
+        let Some(given) = given else {
+            return self.missing(key, expected);
+        };
+        let name = self.read(key, given)?.to_ascii_lowercase();
+        // SECURITY: it becomes a folder, and a part of addresses.
+        let is_name = (1..=64).contains(&name.len())
+            && !name.starts_with('.')
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        if !is_name {
+            return self.wrong(key, quote(&name), expected);
+        }
+        if !names.insert(name.clone()) {
+            let found = format!("{} a second time", quote(&name));
+            return self.wrong(key, found, "each name once");
+        }
+        Some(name)
+    }
+
+    /// `git` is `None` when something is wrong there; then nothing can be said of its repositories.
+    fn lock_file(
+        &mut self,
+        key: &str,
+        given: &Given<LockFile>,
+        git: Option<&Git>,
+    ) -> Option<LockFile> {
+        let lock_file = self.read(key, given)?;
+        if let (LockFile::InRepo { repo, .. }, Some(git)) = (&lock_file, git)
+            && !git.warm.contains(repo)
+        {
+            let found = quote(&repo.to_string());
+            return self.wrong(key, found, "a repository of git.warm");
+        }
+        Some(lock_file)
+    }
+}
+
+/// Where the index of a public registry is that has the name of its host.
+fn index_below(name: &str) -> Option<Url> {
+    name.contains('.')
+        .then(|| Url::parse(&format!("https://index.{name}/")).ok())?
+}

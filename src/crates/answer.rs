@@ -1,0 +1,241 @@
+//! Answers to cargo: headers, conditions and bodies.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_TYPE, ETAG, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, VARY,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use bytes::Bytes;
+
+use super::counters::Kind;
+use super::download::Opened;
+use super::entry::Entry;
+use super::name::CrateFile;
+use super::range::Part;
+use super::{Crates, Registry};
+use crate::blobs::Failed;
+use crate::error::Error;
+
+/// Unpacked on an async worker; what is larger goes to a thread.
+const UNPACK_AT_ONCE: u64 = 64 << 10;
+
+/// A request as far as answers depend on it.
+pub struct Asked<'a> {
+    pub method: &'a Method,
+    pub headers: &'a HeaderMap,
+}
+
+impl Asked<'_> {
+    fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// `If-None-Match` counts before `If-Modified-Since` (RFC 9110, section 13.2.2).
+    fn has(&self, etag: &str, last_modified: Option<&str>) -> bool {
+        let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+        match self.header(IF_NONE_MATCH) {
+            Some("*") => true,
+            Some(list) => list.split(',').any(|one| bare(one) == bare(etag)),
+            // Whoever has our answer has this very text.
+            None => last_modified.is_some() && self.header(IF_MODIFIED_SINCE) == last_modified,
+        }
+    }
+
+    fn takes_gzip(&self) -> bool {
+        let Some(accepted) = self.header(ACCEPT_ENCODING) else {
+            return false;
+        };
+        accepted.split(',').any(|one| {
+            let mut parts = one.split(';').map(str::trim);
+            let coding = parts.next().unwrap_or_default();
+            let refused = parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"));
+            (coding.eq_ignore_ascii_case("gzip") || coding == "*") && !refused
+        })
+    }
+}
+
+/// An index entry.
+///
+/// # Errors
+/// [`Error::Internal`] for one that cannot be unpacked.
+pub async fn entry(crates: &Crates, entry: &Arc<Entry>, asked: &Asked<'_>) -> Result<Response, Error> {
+    let meta = &entry.meta;
+    let mut headers = common("text/plain");
+    // Others ask again each time; that is cheap here.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
+    set(&mut headers, ETAG, &meta.etag);
+    if let Some(at) = &meta.last_modified {
+        set(&mut headers, LAST_MODIFIED, at);
+    }
+    if asked.has(&meta.etag, meta.last_modified.as_deref()) {
+        return Ok(response(StatusCode::NOT_MODIFIED, headers, Body::empty()));
+    }
+    let body = if asked.takes_gzip() {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        entry.packed.clone()
+    } else {
+        unpacked(entry).await?
+    };
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if asked.method == Method::HEAD {
+        return Ok(response(StatusCode::OK, headers, Body::empty()));
+    }
+    crates.counters.sent(Kind::Index, body.len() as u64);
+    Ok(response(StatusCode::OK, headers, Body::from(body)))
+}
+
+async fn unpacked(entry: &Arc<Entry>) -> Result<Bytes, Error> {
+    let text = if entry.meta.length <= UNPACK_AT_ONCE {
+        entry.text()
+    } else {
+        let entry = Arc::clone(entry);
+        tokio::task::spawn_blocking(move || entry.text())
+            .await
+            .map_err(|error| Error::Internal(error.into()))?
+    };
+    text.map(Bytes::from)
+        .map_err(|error| Error::Internal(error.into()))
+}
+
+/// A `.crate` file, or a part of it.
+///
+/// # Errors
+/// As [`failed`], when the file breaks before its first byte.
+pub async fn file(
+    crates: &Arc<Crates>,
+    registry: &Arc<Registry>,
+    file: &CrateFile,
+    mut opened: Opened,
+    asked: &Asked<'_>,
+) -> Result<Response, Error> {
+    let etag = format!("\"{}\"", file.digest);
+    let mut headers = common("application/gzip");
+    // Its name is its checksum. Only for whoever asked: he may have had to show a token.
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("private, max-age=31536000, immutable"),
+    );
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    set(&mut headers, ETAG, &etag);
+    if asked.has(&etag, None) {
+        return Ok(response(StatusCode::NOT_MODIFIED, headers, Body::empty()));
+    }
+    let range = asked.header(RANGE).filter(|_| {
+        let same = asked.header(IF_RANGE).is_none_or(|tag| tag == etag);
+        same && asked.method == Method::GET
+    });
+    if let Opened::Coming(coming, None) = &opened
+        && (range.is_some() || asked.method == Method::HEAD)
+    {
+        // Only its end tells the length.
+        coming.ended().await.map_err(failed)?;
+        opened = crates.open(registry, file).await.map_err(failed)?.0;
+    }
+    let part = opened
+        .length()
+        .map_or(Part::Whole, |length| Part::of(range, length));
+    let (status, range) = match part {
+        Part::Whole => (StatusCode::OK, 0..opened.length().unwrap_or(u64::MAX)),
+        Part::Some(range) => (StatusCode::PARTIAL_CONTENT, range),
+        Part::Outside => {
+            let length = opened.length().unwrap_or_default();
+            set(&mut headers, CONTENT_RANGE, &format!("bytes */{length}"));
+            return Ok(response(StatusCode::RANGE_NOT_SATISFIABLE, headers, Body::empty()));
+        }
+    };
+    if let Some(length) = opened.length() {
+        if status == StatusCode::PARTIAL_CONTENT {
+            let value = format!("bytes {}-{}/{length}", range.start, range.end - 1);
+            set(&mut headers, CONTENT_RANGE, &value);
+        }
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(range.end - range.start));
+    }
+    let body = if asked.method == Method::HEAD {
+        Body::empty()
+    } else {
+        Body::from_stream(crates.stream(registry, file, opened, range))
+    };
+    Ok(response(status, headers, body))
+}
+
+/// What a client is told when there is no file.
+pub fn failed(why: Failed) -> Error {
+    match why {
+        Failed::NotFound => Error::NotFound,
+        Failed::Full => Error::StorageFull,
+        Failed::Source(why) | Failed::Wrong(why) => Error::UpstreamFailed(why.to_string()),
+    }
+}
+
+fn common(content_type: &'static str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    // SECURITY: what others wrote.
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn response(status: StatusCode, headers: HeaderMap, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked<T>(pairs: &[(HeaderName, &str)], look: impl FnOnce(&Asked<'_>) -> T) -> T {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.insert(name, HeaderValue::from_str(value).unwrap());
+        }
+        look(&Asked {
+            method: &Method::GET,
+            headers: &headers,
+        })
+    }
+
+    #[test]
+    fn conditions() {
+        let at = Some("Tue, 01 Jan 2030 00:00:00 GMT");
+        let has = |pairs: &[(HeaderName, &str)]| asked(pairs, |asked| asked.has("\"a\"", at));
+        assert!(!has(&[]));
+        assert!(has(&[(IF_NONE_MATCH, "\"a\"")]));
+        assert!(has(&[(IF_NONE_MATCH, "\"b\", W/\"a\"")]));
+        assert!(has(&[(IF_NONE_MATCH, "*")]));
+        assert!(!has(&[(IF_NONE_MATCH, "\"b\"")]));
+        assert!(has(&[(IF_MODIFIED_SINCE, at.unwrap())]));
+        assert!(!has(&[(IF_NONE_MATCH, "\"b\""), (IF_MODIFIED_SINCE, at.unwrap())]));
+        assert!(!has(&[(IF_MODIFIED_SINCE, "Tue, 01 Jan 2029 00:00:00 GMT")]));
+    }
+
+    #[test]
+    fn who_takes_gzip() {
+        for (value, expected) in [
+            ("gzip", true),
+            ("deflate, GZIP;q=0.5", true),
+            ("*", true),
+            ("br, zstd", false),
+            ("gzip;q=0", false),
+            ("", false),
+        ] {
+            let takes = asked(&[(ACCEPT_ENCODING, value)], |asked| asked.takes_gzip());
+            assert_eq!(takes, expected, "{value}");
+        }
+        assert!(!asked(&[], |asked| asked.takes_gzip()));
+    }
+}

@@ -1,0 +1,251 @@
+//! `.crate` files: one download however many ask, checked before the last byte goes out, and mended while they are
+//! read.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::stream::{Stream, unfold};
+use reqwest::{Response, StatusCode};
+
+use super::counters::{From, Kind};
+use super::name::CrateFile;
+use super::upstream::{Trouble, Upstream};
+use super::{Crates, Registry};
+use crate::blobs::{BlobId, BlobReader, BlobWriter, Coming, Failed, Found, Kept, ReadError};
+
+/// How often a registry is asked for the rest of a file whose connection broke.
+const TRIES: usize = 3;
+/// What is written to disk in one go, where the registry sends that quickly.
+const BATCH: usize = 256 << 10;
+/// How often a file that is found damaged is fetched again for one reader.
+const REPAIRS: usize = 2;
+
+/// A file that is there or on its way.
+pub enum Opened {
+    Kept(Arc<Kept>),
+    /// With its length, where the registry has said it.
+    Coming(Arc<Coming>, Option<u64>),
+}
+
+impl Crates {
+    /// Opens a file, and begins to fetch it where it is not there. Waits for the first bytes.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn open(
+        self: &Arc<Self>,
+        registry: &Arc<Registry>,
+        file: &CrateFile,
+    ) -> Result<(Opened, From), Failed> {
+        let id = BlobId {
+            space: Arc::clone(&registry.space),
+            digest: file.digest,
+        };
+        let (coming, from) = match self.blobs.find(&id).await {
+            Found::Kept(kept) => return Ok((Opened::Kept(kept), From::Cache)),
+            Found::Coming(coming) => (coming, From::Shared),
+            Found::New(writer, coming) => {
+                self.fetch(registry, file, writer);
+                (coming, From::Upstream)
+            }
+        };
+        let begun = coming.begun().await?;
+        Ok((Opened::Coming(coming, begun.length), from))
+    }
+
+    /// In a task of its own: it goes on when the client that began it goes away.
+    fn fetch(self: &Arc<Self>, registry: &Arc<Registry>, file: &CrateFile, writer: BlobWriter) {
+        let (crates, registry, file) = (Arc::clone(self), Arc::clone(registry), file.clone());
+        self.tasks.spawn(async move {
+            let fetching = async {
+                let _turn = crates.downloads.acquire().await;
+                crates.fetched(&registry, &file, writer).await;
+            };
+            // What is half there when the service stops is fetched by the next one.
+            crates.stopping.run_until_cancelled(fetching).await;
+        });
+    }
+
+    async fn fetched(&self, registry: &Registry, file: &CrateFile, mut writer: BlobWriter) {
+        let mut tries = TRIES;
+        let result = loop {
+            tries -= 1;
+            let poured;
+            (writer, poured) = match self.pour(&registry.upstream, file, writer).await {
+                Ok(poured) => poured,
+                Err(why) => break Err(why),
+            };
+            match poured {
+                Ok(()) => break on_disk(move || writer.finish()).await.and_then(|end| end),
+                // What broke off is taken up where it broke off.
+                Err(Failed::Source(why)) if writer.written() > 0 && tries > 0 => tracing::info!(
+                    crate = %file.name, version = %file.version, bytes = writer.written(), error = %why,
+                    "a download broke off: asking for the rest"
+                ),
+                Err(why) => {
+                    writer.fail(why.clone());
+                    break Err(why);
+                }
+            }
+        };
+        let Err(why) = result else { return };
+        if matches!(why, Failed::Wrong(_)) {
+            self.counters.mismatch();
+        }
+        if !matches!(why, Failed::NotFound) {
+            tracing::error!(
+                registry = %registry.name, crate = %file.name, version = %file.version, error = %why,
+                "a crate cannot be fetched"
+            );
+        }
+    }
+
+    /// Everything that the writer lacks. Gives the writer back with the result, except where it got lost.
+    async fn pour(
+        &self,
+        upstream: &Upstream,
+        file: &CrateFile,
+        mut writer: BlobWriter,
+    ) -> Result<(BlobWriter, Result<(), Failed>), Failed> {
+        let have = writer.written();
+        let mut response = match upstream.file(file, have).await {
+            Ok(response) => response,
+            Err(trouble) => return Ok((writer, Err(of_trouble(trouble)))),
+        };
+        // A registry that knows no ranges sends all of it again.
+        let is_rest = response.status() == StatusCode::PARTIAL_CONTENT;
+        let mut skip = if is_rest { 0 } else { have };
+        let mut expected = response.content_length().filter(|_| have == 0);
+        loop {
+            let mut batch = Vec::new();
+            let more = self.batch(upstream, &mut response, &mut batch).await;
+            let skipped = skip.min(batch.len() as u64);
+            skip -= skipped;
+            let expected = expected.take();
+            let written;
+            (writer, written) = on_disk(move || {
+                let expecting = expected.map_or(Ok(()), |length| writer.expect(length));
+                let written = expecting.and_then(|()| writer.write(&batch[skipped as usize..]));
+                (writer, written)
+            })
+            .await?;
+            match (written, more) {
+                (Ok(()), Ok(true)) => {}
+                (Ok(()), Ok(false)) => return Ok((writer, Ok(()))),
+                (Err(why), _) => return Ok((writer, Err(why))),
+                (_, Err(trouble)) => return Ok((writer, Err(of_trouble(trouble)))),
+            }
+        }
+    }
+
+    /// What has come, without waiting for more than some of it. Returns whether more will come.
+    async fn batch(
+        &self,
+        upstream: &Upstream,
+        response: &mut Response,
+        batch: &mut Vec<u8>,
+    ) -> Result<bool, Trouble> {
+        let mut next = Some(upstream.chunk(response).await?);
+        while let Some(chunk) = next {
+            let Some(chunk) = chunk else {
+                return Ok(false);
+            };
+            batch.extend_from_slice(&chunk);
+            if batch.len() >= BATCH {
+                break;
+            }
+            next = upstream.chunk(response).now_or_never().transpose()?;
+        }
+        Ok(true)
+    }
+
+    /// The bytes of a file in `range`, whatever happens to it meanwhile on disk.
+    pub(super) fn stream(
+        self: &Arc<Self>,
+        registry: &Arc<Registry>,
+        file: &CrateFile,
+        opened: Opened,
+        range: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, Failed>> + Send + use<> {
+        let reading = Reading {
+            crates: Arc::clone(self),
+            registry: Arc::clone(registry),
+            file: file.clone(),
+            reader: opened.reader(range),
+            repairs: 0,
+        };
+        unfold(Some(reading), |reading| async {
+            let mut reading = reading?;
+            match reading.next().await {
+                Ok(Some(bytes)) => Some((Ok(bytes), Some(reading))),
+                Ok(None) => None,
+                Err(why) => Some((Err(why), None)),
+            }
+        })
+    }
+}
+
+impl Opened {
+    pub(super) fn reader(&self, range: Range<u64>) -> BlobReader {
+        match self {
+            Self::Kept(kept) => BlobReader::kept(Arc::clone(kept), range),
+            Self::Coming(coming, _) => BlobReader::coming(coming, range),
+        }
+    }
+
+    /// In bytes, where that is known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Self::Kept(kept) => Some(kept.size()),
+            Self::Coming(_, length) => *length,
+        }
+    }
+}
+
+struct Reading {
+    crates: Arc<Crates>,
+    registry: Arc<Registry>,
+    file: CrateFile,
+    reader: BlobReader,
+    repairs: usize,
+}
+
+impl Reading {
+    async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
+        loop {
+            match self.reader.next().await {
+                Ok(bytes) => {
+                    let length = bytes.as_ref().map_or(0, Bytes::len);
+                    self.crates.counters.sent(Kind::File, length as u64);
+                    return Ok(bytes);
+                }
+                Err(ReadError::Damaged(kept)) if self.repairs < REPAIRS => {
+                    self.repairs += 1;
+                    let blobs = Arc::clone(&self.crates.blobs);
+                    let aside = tokio::task::spawn_blocking(move || blobs.set_aside(&kept));
+                    let _ = aside.await;
+                    // The content is known by its checksum: the rest of the new file continues the old one.
+                    let (opened, _) = self.crates.open(&self.registry, &self.file).await?;
+                    self.reader = opened.reader(self.reader.left());
+                }
+                Err(ReadError::Writing(why)) => return Err(why),
+                Err(error) => return Err(Failed::Source(error.to_string().into())),
+            }
+        }
+    }
+}
+
+/// Work that blocks on the disk.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Failed::Source(error.to_string().into()))
+}
+
+fn of_trouble(trouble: Trouble) -> Failed {
+    match trouble {
+        Trouble::NotFound => Failed::NotFound,
+        Trouble::Failed(why) => Failed::Source(why),
+    }
+}

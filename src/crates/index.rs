@@ -1,0 +1,429 @@
+//! The sparse index of one registry: fresh entries at once, older ones after one question to the registry that all
+//! who wait share, and old ones when it cannot be asked.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use reqwest::StatusCode;
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, LAST_MODIFIED,
+};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::breaker::Breaker;
+use super::counters::From;
+use super::entries::Entries;
+use super::entry::{Entry, MOST_BYTES, Received};
+use super::name::CrateName;
+use super::upstream::{Trouble, Upstream, failed};
+use crate::config::WhenUpstreamFails;
+
+/// Who may get an old entry waits no longer than this for a new one; the question goes on.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long nobody asks again for a crate that does not exist.
+const MISSING_AGE: Duration = Duration::from_secs(30);
+/// How long an error is told to those who ask for the same.
+const FAILED_AGE: Duration = Duration::from_millis(500);
+/// Names that are known not to exist, before some are forgotten.
+const MOST_MISSING: usize = 20_000;
+/// Compressed entries that stay in memory. A build with 300 crates asks for some 3 MB.
+const MOST_IN_MEMORY: usize = 24 << 20;
+/// Questions to a registry at once: over HTTP/2 they share one connection.
+const QUESTIONS: usize = 64;
+
+/// See the module. Outlives reloads of the configuration.
+pub struct Index {
+    entries: Arc<Entries>,
+    slots: Mutex<HashMap<CrateName, Arc<Slot>>>,
+    in_memory: AtomicUsize,
+    clock: AtomicU64,
+    pub breaker: Breaker,
+    questions: Semaphore,
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct Slot {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    known: Known,
+    /// In memory.
+    entry: Option<Arc<Entry>>,
+    /// When the registry last confirmed it.
+    confirmed: Option<Instant>,
+    used: u64,
+    flight: Option<Flight>,
+}
+
+#[derive(Default, Clone)]
+enum Known {
+    /// Whatever is on disk.
+    #[default]
+    Nothing,
+    Entry,
+    Missing(Instant),
+    Failed(Instant, Trouble),
+}
+
+type Flight = Shared<BoxFuture<'static, Result<(Answer, From), Trouble>>>;
+
+/// What an index says of a crate.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Entry(Arc<Entry>),
+    Missing,
+}
+
+/// How fresh an answer must be.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    pub max_age: Duration,
+    pub when_upstream_fails: WhenUpstreamFails,
+}
+
+impl Index {
+    pub fn new(entries: Arc<Entries>, tasks: TaskTracker) -> Arc<Self> {
+        Arc::new(Self {
+            entries,
+            slots: Mutex::default(),
+            in_memory: AtomicUsize::new(0),
+            clock: AtomicU64::new(0),
+            breaker: Breaker::default(),
+            questions: Semaphore::new(QUESTIONS),
+            tasks,
+        })
+    }
+
+    /// What the registry says of a crate, and where that came from.
+    ///
+    /// # Errors
+    /// Why nobody knows.
+    pub async fn get(
+        self: &Arc<Self>,
+        name: &CrateName,
+        upstream: &Arc<Upstream>,
+        terms: Terms,
+    ) -> Result<(Answer, From), Trouble> {
+        let slot = self.slot(name);
+        if let Some(answer) = self.fresh(&slot, terms.max_age) {
+            return answer.map(|answer| (answer, From::Cache));
+        }
+        // Since a restart nobody has looked whether it is on disk.
+        if matches!(slot.state().known, Known::Nothing) {
+            self.old(name, &slot).await;
+            if let Some(answer) = self.fresh(&slot, terms.max_age) {
+                return answer.map(|answer| (answer, From::Cache));
+            }
+        }
+        let (flight, joined) = self.fly(name, &slot, upstream, terms.max_age);
+        let old = || slot.state().entry.clone();
+        let may_be_stale = terms.when_upstream_fails == WhenUpstreamFails::ServeStale;
+        let landed = match (may_be_stale, old()) {
+            (true, Some(entry)) => match tokio::time::timeout(PATIENCE, flight).await {
+                Ok(landed) => landed,
+                Err(_) => {
+                    self.report(name, upstream, "the registry takes long to answer");
+                    return Ok((Answer::Entry(entry), From::Stale));
+                }
+            },
+            _ => flight.await,
+        };
+        match landed {
+            Ok((answer, From::Upstream)) if joined => Ok((answer, From::Shared)),
+            Ok((_, From::Stale)) | Err(_) if !may_be_stale => match landed {
+                Err(trouble) => Err(trouble),
+                Ok(_) => Err(failed(format!("{} has not been answering", upstream.host()))),
+            },
+            Ok(landed) => Ok(landed),
+            Err(trouble) => match old() {
+                Some(entry) => Ok((Answer::Entry(entry), From::Stale)),
+                None => Err(trouble),
+            },
+        }
+    }
+
+    fn fresh(&self, slot: &Slot, max_age: Duration) -> Option<Result<Answer, Trouble>> {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        let mut state = slot.state();
+        match &state.known {
+            Known::Missing(at) if at.elapsed() < MISSING_AGE.min(max_age) => {
+                Some(Ok(Answer::Missing))
+            }
+            Known::Failed(at, trouble) if at.elapsed() < FAILED_AGE && state.entry.is_none() => {
+                Some(Err(trouble.clone()))
+            }
+            Known::Entry if state.confirmed.is_some_and(|at| at.elapsed() < max_age) => {
+                state.used = now;
+                Some(Ok(Answer::Entry(state.entry.clone()?)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The question that is under way, or a new one, and whether somebody else has begun it.
+    fn fly(
+        self: &Arc<Self>,
+        name: &CrateName,
+        slot: &Arc<Slot>,
+        upstream: &Arc<Upstream>,
+        max_age: Duration,
+    ) -> (Flight, bool) {
+        let mut state = slot.state();
+        if let Some(flight) = &state.flight {
+            return (flight.clone(), true);
+        }
+        let (index, name, slot, upstream) = (
+            Arc::clone(self),
+            name.clone(),
+            Arc::clone(slot),
+            Arc::clone(upstream),
+        );
+        // In a task of its own: it goes on when the client that began it goes away.
+        let task = self.tasks.spawn(async move {
+            let landing = Landing(slot);
+            index.ask(&name, &landing.0, &upstream, max_age).await
+        });
+        let flight = task
+            .map(|joined| joined.unwrap_or_else(|error| Err(failed(format!("{error}")))))
+            .boxed()
+            .shared();
+        state.flight = Some(flight.clone());
+        (flight, false)
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        name: &CrateName,
+        slot: &Arc<Slot>,
+        upstream: &Arc<Upstream>,
+        max_age: Duration,
+    ) -> Result<(Answer, From), Trouble> {
+        let old = self.old(name, slot).await;
+        if let Some(answer) = self.fresh(slot, max_age) {
+            return answer.map(|answer| (answer, From::Cache));
+        }
+        if let Some(entry) = &old
+            && !self.breaker.allows()
+        {
+            return Ok((Answer::Entry(Arc::clone(entry)), From::Stale));
+        }
+        let answered = {
+            let _turn = self.questions.acquire().await;
+            self.question(name, old.as_deref(), upstream).await
+        };
+        if matches!(answered, Ok(_) | Err(Trouble::NotFound)) && self.breaker.succeeded() {
+            tracing::info!(registry = upstream.host(), "the registry answers again");
+        }
+        match answered {
+            Ok(None) => {
+                let entry = old.ok_or_else(|| failed("it confirmed what was not asked".into()))?;
+                self.confirmed(name, slot);
+                Ok((Answer::Entry(entry), From::Revalidated))
+            }
+            Ok(Some(entry)) => {
+                let entry = Arc::new(entry);
+                self.keep(name, slot, &entry);
+                Ok((Answer::Entry(entry), From::Upstream))
+            }
+            Err(Trouble::NotFound) => {
+                self.missing(name, slot, old.is_some());
+                Ok((Answer::Missing, From::Upstream))
+            }
+            Err(trouble) => {
+                self.report(name, upstream, &trouble.to_string());
+                slot.state().known = match old {
+                    Some(_) => Known::Entry,
+                    None => Known::Failed(Instant::now(), trouble.clone()),
+                };
+                Err(trouble)
+            }
+        }
+    }
+
+    /// `None` when the registry confirms `old`.
+    async fn question(
+        &self,
+        name: &CrateName,
+        old: Option<&Entry>,
+        upstream: &Upstream,
+    ) -> Result<Option<Entry>, Trouble> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        let meta = old.map(|entry| &entry.meta);
+        let condition = match meta {
+            Some(meta) if meta.etag_is_theirs => Some((IF_NONE_MATCH, &meta.etag)),
+            Some(meta) => meta.last_modified.as_ref().map(|at| (IF_MODIFIED_SINCE, at)),
+            None => None,
+        };
+        if let Some((header, value)) = condition
+            && let Ok(value) = HeaderValue::from_str(value)
+        {
+            headers.insert(header, value);
+        }
+        let response = upstream.index(&name.index_path(), headers).await?;
+        if response.status() == StatusCode::NOT_MODIFIED {
+            return Ok(None);
+        }
+        let text = |header: HeaderName| {
+            let value = response.headers().get(header)?.to_str().ok()?;
+            (value.len() <= 1024).then(|| value.to_owned())
+        };
+        let encoding = text(CONTENT_ENCODING);
+        let received = Received {
+            etag: text(ETAG),
+            last_modified: text(LAST_MODIFIED),
+            is_packed: matches!(encoding.as_deref(), Some("gzip" | "x-gzip")),
+        };
+        let body = upstream.whole(response, MOST_BYTES).await?;
+        let crate_name = name.clone();
+        let host = upstream.host();
+        let checked = tokio::task::spawn_blocking(move || {
+            Entry::receive(crate_name.as_str(), received, body)
+        });
+        match checked.await {
+            Ok(Ok(entry)) => Ok(Some(entry)),
+            Ok(Err(found)) => Err(failed(format!("{host}: {found}"))),
+            Err(error) => Err(failed(format!("{error}"))),
+        }
+    }
+
+    /// What is here already, from memory or from disk.
+    async fn old(&self, name: &CrateName, slot: &Arc<Slot>) -> Option<Arc<Entry>> {
+        if let Some(entry) = slot.state().entry.clone() {
+            return Some(entry);
+        }
+        let (entries, asked) = (Arc::clone(&self.entries), name.clone());
+        let read = tokio::task::spawn_blocking(move || entries.read(&asked));
+        let (entry, confirmed) = read.await.ok().flatten()?;
+        let age = confirmed.elapsed().unwrap_or_default();
+        let entry = Arc::new(entry);
+        self.remember(slot, &entry, Instant::now().checked_sub(age));
+        Some(entry)
+    }
+
+    fn keep(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, entry: &Arc<Entry>) {
+        self.remember(slot, entry, Some(Instant::now()));
+        let (index, name, entry) = (Arc::clone(self), name.clone(), Arc::clone(entry));
+        self.tasks.spawn_blocking(move || {
+            if let Err(error) = index.entries.write(&name, &entry) {
+                tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
+            }
+        });
+    }
+
+    fn remember(&self, slot: &Slot, entry: &Arc<Entry>, confirmed: Option<Instant>) {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        let before = {
+            let mut state = slot.state();
+            state.known = Known::Entry;
+            state.confirmed = confirmed;
+            state.used = now;
+            state.entry.replace(Arc::clone(entry))
+        };
+        let freed = before.map_or(0, |entry| entry.packed.len());
+        self.in_memory.fetch_add(entry.packed.len(), Ordering::Relaxed);
+        self.in_memory.fetch_sub(freed, Ordering::Relaxed);
+        if self.in_memory.load(Ordering::Relaxed) > MOST_IN_MEMORY {
+            self.forget_some();
+        }
+    }
+
+    /// Lets go of entries in memory, those first that were not used for longest.
+    fn forget_some(&self) {
+        let mut slots: Vec<_> = self.slots().values().cloned().collect();
+        slots.sort_by_cached_key(|slot| slot.state().used);
+        for slot in slots {
+            if self.in_memory.load(Ordering::Relaxed) <= MOST_IN_MEMORY / 4 * 3 {
+                return;
+            }
+            let mut state = slot.state();
+            if let Some(entry) = state.entry.take() {
+                self.in_memory.fetch_sub(entry.packed.len(), Ordering::Relaxed);
+                state.known = Known::Nothing;
+            }
+        }
+    }
+
+    fn confirmed(self: &Arc<Self>, name: &CrateName, slot: &Slot) {
+        {
+            let mut state = slot.state();
+            state.known = Known::Entry;
+            state.confirmed = Some(Instant::now());
+        }
+        let (index, name) = (Arc::clone(self), name.clone());
+        self.tasks.spawn_blocking(move || {
+            index.entries.confirm(&name);
+            index.entries.use_now(&name);
+        });
+    }
+
+    fn missing(self: &Arc<Self>, name: &CrateName, slot: &Slot, was_there: bool) {
+        {
+            let mut state = slot.state();
+            state.known = Known::Missing(Instant::now());
+            if let Some(entry) = state.entry.take() {
+                self.in_memory.fetch_sub(entry.packed.len(), Ordering::Relaxed);
+            }
+        }
+        if was_there {
+            let (index, name) = (Arc::clone(self), name.clone());
+            self.tasks.spawn_blocking(move || index.entries.remove(&name));
+        }
+    }
+
+    fn report(&self, name: &CrateName, upstream: &Upstream, what: &str) {
+        let opened = self.breaker.failed();
+        tracing::warn!(crate = %name, registry = upstream.host(), error = what, "the registry cannot be asked");
+        if opened {
+            tracing::error!(
+                registry = upstream.host(),
+                "the registry fails again and again: what is here is served without asking it for a while"
+            );
+        }
+    }
+
+    fn slot(&self, name: &CrateName) -> Arc<Slot> {
+        let mut slots = self.slots();
+        if let Some(slot) = slots.get(name) {
+            return Arc::clone(slot);
+        }
+        // SECURITY: whoever asks for names that nobody has fills no memory.
+        if slots.len() >= MOST_MISSING {
+            slots.retain(|_, slot| {
+                let state = slot.state();
+                state.flight.is_some() || state.entry.is_some()
+            });
+        }
+        let slot = Arc::<Slot>::default();
+        slots.insert(name.clone(), Arc::clone(&slot));
+        slot
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<CrateName, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who asks from now on asks anew.
+struct Landing(Arc<Slot>);
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.0.state().flight = None;
+    }
+}
+
+impl Slot {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

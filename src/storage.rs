@@ -207,8 +207,9 @@ impl Reservation {
         if !self.storage.try_take(self.part, more) {
             let limit = self.storage.limit();
             self.storage.evict_down_to(limit.saturating_sub(more));
+            let taken = self.storage.try_take(self.part, more);
             self.storage.crowded.notify_one();
-            if !self.storage.try_take(self.part, more) {
+            if !taken {
                 return Err(StorageFull {
                     wanted: more,
                     used: self.storage.used_in_all(),

@@ -19,9 +19,30 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Self {
         Self::taken(aws_lc_rs::digest::digest(&SHA256, bytes))
     }
+}
 
-    /// What a SHA-256 came to.
-    pub(super) fn taken(digest: aws_lc_rs::digest::Digest) -> Self {
+/// SHA-256, piece by piece.
+pub struct Hasher(aws_lc_rs::digest::Context);
+
+impl Hasher {
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// What it came to.
+    pub fn finish(self) -> Digest {
+        Digest::taken(self.0.finish())
+    }
+}
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(aws_lc_rs::digest::Context::new(&SHA256))
+    }
+}
+
+impl Digest {
+    fn taken(digest: aws_lc_rs::digest::Digest) -> Self {
         Self(
             digest
                 .as_ref()
@@ -29,11 +50,6 @@ impl Digest {
                 .expect("SHA-256 has 32 bytes, and no other is made here"),
         )
     }
-}
-
-/// SHA-256, piece by piece.
-pub(super) fn hasher() -> aws_lc_rs::digest::Context {
-    aws_lc_rs::digest::Context::new(&SHA256)
 }
 
 impl FromStr for Digest {

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::digest::hasher;
-use super::{BlobId, Blobs, Digest, Slot, seconds, seconds_of};
+use super::{BlobId, Blobs, Hasher, Slot, seconds, seconds_of};
 
 /// What is checked and sent in one go. Small enough for hundreds of clients, each of which holds one.
 pub(super) const BLOCK: usize = 64 << 10;
@@ -132,7 +131,7 @@ fn open_checked(
     {
         return Ok((file, size, checks));
     }
-    let mut hasher = hasher();
+    let mut hasher = Hasher::default();
     let mut checks = Vec::new();
     let mut block = vec![0; BLOCK.min(usize::try_from(size).unwrap_or(BLOCK))];
     let mut at = 0;
@@ -143,7 +142,7 @@ fn open_checked(
         checks.push(crc32fast::hash(&block[..length]));
         at += length as u64;
     }
-    if Digest::taken(hasher.finish()) != id.digest {
+    if hasher.finish() != id.digest {
         return Err(io::ErrorKind::InvalidData.into());
     }
     Ok((file, size, checks.into()))

@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::storage::{Evict, Part, Reservation, Storage};
 
-pub use digest::Digest;
+pub use digest::{Digest, Hasher};
 pub use kept::Kept;
 pub use reader::{BlobReader, ReadError};
 pub use writer::{BlobWriter, Coming, Failed};

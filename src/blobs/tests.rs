@@ -1,0 +1,265 @@
+use std::time::Instant;
+
+use super::*;
+
+struct Store {
+    blobs: Arc<Blobs>,
+    storage: Arc<Storage>,
+    folder: tempfile::TempDir,
+}
+
+fn store(limit: u64) -> Store {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Storage::new(limit);
+    Store {
+        blobs: Blobs::open(folder.path().join("blobs"), Arc::clone(&storage)).unwrap(),
+        storage,
+        folder,
+    }
+}
+
+impl Store {
+    /// As after a restart.
+    fn again(&mut self) {
+        self.storage = Storage::new(self.storage.limit());
+        let root = self.folder.path().join("blobs");
+        self.blobs = Blobs::open(root, Arc::clone(&self.storage)).unwrap();
+    }
+
+    async fn write(&self, bytes: &[u8]) -> BlobId {
+        let id = id(bytes);
+        let Found::New(mut writer, _) = self.blobs.find(&id).await else {
+            panic!("there already")
+        };
+        writer.write(bytes).unwrap();
+        writer.finish().unwrap();
+        id
+    }
+
+    async fn kept(&self, id: &BlobId) -> Option<Arc<Kept>> {
+        match self.blobs.find(id).await {
+            Found::Kept(kept) => Some(kept),
+            _ => None,
+        }
+    }
+
+    fn set_used(&self, id: &BlobId, used: u64) {
+        self.blobs.index().slots.get_mut(id).unwrap().used = used;
+    }
+}
+
+fn id(bytes: &[u8]) -> BlobId {
+    BlobId {
+        space: "space".into(),
+        digest: Digest::of(bytes),
+    }
+}
+
+async fn read(reader: &mut BlobReader) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(bytes) = reader.next().await.unwrap() {
+        all.extend_from_slice(&bytes);
+    }
+    all
+}
+
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn written_once_and_read_in_any_part() {
+    let mut store = store(1 << 30);
+    for length in [0, 1, 65_535, 65_536, 65_537, 200_000] {
+        let bytes = content(length);
+        let id = store.write(&bytes).await;
+        for restarted in [false, true] {
+            if restarted {
+                store.again();
+                store.blobs.load();
+            }
+            let kept = store.kept(&id).await.unwrap();
+            let length = length as u64;
+            for range in [0..length, 0..1, length / 2..length, 65_530..65_540, 0..u64::MAX] {
+                let mut reader = BlobReader::kept(Arc::clone(&kept), range.clone());
+                let end = range.end.min(length) as usize;
+                let expected = bytes.get(range.start as usize..end).unwrap_or_default();
+                assert!(read(&mut reader).await == expected, "{length} {range:?}");
+            }
+        }
+    }
+    assert_eq!(store.storage.used(Part::Blobs), 1 + 65_535 + 65_536 + 65_537 + 200_000);
+}
+
+#[tokio::test]
+async fn the_last_byte_waits_for_the_checksum() {
+    let store = store(1 << 30);
+    let bytes = content(150_000);
+    for (right, announced) in [(true, true), (true, false), (false, true), (false, false)] {
+        let mut id = id(&bytes);
+        id.space = format!("{right}{announced}").into();
+        let Found::New(mut writer, coming) = store.blobs.find(&id).await else {
+            panic!("there already")
+        };
+        let mut reader = BlobReader::coming(&coming, 0..u64::MAX);
+        let Found::Coming(also) = store.blobs.find(&id).await else {
+            panic!("a second writer")
+        };
+        if announced {
+            writer.expect(150_000).unwrap();
+        }
+        writer.write(&bytes[..100]).unwrap();
+        assert_eq!(reader.next().await.unwrap().unwrap().len(), if announced { 100 } else { 99 });
+        let mut rest = bytes[100..].to_vec();
+        if !right {
+            rest[77] ^= 1;
+        }
+        writer.write(&rest).unwrap();
+        let mut got = reader.left().start;
+        while got < 149_999 {
+            got += reader.next().await.unwrap().unwrap().len() as u64;
+        }
+        assert_eq!(got, 149_999);
+        {
+            let mut next = std::pin::pin!(reader.next());
+            let waiting = futures_util::future::poll_immediate(next.as_mut()).await;
+            assert!(waiting.is_none(), "not before it is checked");
+            assert_eq!(writer.finish().is_ok(), right);
+            assert_eq!(next.await.is_ok(), right);
+        }
+        assert_eq!(also.ended().await.is_ok(), right);
+        assert_eq!(store.kept(&id).await.is_some(), right);
+    }
+    assert_eq!(store.storage.used(Part::Blobs), 300_000);
+}
+
+#[tokio::test]
+async fn a_writer_that_goes_away_leaves_nothing() {
+    let store = store(1 << 30);
+    let id = id(b"content");
+    let Found::New(mut writer, coming) = store.blobs.find(&id).await else {
+        panic!("there already")
+    };
+    writer.write(b"con").unwrap();
+    drop(writer);
+    assert!(coming.ended().await.is_err());
+    assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
+    assert_eq!(store.storage.used(Part::Blobs), 0);
+    let left = fs::read_dir(store.folder.path().join("blobs/tmp")).unwrap().count();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn damage_is_found_at_every_place_and_set_aside() {
+    let mut store = store(1 << 30);
+    let bytes = content(70_000);
+    for (place, restarted) in [(0, false), (65_536, false), (69_999, false), (0, true), (69_999, true)] {
+        let id = store.write(&bytes).await;
+        let path = store.blobs.path(&id);
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 4;
+        fs::write(&path, damaged).unwrap();
+        if restarted {
+            store.again();
+            assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
+        } else {
+            let kept = store.kept(&id).await.unwrap();
+            let mut reader = BlobReader::kept(kept, 0..70_000);
+            let damaged = loop {
+                match reader.next().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("not found"),
+                    Err(ReadError::Damaged(kept)) => break kept,
+                    Err(error) => panic!("{error}"),
+                }
+            };
+            assert_eq!(reader.left().start, place as u64 / 65_536 * 65_536);
+            store.blobs.set_aside(&damaged);
+        }
+        assert!(!path.exists());
+        assert_eq!(store.storage.used(Part::Blobs), 0);
+    }
+}
+
+#[tokio::test]
+async fn evicts_the_least_recently_used_and_nothing_that_is_read() {
+    let store = store(400);
+    let mut ids = Vec::new();
+    for number in 0..4_u8 {
+        let id = store.write(&[number; 100]).await;
+        store.set_used(&id, u64::from(number) + 1);
+        ids.push(id);
+    }
+    let reading = store.kept(&ids[0]).await.unwrap();
+    store.set_used(&ids[0], 1);
+    let new = store.write(&[9; 100]).await;
+    assert!(store.blobs.has(&ids[0]) && !store.blobs.has(&ids[1]) && store.blobs.has(&ids[2]));
+    drop(reading);
+    store.set_used(&new, 9);
+    store.write(&[10; 100]).await;
+    assert!(!store.blobs.has(&ids[0]) && store.blobs.has(&new));
+    assert_eq!(store.storage.used(Part::Blobs), 400);
+    let Found::New(mut writer, _) = store.blobs.find(&id(&[0; 401])).await else {
+        panic!("there already")
+    };
+    assert!(matches!(writer.expect(401), Err(Failed::Full)));
+}
+
+#[tokio::test]
+async fn the_order_survives_a_restart_and_leftovers_do_not() {
+    let mut store = store(1000);
+    let (old, new) = (store.write(&[1; 100]).await, store.write(&[2; 100]).await);
+    let before = SystemTime::now() - Duration::from_secs(1000);
+    for (id, age) in [(&old, 2), (&new, 1)] {
+        let at = before - Duration::from_secs(age);
+        let times = fs::FileTimes::new().set_accessed(at).set_modified(at);
+        fs::File::open(store.blobs.path(id)).unwrap().set_times(times).unwrap();
+    }
+    let left = store.folder.path().join("blobs/tmp/17");
+    fs::write(&left, "half").unwrap();
+    store.again();
+    assert!(!left.exists());
+    // Found before it is counted.
+    assert!(store.kept(&new).await.is_some());
+    store.blobs.load();
+    assert_eq!(store.storage.used(Part::Blobs), 200);
+    store.blobs.evict(1);
+    assert!(!store.blobs.has(&old) && store.blobs.has(&new));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_ask_at_once_make_one_writer() {
+    let store = store(1 << 30);
+    let bytes = content(100_000);
+    let id = id(&bytes);
+    let asking: Vec<_> = (0..200)
+        .map(|_| {
+            let (blobs, id) = (Arc::clone(&store.blobs), id.clone());
+            tokio::spawn(async move { blobs.find(&id).await })
+        })
+        .collect();
+    let mut writers = Vec::new();
+    let mut readers = Vec::new();
+    for found in asking {
+        match found.await.unwrap() {
+            Found::New(writer, _) => writers.push(writer),
+            Found::Coming(coming) => readers.push(BlobReader::coming(&coming, 0..u64::MAX)),
+            Found::Kept(_) => panic!("nobody wrote it"),
+        }
+    }
+    assert_eq!((writers.len(), readers.len()), (1, 199));
+    let begin = Instant::now();
+    let mut writer = writers.remove(0);
+    let written = bytes.clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        for piece in written.chunks(1000) {
+            writer.write(piece).unwrap();
+        }
+        writer.finish().unwrap();
+    });
+    for reader in &mut readers {
+        assert!(read(reader).await == bytes);
+    }
+    writing.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(60), "it hangs");
+}

@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-use super::digest::hasher;
 use super::kept::{BLOCK, Kept};
-use super::{BlobId, Blobs, Digest, Slot, seconds};
+use super::{BlobId, Blobs, Hasher, Slot, seconds};
 use crate::durable;
 use crate::storage::{Part, Reservation, StorageFull};
 
@@ -121,7 +120,7 @@ pub struct BlobWriter {
     path: PathBuf,
     file: Option<Arc<File>>,
     reservation: Reservation,
-    hasher: aws_lc_rs::digest::Context,
+    hasher: Hasher,
     written: u64,
     checks: Vec<u32>,
     block: crc32fast::Hasher,
@@ -141,7 +140,7 @@ impl BlobWriter {
             id,
             coming: Arc::clone(&coming),
             file: None,
-            hasher: hasher(),
+            hasher: Hasher::default(),
             written: 0,
             checks: Vec::new(),
             block: crc32fast::Hasher::new(),
@@ -220,7 +219,7 @@ impl BlobWriter {
     /// # Errors
     /// [`Failed::Wrong`]; then nobody got the last byte.
     pub fn finish(mut self) -> Result<(), Failed> {
-        let found = Digest::taken(std::mem::replace(&mut self.hasher, hasher()).finish());
+        let found = std::mem::take(&mut self.hasher).finish();
         if found != self.id.digest {
             let text = format!(
                 "expected a file with the SHA-256 {}, found {} bytes with {found}",

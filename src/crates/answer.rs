@@ -1,6 +1,8 @@
 //! Answers to cargo: headers, conditions and bodies.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use axum::http::header::{
@@ -11,6 +13,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
+use http_body::{Frame, SizeHint};
 
 use super::counters::Kind;
 use super::download::Opened;
@@ -159,9 +162,49 @@ pub async fn file(
     let body = if asked.method == Method::HEAD {
         Body::empty()
     } else {
-        Body::from_stream(crates.stream(registry, file, opened, range))
+        let length = opened.length().map(|_| range.end - range.start);
+        let stream = crates.stream(registry, file, opened, range);
+        Body::new(Sized::new(Body::from_stream(stream), length))
     };
     Ok(response(status, headers, body))
+}
+
+/// A body that knows its length, and so when it is over.
+struct Sized {
+    inner: Body,
+    left: Option<u64>,
+}
+
+impl Sized {
+    fn new(inner: Body, left: Option<u64>) -> Self {
+        Self { inner, left }
+    }
+}
+
+impl http_body::Body for Sized {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let (Some(left), Some(data)) = (&mut self.left, frame.data_ref())
+        {
+            *left = left.saturating_sub(data.len() as u64);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
 }
 
 /// What a client is told when there is no file.

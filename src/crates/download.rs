@@ -11,6 +11,7 @@ use reqwest::{Response, StatusCode};
 
 use super::counters::{From, Kind};
 use super::name::CrateFile;
+use super::passing::Passing;
 use super::upstream::{Trouble, Upstream};
 use super::{Crates, Registry};
 use crate::blobs::{BlobId, BlobReader, BlobWriter, Coming, Failed, Found, Kept, ReadError};
@@ -27,6 +28,8 @@ pub enum Opened {
     Kept(Arc<Kept>),
     /// With its length, where the registry has said it.
     Coming(Arc<Coming>, Option<u64>),
+    /// There is no room to keep it.
+    Passing(Box<Passing>),
 }
 
 impl Crates {
@@ -51,8 +54,21 @@ impl Crates {
                 (coming, From::Upstream)
             }
         };
-        let begun = coming.begun().await?;
-        Ok((Opened::Coming(coming, begun.length), from))
+        match coming.begun().await {
+            Ok(begun) => Ok((Opened::Coming(coming, begun.length), from)),
+            Err(Failed::Full) => {
+                let passing = self.pass(registry, file).await?;
+                Ok((Opened::Passing(Box::new(passing)), From::Upstream))
+            }
+            Err(why) => Err(why),
+        }
+    }
+
+    async fn pass(&self, registry: &Registry, file: &CrateFile) -> Result<Passing, Failed> {
+        let turn = Arc::clone(&self.downloads).acquire_owned().await;
+        let turn = turn.map_err(|_| Failed::Source("the service is stopping".into()))?;
+        let passing = Passing::begin(Arc::clone(&registry.upstream), file, turn).await;
+        passing.map_err(of_trouble)
     }
 
     /// In a task of its own: it goes on when the client that began it goes away.
@@ -173,7 +189,7 @@ impl Crates {
             crates: Arc::clone(self),
             registry: Arc::clone(registry),
             file: file.clone(),
-            reader: opened.reader(range),
+            source: opened.source(range),
             repairs: 0,
         };
         unfold(Some(reading), |reading| async {
@@ -188,10 +204,11 @@ impl Crates {
 }
 
 impl Opened {
-    pub(super) fn reader(&self, range: Range<u64>) -> BlobReader {
+    fn source(self, range: Range<u64>) -> Source {
         match self {
-            Self::Kept(kept) => BlobReader::kept(Arc::clone(kept), range),
-            Self::Coming(coming, _) => BlobReader::coming(coming, range),
+            Self::Kept(kept) => Source::Blob(BlobReader::kept(kept, range)),
+            Self::Coming(coming, _) => Source::Blob(BlobReader::coming(&coming, range)),
+            Self::Passing(passing) => Source::Registry(Box::new(passing.part(range))),
         }
     }
 
@@ -200,6 +217,7 @@ impl Opened {
         match self {
             Self::Kept(kept) => Some(kept.size()),
             Self::Coming(_, length) => *length,
+            Self::Passing(passing) => passing.length(),
         }
     }
 }
@@ -208,32 +226,46 @@ struct Reading {
     crates: Arc<Crates>,
     registry: Arc<Registry>,
     file: CrateFile,
-    reader: BlobReader,
+    source: Source,
     repairs: usize,
+}
+
+enum Source {
+    Blob(BlobReader),
+    Registry(Box<Passing>),
 }
 
 impl Reading {
     async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
-        loop {
-            match self.reader.next().await {
-                Ok(bytes) => {
-                    let length = bytes.as_ref().map_or(0, Bytes::len);
-                    self.crates.counters.sent(Kind::File, length as u64);
-                    return Ok(bytes);
-                }
+        let bytes = loop {
+            let reader = match &mut self.source {
+                Source::Blob(reader) => reader,
+                Source::Registry(passing) => break passing.next().await.map_err(of_trouble)?,
+            };
+            match reader.next().await {
+                Ok(bytes) => break bytes,
                 Err(ReadError::Damaged(kept)) if self.repairs < REPAIRS => {
                     self.repairs += 1;
+                    let left = reader.left();
                     let blobs = Arc::clone(&self.crates.blobs);
-                    let aside = tokio::task::spawn_blocking(move || blobs.set_aside(&kept));
-                    let _ = aside.await;
+                    on_disk(move || blobs.set_aside(&kept)).await?;
                     // The content is known by its checksum: the rest of the new file continues the old one.
                     let (opened, _) = self.crates.open(&self.registry, &self.file).await?;
-                    self.reader = opened.reader(self.reader.left());
+                    self.source = opened.source(left);
+                }
+                // The disk is full in the middle.
+                Err(ReadError::Writing(Failed::Full)) => {
+                    let left = reader.left();
+                    let passing = self.crates.pass(&self.registry, &self.file).await?;
+                    self.source = Source::Registry(Box::new(passing.part(left)));
                 }
                 Err(ReadError::Writing(why)) => return Err(why),
                 Err(error) => return Err(Failed::Source(error.to_string().into())),
             }
-        }
+        };
+        let length = bytes.as_ref().map_or(0, Bytes::len);
+        self.crates.counters.sent(Kind::File, length as u64);
+        Ok(bytes)
     }
 }
 

@@ -272,8 +272,8 @@ mod tests {
     #[test]
     fn there_is_room_at_the_byte_and_the_oldest_goes() {
         let folder = tempfile::tempdir().unwrap();
-        let size = entry("aa").to_file().len() as u64;
-        let storage = Storage::new(2 * size);
+        let size = |name: &str| entry(name).to_file().len() as u64;
+        let storage = Storage::new(size("aa") + size("bb").max(size("cc")));
         let entries = Entries::open(folder.path().join("x"), &storage).unwrap();
         entries.write(&name("aa"), &entry("aa")).unwrap();
         entries.write(&name("bb"), &entry("bb")).unwrap();
@@ -281,7 +281,7 @@ mod tests {
         entries.write(&name("cc"), &entry("cc")).unwrap();
         assert!(entries.read(&name("bb")).is_none());
         assert!(entries.read(&name("aa")).is_some() && entries.read(&name("cc")).is_some());
-        storage.set_limit(size - 1);
+        storage.set_limit(size("dd") - 1);
         assert!(entries.write(&name("dd"), &entry("dd")).is_err());
         assert!(!folder.path().join("x/2/dd").exists());
     }

@@ -14,6 +14,7 @@ mod entries;
 mod entry;
 mod index;
 pub mod name;
+mod passing;
 mod range;
 mod upstream;
 

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod http;
 pub mod pkt;
 pub mod process;
+pub mod registry;
 pub mod repo;
 pub mod ssh_door;
 pub mod sshd;

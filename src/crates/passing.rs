@@ -1,0 +1,105 @@
+//! A file that there is no room for: passed on to one client, checked all the same, and not kept.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use reqwest::Response;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::name::CrateFile;
+use super::upstream::{Trouble, Upstream};
+use crate::blobs::{Digest, Hasher};
+
+/// Reads a part of a file from its registry.
+pub struct Passing {
+    upstream: Arc<Upstream>,
+    response: Response,
+    digest: Digest,
+    hasher: Hasher,
+    /// Bytes that have come.
+    received: u64,
+    left: Range<u64>,
+    /// SECURITY: goes out only when the next piece has come, and the last one when the whole is known to be right.
+    held: Option<Bytes>,
+    ended: bool,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl Passing {
+    /// Asks for the file as a whole.
+    ///
+    /// # Errors
+    /// What the registry answers instead.
+    pub async fn begin(
+        upstream: Arc<Upstream>,
+        file: &CrateFile,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<Self, Trouble> {
+        let response = upstream.file(file, 0).await?;
+        Ok(Self {
+            upstream,
+            response,
+            digest: file.digest,
+            hasher: Hasher::default(),
+            received: 0,
+            left: 0..u64::MAX,
+            held: None,
+            ended: false,
+            _turn: turn,
+        })
+    }
+
+    /// In bytes, where the registry has said it.
+    pub fn length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// Only this part of the file.
+    pub fn part(mut self, range: Range<u64>) -> Self {
+        self.left = range;
+        self
+    }
+
+    /// The next piece, or `None` at the end.
+    ///
+    /// # Errors
+    /// That it breaks off, or is not what it should be.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
+        while !self.ended {
+            let Some(chunk) = self.upstream.chunk(&mut self.response).await? else {
+                self.ended = true;
+                let found = std::mem::take(&mut self.hasher).finish();
+                if found != self.digest {
+                    let text = format!(
+                        "expected a file with the SHA-256 {}, found {} bytes with {found}",
+                        self.digest, self.received
+                    );
+                    return Err(Trouble::Failed(text.into()));
+                }
+                break;
+            };
+            self.hasher.update(&chunk);
+            let wanted = self.wanted(&chunk);
+            self.received += chunk.len() as u64;
+            if !wanted.is_empty()
+                && let Some(ready) = self.held.replace(wanted)
+            {
+                return Ok(Some(ready));
+            }
+        }
+        Ok(self.held.take())
+    }
+
+    /// What of the piece that begins at `received` the client gets.
+    fn wanted(&mut self, chunk: &Bytes) -> Bytes {
+        let length = chunk.len() as u64;
+        let start = self.left.start.saturating_sub(self.received).min(length);
+        let end = self.left.end.saturating_sub(self.received).min(length);
+        if start >= end {
+            return Bytes::new();
+        }
+        self.left.start = self.received + end;
+        chunk.slice(start as usize..end as usize)
+    }
+}

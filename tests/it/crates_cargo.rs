@@ -1,0 +1,298 @@
+//! Real cargo through the crate cache: against crates.io where it is reachable, and against a registry that the tests
+//! serve.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::crates_cache::over;
+use crate::support::process::{self, Output};
+use crate::support::registry::{Fault, Of, Registry};
+use crate::support::warmdock::{Builder, builder, run};
+use crate::support::{Warmdock, http, wait_for};
+
+/// A person's machine with a project.
+struct Machine {
+    folder: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            folder: crate::support::temporary_folder(),
+            environment: Vec::new(),
+        }
+    }
+
+    fn app(&self) -> PathBuf {
+        self.folder.path().join("app")
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("cargo-home")
+    }
+
+    /// A crate with these lines under `[dependencies]`.
+    fn write_app(&self, dependencies: &str, main: &str) {
+        std::fs::create_dir_all(self.app().join("src")).unwrap();
+        let manifest = format!(
+            "[package]\nname = \"app\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[dependencies]\n{dependencies}"
+        );
+        std::fs::write(self.app().join("Cargo.toml"), manifest).unwrap();
+        std::fs::write(self.app().join("src/main.rs"), main).unwrap();
+    }
+
+    /// An empty CARGO_HOME with this `config.toml`, and nothing built.
+    fn begin_anew(&self, config: &str) {
+        let _ = std::fs::remove_dir_all(self.home());
+        let _ = std::fs::remove_dir_all(self.folder.path().join("target"));
+        std::fs::create_dir_all(self.home()).unwrap();
+        std::fs::write(self.home().join("config.toml"), config).unwrap();
+    }
+
+    fn cargo(&self, args: &[&str]) -> Output {
+        let cargo = PathBuf::from(std::env::var_os("CARGO").expect("cargo says where it is"));
+        let rustc = cargo.with_file_name("rustc");
+        let mut command = Command::new(&cargo);
+        command
+            .args(args)
+            .current_dir(self.app())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.folder.path())
+            .env("CARGO_HOME", self.home())
+            .env("CARGO_TARGET_DIR", self.folder.path().join("target"))
+            .env("CARGO_NET_RETRY", "0")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if rustc.exists() {
+            command.env("RUSTC", rustc);
+        }
+        process::run(command, b"", Duration::from_secs(150))
+    }
+
+    fn lock(&self) -> String {
+        std::fs::read_to_string(self.app().join("Cargo.lock")).unwrap()
+    }
+}
+
+/// What the command `client-config cargo` prints for this service.
+fn client_config(warmdock: &Warmdock) -> String {
+    let url = format!("http://{}", warmdock.address());
+    let config = warmdock.config_file();
+    run(&["client-config", "cargo", "--url", &url, "--config", config.to_str().unwrap()])
+        .ok()
+        .text()
+        + "\n"
+}
+
+/// Some crates that need each other, on a registry of ours that stands for crates.io.
+fn published() -> Registry {
+    let registry = Registry::start();
+    registry.publish("leaf", "1.0.0", &[], "pub const WHO: &str = \"leaf 1.0.0\";");
+    registry.publish("middle", "0.3.1", &[("leaf", "^1")], "pub const WHO: &str = leaf::WHO;");
+    registry.publish("a", "0.1.0", &[], "");
+    registry.publish("ab", "0.1.0", &[], "");
+    registry.publish("abc", "0.1.0", &[], "");
+    registry
+}
+
+const DEPENDENCIES: &str = "middle = \"0.3\"\na = \"0.1\"\nab = \"0.1\"\nabc = \"0.1\"\n";
+const MAIN: &str = "fn main() { println!(\"{}\", middle::WHO); }";
+
+fn as_crates_io(registry: &Registry) -> Builder {
+    over(registry).set("/crates/registries", json!([{ "name": "crates.io", "url": registry.url() }]))
+}
+
+#[track_caller]
+fn builds(machine: &Machine, says: &str) {
+    machine.cargo(&["build", "--quiet"]).ok();
+    let program = machine.folder.path().join("target/debug/app");
+    let said = process::run(Command::new(program), b"", Duration::from_secs(10)).ok();
+    assert_eq!(said.text(), says);
+}
+
+#[test]
+fn builds_and_builds_again_without_the_registry() {
+    let registry = published();
+    let mut warmdock = as_crates_io(&registry).start();
+    let machine = Machine::new();
+    machine.write_app(DEPENDENCIES, MAIN);
+    let config = client_config(&warmdock);
+    machine.begin_anew(&config);
+    builds(&machine, "leaf 1.0.0");
+    let lock = machine.lock();
+    // As if it had come from crates.io itself.
+    assert!(lock.contains("source = \"registry+https://github.com/rust-lang/crates.io-index\""), "{lock}");
+    registry.fail(Of::Everything, Fault::CutOff);
+    machine.begin_anew(&config);
+    builds(&machine, "leaf 1.0.0");
+    assert_eq!(machine.lock(), lock);
+    // And without a lock file, from old entries; also after a restart.
+    std::fs::remove_file(machine.app().join("Cargo.lock")).unwrap();
+    warmdock.stop();
+    warmdock.start_again();
+    machine.begin_anew(&client_config(&warmdock));
+    builds(&machine, "leaf 1.0.0");
+    assert_eq!(machine.lock(), lock);
+}
+
+#[test]
+fn update_add_search_and_yanked_versions() {
+    let registry = published();
+    let warmdock = as_crates_io(&registry).start();
+    let machine = Machine::new();
+    machine.write_app("middle = \"0.3\"\n", MAIN);
+    machine.begin_anew(&client_config(&warmdock));
+    builds(&machine, "leaf 1.0.0");
+    registry.publish("leaf", "1.1.0", &[], "pub const WHO: &str = \"leaf 1.1.0\";");
+    machine.cargo(&["update", "--quiet"]).ok();
+    builds(&machine, "leaf 1.1.0");
+    // A yanked version stays where it is locked, and is not chosen where nothing is.
+    registry.yank("leaf", "1.1.0");
+    machine.begin_anew(&client_config(&warmdock));
+    builds(&machine, "leaf 1.1.0");
+    std::fs::remove_file(machine.app().join("Cargo.lock")).unwrap();
+    builds(&machine, "leaf 1.0.0");
+    machine.cargo(&["add", "--quiet", "leaf@1"]).ok();
+    assert!(std::fs::read_to_string(machine.app().join("Cargo.toml")).unwrap().contains("leaf = \"1\""));
+    let missing = machine.cargo(&["add", "--quiet", "not-there"]).failed();
+    assert!(missing.stderr.contains("not-there"), "{}", missing.stderr);
+    // What is not served says so.
+    let search = machine.cargo(&["search", "leaf", "--registry", "warmdock"]).failed();
+    assert!(search.stderr.contains("not its API"), "{}", search.stderr);
+}
+
+/// A private registry that wants a token from us, behind a service that wants one from cargo.
+#[test]
+fn a_private_registry_with_tokens_on_both_sides() {
+    let (public, private) = (published(), Registry::start());
+    private.publish("inner", "2.0.0", &[], "pub const WHO: &str = \"inner 2.0.0\";");
+    private.require("up-secret");
+    let folder = crate::support::temporary_folder();
+    let secret = |name: &str, content: &str| {
+        std::fs::write(folder.path().join(name), content).unwrap();
+        folder.path().join(name)
+    };
+    let warmdock = as_crates_io(&public)
+        .set("/crates/registries", json!([
+            { "name": "crates.io", "url": public.url() },
+            { "name": "corp", "url": private.url(), "token_file": secret("up", "up-secret") },
+        ]))
+        .set("/access", json!({ "anonymous": "none", "tokens": [{ "name": "ci", "token_file": secret("ci", "ci-secret") }] }))
+        .start();
+    let mut machine = Machine::new();
+    machine.write_app(
+        "middle = \"0.3\"\ninner = { version = \"2\", registry = \"corp\" }\n",
+        "fn main() { println!(\"{} {}\", middle::WHO, inner::WHO); }",
+    );
+    let own = format!("[registries.corp]\nindex = \"sparse+{}\"\n", private.url());
+    machine.begin_anew(&(client_config(&warmdock) + &own));
+    let refused = machine.cargo(&["build", "--quiet"]).failed();
+    assert!(refused.stderr.contains("no token found") || refused.stderr.contains("401"), "{}", refused.stderr);
+    for name in ["WARMDOCK", "WARMDOCK_CORP"] {
+        machine.environment.push((format!("CARGO_REGISTRIES_{name}_TOKEN"), "ci-secret".into()));
+    }
+    builds(&machine, "leaf 1.0.0 inner 2.0.0");
+    // The lock file names the registry by its own address: nobody else notices the detour.
+    assert!(machine.lock().contains(&format!("sparse+{}", private.url())), "{}", machine.lock());
+}
+
+/// Many machines begin at once: each file is fetched once, and the service answers others meanwhile.
+#[test]
+fn fifty_cargos_at_once() {
+    let registry = published();
+    let warmdock = as_crates_io(&registry).set("/crates/max_age", "1h").start();
+    let config = client_config(&warmdock);
+    let fetching: Vec<_> = (0..50)
+        .map(|_| {
+            let config = config.clone();
+            std::thread::spawn(move || {
+                let machine = Machine::new();
+                machine.write_app(DEPENDENCIES, MAIN);
+                machine.begin_anew(&config);
+                machine.cargo(&["fetch", "--quiet"])
+            })
+        })
+        .collect();
+    while fetching.iter().any(|one| !one.is_finished()) {
+        assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for one in fetching {
+        one.join().unwrap().ok();
+    }
+    for end in ["/files/leaf/1.0.0", "/files/middle/0.3.1", "/le/af/leaf", "/1/a", "/files/a/0.1.0"] {
+        assert_eq!(registry.asked_for(end), 1, "{end}");
+    }
+}
+
+/// Whether crates.io can be reached from here, asked once through the service itself.
+fn crates_io_is_reachable() -> bool {
+    static REACHABLE: OnceLock<bool> = OnceLock::new();
+    *REACHABLE.get_or_init(|| {
+        let warmdock = through().start();
+        let reachable = http::get(warmdock.address(), "/crates/crates.io/2/cc").status == 200;
+        let what = if reachable { "is" } else { "is not" };
+        eprintln!("crates.io {what} reachable from here");
+        reachable
+    })
+}
+
+/// A service with the crates.io of the embedded default, and the certificates of this machine.
+fn through() -> Builder {
+    let certificates = std::env::var("SSL_CERT_FILE").ok();
+    let builder = builder("https://unused.example.test").set("/crates/max_age", "60s");
+    match certificates {
+        Some(path) => builder.environment("SSL_CERT_FILE", &path),
+        None => builder,
+    }
+}
+
+/// A project with over 100 crates of crates.io: this one, as its lock file has them.
+#[test]
+fn this_project_from_crates_io_and_again_without_it() {
+    if !crates_io_is_reachable() {
+        eprintln!("against a registry on this machine instead: crates_cargo::builds_and_builds_again_without_the_registry");
+        return;
+    }
+    let mut warmdock = through().start();
+    let machine = Machine::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::create_dir_all(machine.app()).unwrap();
+    for part in ["Cargo.toml", "Cargo.lock", "src", "benches", "tests"] {
+        std::os::unix::fs::symlink(root.join(part), machine.app().join(part)).unwrap();
+    }
+    std::fs::remove_file(machine.app().join("Cargo.lock")).unwrap();
+    std::fs::copy(root.join("Cargo.lock"), machine.app().join("Cargo.lock")).unwrap();
+    let before = machine.lock();
+    machine.begin_anew(&client_config(&warmdock));
+    machine.cargo(&["fetch", "--quiet", "--locked"]).ok();
+    let files = || {
+        let cache = machine.home().join("registry/cache");
+        crate::support::warmdock::files_below(&cache).len()
+    };
+    let fetched = files();
+    assert!(fetched > 100, "{fetched}");
+    // Everything is on disk before the registry goes away.
+    wait_for("all files to be kept", || {
+        let kept = crate::support::warmdock::files_below(&warmdock.data().join("blobs")).len();
+        (kept >= fetched).then_some(())
+    });
+    // The registry is cut off: whatever goes there goes to a proxy that is not there.
+    warmdock.stop();
+    let data = warmdock.data();
+    let without = through()
+        .set("/data_dir", data.to_str().unwrap())
+        .environment("HTTPS_PROXY", "http://127.0.0.1:9")
+        .start();
+    machine.begin_anew(&client_config(&without));
+    machine.cargo(&["fetch", "--quiet", "--locked"]).ok();
+    assert_eq!(files(), fetched);
+    assert_eq!(machine.lock(), before);
+    let missing = http::get(without.address(), "/crates/crates.io/2/cb");
+    assert_eq!(missing.status, 502, "it is really cut off");
+}

@@ -113,7 +113,9 @@ impl Cli {
 fn http_url(text: &str) -> Result<ServiceUrl, String> {
     let url: ServiceUrl = text.parse()?;
     if !url.is_http() {
-        return Err("expected a URL such as http://warmdock:8080, as crates do not come over SSH".into());
+        return Err(
+            "expected a URL such as http://warmdock:8080, as crates do not come over SSH".into(),
+        );
     }
     Ok(url)
 }

@@ -6,7 +6,11 @@ use anyhow::Context as _;
 use reqwest::redirect::{Attempt, Policy};
 
 /// Who asks. crates.io refuses clients that do not say.
-pub const AGENT: &str = concat!("warmdock/", env!("CARGO_PKG_VERSION"), " (cache for container builds)");
+pub const AGENT: &str = concat!(
+    "warmdock/",
+    env!("CARGO_PKG_VERSION"),
+    " (cache for container builds)"
+);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const MOST_REDIRECTS: usize = 5;

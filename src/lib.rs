@@ -16,7 +16,15 @@
 //! ```
 //!
 //! One direction: a door parses the request, access decides, the pool makes the mirror fresh enough,
-//! upload-pack decides what to send, answers sends it.
+//! upload-pack decides what to send, answers sends it. Crates go the same way:
+//!
+//! ```text
+//! cargo ─► server ─► router ─► crates::door ─► access ─┬─► crates::index (entries on disk, revalidated) ─► registries
+//!                                                      └─► crates::download ─► blobs (by SHA-256) ───────► registries
+//! ```
+//!
+//! [`storage`] is the one account of disk space: mirrors, answers, index entries and blobs reserve there before they
+//! write, and what was not used for longest goes first.
 #![forbid(unsafe_code)]
 
 pub mod access;

@@ -62,10 +62,17 @@ mod tests {
 
     fn listen(text: &str) -> Listen {
         let text = format!(r#"{{"listen": {text}}}"#);
-        Config::parse(&text, &Environment::default()).unwrap().listen
+        Config::parse(&text, &Environment::default())
+            .unwrap()
+            .listen
     }
 
-    fn address(listen: &Listen, pairs: &[(&'static str, &str)], from: &str, tls: bool) -> Option<String> {
+    fn address(
+        listen: &Listen,
+        pairs: &[(&'static str, &str)],
+        from: &str,
+        tls: bool,
+    ) -> Option<String> {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.insert(*name, HeaderValue::from_str(value).unwrap());
@@ -83,9 +90,22 @@ mod tests {
         let of = |host, tls| address(&listen, &[("host", host)], "10.0.0.1", tls);
         assert_eq!(of("dock:8080", false).as_deref(), Some("http://dock:8080"));
         assert_eq!(of("dock.corp", true).as_deref(), Some("https://dock.corp"));
-        assert_eq!(of("[::1]:8080", false).as_deref(), Some("http://[::1]:8080"));
+        assert_eq!(
+            of("[::1]:8080", false).as_deref(),
+            Some("http://[::1]:8080")
+        );
         assert_eq!(of("[::1]", false).as_deref(), Some("http://[::1]"));
-        for evil in ["\"><script>", "a b", "user:pw@host", "host/path", "$(reboot)", "`x`", "", "[x]", "a;b"] {
+        for evil in [
+            "\"><script>",
+            "a b",
+            "user:pw@host",
+            "host/path",
+            "$(reboot)",
+            "`x`",
+            "",
+            "[x]",
+            "a;b",
+        ] {
             assert_eq!(of(evil, false), None, "{evil}");
         }
         let uri = Uri::from_static("https://dock:8443/");

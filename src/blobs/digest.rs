@@ -100,7 +100,11 @@ mod tests {
         assert_eq!(text.parse(), Ok(Digest::of(b"")));
         let upper = text.to_uppercase();
         let wrong = ["", &text[1..], &upper, &text.replace('e', "g"), "é"];
-        for text in wrong.into_iter().map(str::to_owned).chain([format!("{text}00")]) {
+        for text in wrong
+            .into_iter()
+            .map(str::to_owned)
+            .chain([format!("{text}00")])
+        {
             assert_eq!(text.parse::<Digest>(), Err(NoDigest), "{text}");
         }
     }

@@ -28,7 +28,11 @@ impl Evict for Blobs {
         }
         if files > 0 {
             self.evicted.inc_by(files);
-            tracing::info!(files, bytes = freed, "evicted kept files to stay below storage.max_size");
+            tracing::info!(
+                files,
+                bytes = freed,
+                "evicted kept files to stay below storage.max_size"
+            );
         }
     }
 

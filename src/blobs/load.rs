@@ -13,7 +13,10 @@ impl Blobs {
     /// Finds what is on disk, with the time of its last use, and then evicts what is too much. Blocks.
     pub fn load(&self) {
         let spaces = fs::read_dir(&self.root).into_iter().flatten().flatten();
-        for space in spaces.map(|entry| entry.path()).filter(|path| is_space(path)) {
+        for space in spaces
+            .map(|entry| entry.path())
+            .filter(|path| is_space(path))
+        {
             let Some(name) = space.file_name().and_then(|name| name.to_str()) else {
                 continue;
             };

@@ -100,7 +100,7 @@ pub enum Found {
     /// Somebody is writing it.
     Coming(Arc<Coming>),
     /// The caller has to write it; who asks meanwhile waits for that.
-    New(BlobWriter, Arc<Coming>),
+    New(Box<BlobWriter>, Arc<Coming>),
 }
 
 impl Blobs {
@@ -186,7 +186,7 @@ impl Blobs {
         }
         let (writer, coming) = BlobWriter::new(Arc::clone(self), id.clone());
         index.coming.insert(id.clone(), Arc::clone(&coming));
-        Found::New(writer, coming)
+        Found::New(Box::new(writer), coming)
     }
 
     /// Whether the blob is there or on its way, without opening it.
@@ -263,8 +263,8 @@ impl Blobs {
         self.damaged.inc();
         let aside = self.root.join(QUARANTINE);
         let name = format!("{}-{}", id.digest, seconds());
-        let moved = fs::create_dir_all(&aside)
-            .and_then(|()| fs::rename(self.path(id), aside.join(name)));
+        let moved =
+            fs::create_dir_all(&aside).and_then(|()| fs::rename(self.path(id), aside.join(name)));
         match moved {
             Ok(()) => tracing::error!(
                 blob = %id.digest, space = %id.space, folder = %aside.display(),

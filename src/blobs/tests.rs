@@ -80,7 +80,13 @@ async fn written_once_and_read_in_any_part() {
             }
             let kept = store.kept(&id).await.unwrap();
             let length = length as u64;
-            for range in [0..length, 0..1, length / 2..length, 65_530..65_540, 0..u64::MAX] {
+            for range in [
+                0..length,
+                0..1,
+                length / 2..length,
+                65_530..65_540,
+                0..u64::MAX,
+            ] {
                 let mut reader = BlobReader::kept(Arc::clone(&kept), range.clone());
                 let end = range.end.min(length) as usize;
                 let expected = bytes.get(range.start as usize..end).unwrap_or_default();
@@ -88,7 +94,10 @@ async fn written_once_and_read_in_any_part() {
             }
         }
     }
-    assert_eq!(store.storage.used(Part::Blobs), 1 + 65_535 + 65_536 + 65_537 + 200_000);
+    assert_eq!(
+        store.storage.used(Part::Blobs),
+        1 + 65_535 + 65_536 + 65_537 + 200_000
+    );
 }
 
 #[tokio::test]
@@ -109,7 +118,10 @@ async fn the_last_byte_waits_for_the_checksum() {
             writer.expect(150_000).unwrap();
         }
         writer.write(&bytes[..100]).unwrap();
-        assert_eq!(reader.next().await.unwrap().unwrap().len(), if announced { 100 } else { 99 });
+        assert_eq!(
+            reader.next().await.unwrap().unwrap().len(),
+            if announced { 100 } else { 99 }
+        );
         let mut rest = bytes[100..].to_vec();
         if !right {
             rest[77] ^= 1;
@@ -145,7 +157,9 @@ async fn a_writer_that_goes_away_leaves_nothing() {
     assert!(coming.ended().await.is_err());
     assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
     assert_eq!(store.storage.used(Part::Blobs), 0);
-    let left = fs::read_dir(store.folder.path().join("blobs/tmp")).unwrap().count();
+    let left = fs::read_dir(store.folder.path().join("blobs/tmp"))
+        .unwrap()
+        .count();
     assert_eq!(left, 0);
 }
 
@@ -153,7 +167,13 @@ async fn a_writer_that_goes_away_leaves_nothing() {
 async fn damage_is_found_at_every_place_and_set_aside() {
     let mut store = store(1 << 30);
     let bytes = content(70_000);
-    for (place, restarted) in [(0, false), (65_536, false), (69_999, false), (0, true), (69_999, true)] {
+    for (place, restarted) in [
+        (0, false),
+        (65_536, false),
+        (69_999, false),
+        (0, true),
+        (69_999, true),
+    ] {
         let id = store.write(&bytes).await;
         let path = store.blobs.path(&id);
         let mut damaged = bytes.clone();
@@ -213,7 +233,10 @@ async fn the_order_survives_a_restart_and_leftovers_do_not() {
     for (id, age) in [(&old, 2), (&new, 1)] {
         let at = before - Duration::from_secs(age);
         let times = fs::FileTimes::new().set_accessed(at).set_modified(at);
-        fs::File::open(store.blobs.path(id)).unwrap().set_times(times).unwrap();
+        fs::File::open(store.blobs.path(id))
+            .unwrap()
+            .set_times(times)
+            .unwrap();
     }
     let left = store.folder.path().join("blobs/tmp/17");
     fs::write(&left, "half").unwrap();

@@ -182,11 +182,18 @@ impl BlobWriter {
             Some(file) => Arc::clone(file),
             None => {
                 let mut options = File::options();
-                let made = options.read(true).write(true).create_new(true).open(&self.path);
+                let made = options
+                    .read(true)
+                    .write(true)
+                    .create_new(true)
+                    .open(&self.path);
                 let file = Arc::new(made.map_err(|error| unwritable(&error))?);
                 self.file = Some(Arc::clone(&file));
-                *self.coming.file.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(Arc::clone(&file));
+                *self
+                    .coming
+                    .file
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&file));
                 file
             }
         };
@@ -288,9 +295,7 @@ impl BlobWriter {
 
     fn end(&mut self, end: Result<(), Failed>) {
         if !std::mem::replace(&mut self.ended, true) {
-            self.coming
-                .state
-                .send_modify(|state| state.end = Some(end));
+            self.coming.state.send_modify(|state| state.end = Some(end));
         }
     }
 }

@@ -28,7 +28,8 @@ const IN_ROOT: &str = "Cargo.lock";
 
 impl Written for LockFile {
     fn expected() -> String {
-        "the absolute path of a Cargo.lock, or `{\"git\": \"host/path\", \"path\": \"Cargo.lock\"}`".into()
+        "the absolute path of a Cargo.lock, or `{\"git\": \"host/path\", \"path\": \"Cargo.lock\"}`"
+            .into()
     }
 
     fn read(value: &Value) -> Result<Self, String> {
@@ -41,7 +42,10 @@ impl Written for LockFile {
 }
 
 fn in_repo(object: &Map<String, Value>) -> Result<LockFile, String> {
-    if let Some(key) = object.keys().find(|key| !matches!(key.as_str(), "git" | "path")) {
+    if let Some(key) = object
+        .keys()
+        .find(|key| !matches!(key.as_str(), "git" | "path"))
+    {
         return Err(format!("an object with the unknown key {}", quote(key)));
     }
     let repo = object.get("git").ok_or("an object without `git`")?;
@@ -50,7 +54,10 @@ fn in_repo(object: &Map<String, Value>) -> Result<LockFile, String> {
         Some(path) => path.as_str().ok_or_else(|| kind_of(path))?,
     };
     if path.is_empty() || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return Err(format!("the path {}, which is none below a repository", quote(path)));
+        return Err(format!(
+            "the path {}, which is none below a repository",
+            quote(path)
+        ));
     }
     Ok(LockFile::InRepo {
         repo: RepoName::read(repo)?,

@@ -115,10 +115,20 @@ mod tests {
             ("::/0", "10.0.0.1", false),
         ];
         for (network, address, expected) in table {
-            let found = Network::parse(network).unwrap().contains(address.parse().unwrap());
+            let found = Network::parse(network)
+                .unwrap()
+                .contains(address.parse().unwrap());
             assert_eq!(found, expected, "{address} in {network}");
         }
-        for text in ["", "x", "10.0.0.0/33", "10.0.0.0/", "::/129", "10.0.0/8", "10.0.0.0/-1"] {
+        for text in [
+            "",
+            "x",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "::/129",
+            "10.0.0/8",
+            "10.0.0.0/-1",
+        ] {
             assert_eq!(Network::parse(text), None, "{text}");
         }
     }

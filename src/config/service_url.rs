@@ -22,7 +22,9 @@ impl Written for HttpUrl {
         let text = value.as_str().ok_or_else(|| kind_of(value))?;
         // As cargo writes the addresses of sparse indexes.
         let text = text.strip_prefix("sparse+").unwrap_or(text);
-        let mut url = UpstreamUrl::parse(text).map_err(|wrong| wrong.to_string())?.0;
+        let mut url = UpstreamUrl::parse(text)
+            .map_err(|wrong| wrong.to_string())?
+            .0;
         if !matches!(url.scheme(), "https" | "http") {
             return Err(format!("a URL of the scheme `{}`", url.scheme()));
         }

@@ -78,7 +78,11 @@ impl Counters {
             }
             drop(counters.bytes.get_or_create(&kind.label()));
             for ok in [true, false] {
-                drop(counters.upstream_requests.get_or_create(&upstream(kind, ok)));
+                drop(
+                    counters
+                        .upstream_requests
+                        .get_or_create(&upstream(kind, ok)),
+                );
             }
         }
         counters

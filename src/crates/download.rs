@@ -50,7 +50,7 @@ impl Crates {
             Found::Kept(kept) => return Ok((Opened::Kept(kept), From::Cache)),
             Found::Coming(coming) => (coming, From::Shared),
             Found::New(writer, coming) => {
-                self.fetch(registry, file, writer);
+                self.fetch(registry, file, *writer);
                 (coming, From::Upstream)
             }
         };
@@ -270,7 +270,9 @@ impl Reading {
 }
 
 /// Work that blocks on the disk.
-async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failed> {
+async fn on_disk<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failed> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Failed::Source(error.to_string().into()))
 }

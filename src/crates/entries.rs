@@ -106,7 +106,9 @@ impl Entries {
         let file = entry.to_file();
         let size = file.len() as u64;
         let mut reservation = self.storage.nothing(Part::Index);
-        reservation.grow(size).map_err(|full: StorageFull| io::Error::from(full))?;
+        reservation
+            .grow(size)
+            .map_err(|full: StorageFull| io::Error::from(full))?;
         let path = self.path(name);
         let folder = path.parent().unwrap_or(&self.root);
         if !folder.exists() {

@@ -118,7 +118,9 @@ fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
 
 fn own_etag(text: &[u8]) -> String {
     let digest = digest(&SHA256, text);
-    let hex = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}"));
+    let hex = digest.as_ref()[..16]
+        .iter()
+        .map(|byte| format!("{byte:02x}"));
     format!("\"wd-{}\"", hex.collect::<String>())
 }
 
@@ -145,7 +147,9 @@ fn check_lines(name: &str, text: &[u8]) -> Result<(), String> {
         let line: Line<'_> = serde_json::from_slice(line)
             .map_err(|error| format!("expected an index entry, found something else ({error})"))?;
         if !line.name.eq_ignore_ascii_case(name) {
-            return Err(format!("expected the entry of {name}, found that of another crate"));
+            return Err(format!(
+                "expected the entry of {name}, found that of another crate"
+            ));
         }
     }
     Ok(())
@@ -175,7 +179,10 @@ mod tests {
             assert_eq!(entry.meta.length, TEXT.len() as u64);
             assert_eq!(entry.meta.etag, plain.meta.etag);
             let again = Entry::from_file(entry.to_file()).unwrap();
-            assert_eq!((again.meta, again.packed), (entry.meta.clone(), entry.packed.clone()));
+            assert_eq!(
+                (again.meta, again.packed),
+                (entry.meta.clone(), entry.packed.clone())
+            );
         }
     }
 

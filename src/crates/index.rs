@@ -141,7 +141,10 @@ impl Index {
             Ok((answer, From::Upstream)) if joined => Ok((answer, From::Shared)),
             Ok((_, From::Stale)) | Err(_) if !may_be_stale => match landed {
                 Err(trouble) => Err(trouble),
-                Ok(_) => Err(failed(format!("{} has not been answering", upstream.host()))),
+                Ok(_) => Err(failed(format!(
+                    "{} has not been answering",
+                    upstream.host()
+                ))),
             },
             Ok(landed) => Ok(landed),
             Err(trouble) => match old() {
@@ -261,7 +264,10 @@ impl Index {
         let meta = old.map(|entry| &entry.meta);
         let condition = match meta {
             Some(meta) if meta.etag_is_theirs => Some((IF_NONE_MATCH, &meta.etag)),
-            Some(meta) => meta.last_modified.as_ref().map(|at| (IF_MODIFIED_SINCE, at)),
+            Some(meta) => meta
+                .last_modified
+                .as_ref()
+                .map(|at| (IF_MODIFIED_SINCE, at)),
             None => None,
         };
         if let Some((header, value)) = condition
@@ -330,7 +336,8 @@ impl Index {
             state.entry.replace(Arc::clone(entry))
         };
         let freed = before.map_or(0, |entry| entry.packed.len());
-        self.in_memory.fetch_add(entry.packed.len(), Ordering::Relaxed);
+        self.in_memory
+            .fetch_add(entry.packed.len(), Ordering::Relaxed);
         self.in_memory.fetch_sub(freed, Ordering::Relaxed);
         if self.in_memory.load(Ordering::Relaxed) > MOST_IN_MEMORY {
             self.forget_some();
@@ -347,7 +354,8 @@ impl Index {
             }
             let mut state = slot.state();
             if let Some(entry) = state.entry.take() {
-                self.in_memory.fetch_sub(entry.packed.len(), Ordering::Relaxed);
+                self.in_memory
+                    .fetch_sub(entry.packed.len(), Ordering::Relaxed);
                 state.known = Known::Nothing;
             }
         }
@@ -371,12 +379,14 @@ impl Index {
             let mut state = slot.state();
             state.known = Known::Missing(Instant::now());
             if let Some(entry) = state.entry.take() {
-                self.in_memory.fetch_sub(entry.packed.len(), Ordering::Relaxed);
+                self.in_memory
+                    .fetch_sub(entry.packed.len(), Ordering::Relaxed);
             }
         }
         if was_there {
             let (index, name) = (Arc::clone(self), name.clone());
-            self.tasks.spawn_blocking(move || index.entries.remove(&name));
+            self.tasks
+                .spawn_blocking(move || index.entries.remove(&name));
         }
     }
 

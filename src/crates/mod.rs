@@ -158,7 +158,12 @@ impl Crates {
                 return Ok(Some(Arc::clone(registry)));
             }
         }
-        let Some(found) = config.crates.registries.iter().find(|found| found.name == name) else {
+        let Some(found) = config
+            .crates
+            .registries
+            .iter()
+            .find(|found| found.name == name)
+        else {
             return Ok(None);
         };
         let client = self
@@ -205,7 +210,11 @@ impl Crates {
     /// Counts what is on disk. Blocks.
     fn load(&self) {
         // Those of other configurations as well: what is not counted is not evicted.
-        for entry in std::fs::read_dir(&self.root).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             let name = entry.file_name();
             if let Some(space) = name.to_str()
                 && let Err(error) = self.index(&space.into())

@@ -132,7 +132,15 @@ mod tests {
 
     #[test]
     fn paths_of_an_index() {
-        for path in ["1/a", "2/ab", "3/a/abc", "ab/cd/abcd", "se/rd/serde_json", "dl/x_/dlx_", "co/nf/config"] {
+        for path in [
+            "1/a",
+            "2/ab",
+            "3/a/abc",
+            "ab/cd/abcd",
+            "se/rd/serde_json",
+            "dl/x_/dlx_",
+            "co/nf/config",
+        ] {
             let Some(Wanted::Entry(name)) = Wanted::parse(path) else {
                 panic!("{path}")
             };
@@ -142,8 +150,30 @@ mod tests {
         assert_eq!(Wanted::parse("api/v1/crates"), Some(Wanted::Api));
         let long = format!("aa/aa/{}", "a".repeat(65));
         for path in [
-            "", "/", "a", "1/b/a", "1/ab", "2/a", "3/b/abc", "ab/ce/abcd", "Ab/cd/Abcd", "ab/cd/ABCD", "ab/cd/abcd/", "/1/a",
-            "1//a", "ab/cd/../abcd", "1/.", "2/..", "3/./...", "1/%61", "1/\0", "1/é", "se/rd/serde.json", "1/-", "api", &long,
+            "",
+            "/",
+            "a",
+            "1/b/a",
+            "1/ab",
+            "2/a",
+            "3/b/abc",
+            "ab/ce/abcd",
+            "Ab/cd/Abcd",
+            "ab/cd/ABCD",
+            "ab/cd/abcd/",
+            "/1/a",
+            "1//a",
+            "ab/cd/../abcd",
+            "1/.",
+            "2/..",
+            "3/./...",
+            "1/%61",
+            "1/\0",
+            "1/é",
+            "se/rd/serde.json",
+            "1/-",
+            "api",
+            &long,
         ] {
             assert_eq!(Wanted::parse(path), None, "{path}");
         }
@@ -155,7 +185,10 @@ mod tests {
         let Some(Wanted::File(file)) = Wanted::parse(&path) else {
             panic!("{path}")
         };
-        assert_eq!((&*file.name, &*file.version), ("Inflector", "0.11.4-rc.1+build"));
+        assert_eq!(
+            (&*file.name, &*file.version),
+            ("Inflector", "0.11.4-rc.1+build")
+        );
         let sha = SHA.to_uppercase();
         for path in [
             format!("dl/serde/1.0.0/{sha}"),

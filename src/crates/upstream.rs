@@ -284,9 +284,18 @@ mod tests {
         let sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let file = CrateFile::parse("MyCrate", "1.0.0+x", sha).unwrap();
         let table = [
-            ("https://x/dl", "https://x/dl/MyCrate/1.0.0+x/download".to_owned()),
-            ("https://x/{crate}-{version}.crate", "https://x/MyCrate-1.0.0+x.crate".into()),
-            ("https://x/{prefix}/{lowerprefix}", "https://x/My/Cr/my/cr".into()),
+            (
+                "https://x/dl",
+                "https://x/dl/MyCrate/1.0.0+x/download".to_owned(),
+            ),
+            (
+                "https://x/{crate}-{version}.crate",
+                "https://x/MyCrate-1.0.0+x.crate".into(),
+            ),
+            (
+                "https://x/{prefix}/{lowerprefix}",
+                "https://x/My/Cr/my/cr".into(),
+            ),
             ("https://x/{sha256-checksum}", format!("https://x/{sha}")),
         ];
         for (dl, expected) in table {

@@ -85,8 +85,8 @@ fn json(snapshot: &Snapshot) -> Value {
 
 fn crates(snapshot: &Snapshot) -> Value {
     let registries = snapshot.registries.iter();
-    let registries = registries
-        .map(|registry| json!({ "name": registry.name, "failing": registry.failing }));
+    let registries =
+        registries.map(|registry| json!({ "name": registry.name, "failing": registry.failing }));
     json!({
         "registries": registries.collect::<Vec<_>>(),
         "hits": snapshot.crates.hits,

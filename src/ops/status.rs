@@ -271,11 +271,10 @@ impl Display for Span {
 mod tests {
     use std::time::SystemTime;
 
-
     use super::*;
     use crate::crates::RegistryStatus;
-    use crate::ops::snapshot::CratesStatus;
     use crate::git::name::RepoName;
+    use crate::ops::snapshot::CratesStatus;
 
     fn snapshot() -> Snapshot {
         Snapshot {

@@ -16,7 +16,10 @@ fn secret(folder: &Path, name: &str, content: &str) -> String {
 }
 
 fn status(warmdock: &Warmdock, target: &str, token: Option<&str>) -> u16 {
-    let headers: Vec<_> = token.iter().map(|token| ("Authorization", *token)).collect();
+    let headers: Vec<_> = token
+        .iter()
+        .map(|token| ("Authorization", *token))
+        .collect();
     http::request(warmdock.address(), "GET", target, &headers, b"").status
 }
 
@@ -32,7 +35,10 @@ fn closed(registry: &Registry, folder: &Path) -> Builder {
         { "name": "none", "token_file": secret(folder, "none", "t-none"), "registries": [] },
     ]);
     over(registry)
-        .set("/crates/registries", json!([entry("corp"), entry("hidden"), { "name": "crates.io", "url": registry.url() }]))
+        .set(
+            "/crates/registries",
+            json!([entry("corp"), entry("hidden"), { "name": "crates.io", "url": registry.url() }]),
+        )
         .set("/access", json!({ "anonymous": "none", "tokens": tokens }))
 }
 
@@ -63,9 +69,16 @@ fn what_may_not_be_read_looks_as_if_it_did_not_exist() {
     assert_eq!(status(&warmdock, &target("hidden"), Some("t-corp")), 404);
     assert_eq!(status(&warmdock, &target("nothing"), Some("t-corp")), 404);
     assert_eq!(status(&warmdock, &target("corp"), Some("t-corp")), 200);
-    assert_eq!(status(&warmdock, "/crates/corp/3/b/big", Some("t-corp")), 200);
+    assert_eq!(
+        status(&warmdock, "/crates/corp/3/b/big", Some("t-corp")),
+        200
+    );
     let config = http::request(
-        warmdock.address(), "GET", "/crates/corp/config.json", &[("Authorization", "t-corp")], b"",
+        warmdock.address(),
+        "GET",
+        "/crates/corp/config.json",
+        &[("Authorization", "t-corp")],
+        b"",
     );
     let config: Value = serde_json::from_slice(&config.body).unwrap();
     assert_eq!(config["auth-required"], true);
@@ -81,7 +94,14 @@ fn what_may_not_be_read_looks_as_if_it_did_not_exist() {
     }
     let pages = ["/", "/api/v1/status", "/api/v1/client-config/cargo"];
     for page in pages {
-        let page = http::request(warmdock.address(), "GET", page, &[("Authorization", "Bearer t-corp")], b"").text();
+        let page = http::request(
+            warmdock.address(),
+            "GET",
+            page,
+            &[("Authorization", "Bearer t-corp")],
+            b"",
+        )
+        .text();
         assert!(page.contains("corp") && !page.contains("hidden"), "{page}");
     }
 }
@@ -92,9 +112,12 @@ fn a_checksum_opens_nothing() {
     let (private, public) = (Registry::start(), Registry::start());
     let file = private.publish_bytes("secret", "1.0.0", &[], noise(3000, 1));
     let warmdock = over(&private)
-        .set("/crates/registries", json!([
-            { "name": "corp", "url": private.url() }, { "name": "open", "url": public.url() }
-        ]))
+        .set(
+            "/crates/registries",
+            json!([
+                { "name": "corp", "url": private.url() }, { "name": "open", "url": public.url() }
+            ]),
+        )
         .start();
     let target = |name: &str| format!("/crates/{name}/{}", file.path());
     assert_eq!(status(&warmdock, &target("corp"), None), 200);
@@ -109,5 +132,9 @@ fn a_wrong_token_for_the_registry_says_what_to_do() {
     let warmdock = over(&registry).start();
     let response = http::get(warmdock.address(), "/crates/corp/le/af/leaf");
     assert_eq!(response.status, 502);
-    assert!(response.text().contains("token_file"), "{}", response.text());
+    assert!(
+        response.text().contains("token_file"),
+        "{}",
+        response.text()
+    );
 }

@@ -39,7 +39,8 @@ fn is_whole(warmdock: &Warmdock, file: &Published) {
 /// The answer is an error, or it breaks off before its last byte.
 #[track_caller]
 fn is_refused(response: &Response, file: &Published) {
-    let broke_off = response.status == 200 && !response.complete && response.body.len() < file.bytes.len();
+    let broke_off =
+        response.status == 200 && !response.complete && response.body.len() < file.bytes.len();
     assert!(
         broke_off || response.status == 502,
         "{} with {} of {} bytes",
@@ -52,13 +53,17 @@ fn is_refused(response: &Response, file: &Published) {
 /// Files of the blob store.
 fn blobs(warmdock: &Warmdock) -> Vec<PathBuf> {
     let all = files_below(&warmdock.data().join("blobs"));
-    all.into_iter().filter(|path| !path.to_string_lossy().contains("quarantine")).collect()
+    all.into_iter()
+        .filter(|path| !path.to_string_lossy().contains("quarantine"))
+        .collect()
 }
 
 #[track_caller]
 fn wait_kept(warmdock: &Warmdock, file: &Published) -> PathBuf {
     wait_for("the file to be kept", || {
-        blobs(warmdock).into_iter().find(|path| path.ends_with(&file.checksum))
+        blobs(warmdock)
+            .into_iter()
+            .find(|path| path.ends_with(&file.checksum))
     })
 }
 
@@ -68,20 +73,34 @@ fn config_names_this_service_and_the_checksum() {
     let warmdock = over(&registry).start();
     let config: Value = serde_json::from_slice(&get(&warmdock, "config.json").body).unwrap();
     let base = format!("http://{}/crates/corp", warmdock.address());
-    assert_eq!(config["dl"], format!("{base}/dl/{{crate}}/{{version}}/{{sha256-checksum}}"));
+    assert_eq!(
+        config["dl"],
+        format!("{base}/dl/{{crate}}/{{version}}/{{sha256-checksum}}")
+    );
     assert!(config["auth-required"].is_null());
     // A proxy that nobody trusts is not believed.
-    let headers = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "evil.test")];
+    let headers = [
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "evil.test"),
+    ];
     let config: Value =
         serde_json::from_slice(&get_with(&warmdock, "GET", "config.json", &headers).body).unwrap();
     assert_eq!(config["api"], base);
-    assert_eq!(registry.asked().len(), 0, "the registry is not asked for that");
+    assert_eq!(
+        registry.asked().len(),
+        0,
+        "the registry is not asked for that"
+    );
 
-    let trusting = over(&registry).set("/listen/trusted_proxies", json!(["127.0.0.0/8"])).start();
+    let trusting = over(&registry)
+        .set("/listen/trusted_proxies", json!(["127.0.0.0/8"]))
+        .start();
     let config: Value =
         serde_json::from_slice(&get_with(&trusting, "GET", "config.json", &headers).body).unwrap();
     assert_eq!(config["api"], "https://evil.test/crates/corp");
-    let public = over(&registry).set("/listen/public_url", "https://dock.test/x").start();
+    let public = over(&registry)
+        .set("/listen/public_url", "https://dock.test/x")
+        .start();
     let config: Value = serde_json::from_slice(&get(&public, "config.json").body).unwrap();
     assert_eq!(config["api"], "https://dock.test/x/crates/corp");
 }
@@ -96,10 +115,17 @@ fn entries_pass_through_with_conditions_and_compression() {
     let etag = plain.header("etag").unwrap();
     let modified = plain.header("last-modified").unwrap();
     assert_eq!(modified, "Tue, 01 Jan 2030 00:00:00 GMT");
-    let packed = get_with(&warmdock, "GET", "le/af/leaf", &[("Accept-Encoding", "gzip")]);
+    let packed = get_with(
+        &warmdock,
+        "GET",
+        "le/af/leaf",
+        &[("Accept-Encoding", "gzip")],
+    );
     assert_eq!(packed.header("content-encoding"), Some("gzip"));
     let mut text = String::new();
-    flate2::read::GzDecoder::new(&packed.body[..]).read_to_string(&mut text).unwrap();
+    flate2::read::GzDecoder::new(&packed.body[..])
+        .read_to_string(&mut text)
+        .unwrap();
     assert_eq!(text, registry.entry("leaf"));
     for header in [("If-None-Match", etag), ("If-Modified-Since", modified)] {
         let response = get_with(&warmdock, "GET", "le/af/leaf", &[header]);
@@ -108,8 +134,15 @@ fn entries_pass_through_with_conditions_and_compression() {
     }
     let head = get_with(&warmdock, "HEAD", "le/af/leaf", &[]);
     assert_eq!(head.status, 200);
-    assert_eq!(head.header("content-length"), Some(&*plain.body.len().to_string()));
-    assert_eq!(registry.asked_for("leaf"), 1, "all of that is answered here");
+    assert_eq!(
+        head.header("content-length"),
+        Some(&*plain.body.len().to_string())
+    );
+    assert_eq!(
+        registry.asked_for("leaf"),
+        1,
+        "all of that is answered here"
+    );
 }
 
 #[test]
@@ -121,7 +154,12 @@ fn an_old_entry_is_confirmed_by_one_conditional_question() {
     assert_eq!(get(&warmdock, "le/af/leaf").status, 200);
     let asked = registry.asked();
     assert!(asked[0].header("if-none-match").is_none());
-    assert!(asked[0].header("user-agent").unwrap().starts_with("warmdock/"));
+    assert!(
+        asked[0]
+            .header("user-agent")
+            .unwrap()
+            .starts_with("warmdock/")
+    );
     assert!(asked[1].header("if-none-match").is_some());
     registry.publish("leaf", "1.1.0", &[], "");
     assert_eq!(get(&warmdock, "le/af/leaf").text(), registry.entry("leaf"));
@@ -137,7 +175,10 @@ fn a_registry_without_etags() {
     registry.no_etags();
     registry.publish("leaf", "1.0.0", &[], "");
     let warmdock = over(&registry).start();
-    let etag = get(&warmdock, "le/af/leaf").header("etag").unwrap().to_owned();
+    let etag = get(&warmdock, "le/af/leaf")
+        .header("etag")
+        .unwrap()
+        .to_owned();
     let again = get_with(&warmdock, "GET", "le/af/leaf", &[("If-None-Match", &etag)]);
     assert_eq!(again.status, 304);
     registry.publish("leaf", "1.1.0", &[], "");
@@ -159,13 +200,28 @@ fn what_is_not_there_is_404_and_remembered() {
     }
     registry.release();
     let digest = "0".repeat(64);
-    assert_eq!(get(&warmdock, &format!("dl/leaf/1.0.0/{digest}")).status, 404);
-    for path in ["", "le/af", "le/af/Leaf", "le/af/leaf/", "xx/af/leaf", "../corp/config.json", "le/af/le%61f",
-        "dl/leaf/1.0.0/xyz", "dl/../../etc", "config.json/"]
-    {
+    assert_eq!(
+        get(&warmdock, &format!("dl/leaf/1.0.0/{digest}")).status,
+        404
+    );
+    for path in [
+        "",
+        "le/af",
+        "le/af/Leaf",
+        "le/af/leaf/",
+        "xx/af/leaf",
+        "../corp/config.json",
+        "le/af/le%61f",
+        "dl/leaf/1.0.0/xyz",
+        "dl/../../etc",
+        "config.json/",
+    ] {
         assert_eq!(get(&warmdock, path).status, 404, "{path}");
     }
-    assert_eq!(http::get(warmdock.address(), "/crates/other/config.json").status, 404);
+    assert_eq!(
+        http::get(warmdock.address(), "/crates/other/config.json").status,
+        404
+    );
     let post = get_with(&warmdock, "POST", "le/af/leaf", &[]);
     assert_eq!(post.status, 405);
 }
@@ -176,7 +232,12 @@ fn the_api_says_that_it_is_not_here() {
     let warmdock = over(&registry).start();
     let response = get(&warmdock, "api/v1/crates?q=serde");
     let body: Value = serde_json::from_slice(&response.body).unwrap();
-    assert!(body["errors"][0]["detail"].as_str().unwrap().contains("not its API"));
+    assert!(
+        body["errors"][0]["detail"]
+            .as_str()
+            .unwrap()
+            .contains("not its API")
+    );
     assert_eq!(registry.asked().len(), 0);
 }
 
@@ -203,7 +264,10 @@ fn files_with_ranges_heads_and_conditions() {
     assert_eq!(outside.status, 416);
     assert_eq!(outside.header("content-range"), Some("bytes */200000"));
     let head = ask("HEAD", &[]);
-    assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("200000"), 0));
+    assert_eq!(
+        (head.status, head.header("content-length"), head.body.len()),
+        (200, Some("200000"), 0)
+    );
     let etag = head.header("etag").unwrap();
     assert_eq!(ask("GET", &[("If-None-Match", etag)]).status, 304);
     let other = ask("GET", &[("Range", "bytes=0-1"), ("If-Range", "\"other\"")]);
@@ -211,10 +275,20 @@ fn files_with_ranges_heads_and_conditions() {
     assert_eq!(registry.asked_for("/files/big/1.0.0"), 1);
     // Cold as well.
     let warmdock = over(&registry).start();
-    let head = http::request(warmdock.address(), "HEAD", &format!("/crates/corp/{}", file.path()), &[], b"");
+    let head = http::request(
+        warmdock.address(),
+        "HEAD",
+        &format!("/crates/corp/{}", file.path()),
+        &[],
+        b"",
+    );
     assert_eq!(head.header("content-length"), Some("200000"));
     let part = http::request(
-        warmdock.address(), "GET", &format!("/crates/corp/{}", file.path()), &[("Range", "bytes=-5")], b"",
+        warmdock.address(),
+        "GET",
+        &format!("/crates/corp/{}", file.path()),
+        &[("Range", "bytes=-5")],
+        b"",
     );
     assert_eq!((part.status, &part.body[..]), (206, &file.bytes[199_995..]));
 }
@@ -227,7 +301,9 @@ fn many_cold_clients_make_one_download_and_one_question() {
     let warmdock = over(&registry).set("/crates/max_age", "1h").start();
     registry.fail(Of::Files, Fault::HoldAfter(700_000));
     let address = warmdock.address();
-    let ask = |path: String| std::thread::spawn(move || http::get(address, &format!("/crates/corp/{path}")));
+    let ask = |path: String| {
+        std::thread::spawn(move || http::get(address, &format!("/crates/corp/{path}")))
+    };
     let mut asking: Vec<_> = (0..100).map(|_| ask(file.path())).collect();
     registry.wait_held();
     asking.extend((0..50).map(|_| ask(file.path())));
@@ -237,9 +313,19 @@ fn many_cold_clients_make_one_download_and_one_question() {
     }
     // What has come is sent on at once.
     let mut stream = http::connect(address);
-    write!(stream, "GET /crates/corp/{} HTTP/1.1\r\nHost: x\r\n\r\n", file.path()).unwrap();
+    write!(
+        stream,
+        "GET /crates/corp/{} HTTP/1.1\r\nHost: x\r\n\r\n",
+        file.path()
+    )
+    .unwrap();
     let mut reader = BufReader::new(stream);
-    assert_eq!(http::read_head(&mut reader).unwrap().header("content-length"), Some("2000000"));
+    assert_eq!(
+        http::read_head(&mut reader)
+            .unwrap()
+            .header("content-length"),
+        Some("2000000")
+    );
     let mut first = vec![0; 600_000];
     reader.read_exact(&mut first).unwrap();
     assert!(first == file.bytes[..600_000]);
@@ -247,10 +333,17 @@ fn many_cold_clients_make_one_download_and_one_question() {
     registry.release();
     for answer in asking {
         let answer = answer.join().unwrap();
-        assert!(answer.complete && answer.body == file.bytes, "{}", answer.status);
+        assert!(
+            answer.complete && answer.body == file.bytes,
+            "{}",
+            answer.status
+        );
     }
     assert_eq!(registry.asked_for("/files/big/1.0.0"), 1);
-    assert_eq!(registry.asked_for("/bi/g/big") + registry.asked_for("/3/b/big"), 1);
+    assert_eq!(
+        registry.asked_for("/bi/g/big") + registry.asked_for("/3/b/big"),
+        1
+    );
 }
 
 /// A client that reads nothing holds up nobody, and is served in the end.
@@ -260,7 +353,12 @@ fn a_stalled_client_holds_up_nobody() {
     let file = registry.publish_bytes("big", "1.0.0", &[], noise(20_000_000, 3));
     let warmdock = over(&registry).start();
     let mut stalled = http::connect(warmdock.address());
-    write!(stalled, "GET /crates/corp/{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", file.path()).unwrap();
+    write!(
+        stalled,
+        "GET /crates/corp/{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        file.path()
+    )
+    .unwrap();
     let mut byte = [0];
     stalled.read_exact(&mut byte).unwrap();
     for _ in 0..3 {
@@ -295,7 +393,8 @@ fn nothing_wrong_is_served_or_kept() {
     }
     registry.release();
     is_whole(&warmdock, &file);
-    let mismatches = warmdock.metric(|name| name.starts_with("warmdock_crates_checksum_mismatches_total"));
+    let mismatches =
+        warmdock.metric(|name| name.starts_with("warmdock_crates_checksum_mismatches_total"));
     assert_eq!(mismatches, 3.0);
 }
 
@@ -308,7 +407,10 @@ fn a_download_that_breaks_off_is_taken_up() {
     registry.fail(Of::Files, Fault::CutOnceAfter(123_456));
     is_whole(&warmdock, &file);
     let asked = registry.asked();
-    let ranges: Vec<_> = asked.iter().filter_map(|request| request.header("range")).collect();
+    let ranges: Vec<_> = asked
+        .iter()
+        .filter_map(|request| request.header("range"))
+        .collect();
     assert_eq!(ranges, ["bytes=123456-"]);
 }
 
@@ -317,7 +419,9 @@ fn a_registry_that_hangs_ends_in_an_error_and_the_rest_goes_on() {
     let registry = Registry::start();
     let file = registry.publish_bytes("big", "1.0.0", &[], noise(300_000, 6));
     let good = registry.publish_bytes("good", "1.0.0", &[], noise(3000, 7));
-    let warmdock = over(&registry).set("/limits/upstream_idle_timeout", "300ms").start();
+    let warmdock = over(&registry)
+        .set("/limits/upstream_idle_timeout", "300ms")
+        .start();
     is_whole(&warmdock, &good);
     for fault in [Fault::Hang, Fault::HoldAfter(1000)] {
         registry.fail(Of::Files, fault);
@@ -332,21 +436,38 @@ fn a_registry_that_hangs_ends_in_an_error_and_the_rest_goes_on() {
 fn entries_are_served_while_the_registry_fails_and_never_wrong_ones() {
     let registry = Registry::start();
     registry.publish("leaf", "1.0.0", &[], "");
-    let mut warmdock = over(&registry).set("/limits/upstream_idle_timeout", "300ms").start();
+    let mut warmdock = over(&registry)
+        .set("/limits/upstream_idle_timeout", "300ms")
+        .start();
     let right = get(&warmdock, "le/af/leaf").text();
     assert_eq!(right, registry.entry("leaf"));
     registry.publish("leaf", "1.1.0", &[], "");
-    for fault in [Fault::CutOff, Fault::Hang, Fault::Status(500), Fault::Html, Fault::Short, Fault::CutAfter(20)] {
+    for fault in [
+        Fault::CutOff,
+        Fault::Hang,
+        Fault::Status(500),
+        Fault::Html,
+        Fault::Short,
+        Fault::CutAfter(20),
+    ] {
         registry.fail(Of::Index, fault.clone());
         for _ in 0..4 {
             let response = get(&warmdock, "le/af/leaf");
-            assert_eq!((response.status, response.text()), (200, right.clone()), "{fault:?}");
+            assert_eq!(
+                (response.status, response.text()),
+                (200, right.clone()),
+                "{fault:?}"
+            );
         }
         assert_eq!(get(&warmdock, "ot/he/other").status, 502, "{fault:?}");
     }
-    let stale = warmdock.metric(|name| name.contains("crates_answers_total") && name.contains("\"stale\""));
+    let stale =
+        warmdock.metric(|name| name.contains("crates_answers_total") && name.contains("\"stale\""));
     assert_eq!(stale, 24.0);
-    assert_eq!(warmdock.metric(|name| name.starts_with("warmdock_crates_registries_failing")), 1.0);
+    assert_eq!(
+        warmdock.metric(|name| name.starts_with("warmdock_crates_registries_failing")),
+        1.0
+    );
     // Also what only lies on disk.
     warmdock.stop();
     warmdock.start_again();
@@ -375,7 +496,9 @@ fn the_breaker_leaves_a_failing_registry_alone() {
 fn an_operator_may_prefer_an_error_to_an_old_entry() {
     let registry = Registry::start();
     registry.publish("leaf", "1.0.0", &[], "");
-    let warmdock = over(&registry).set("/crates/when_upstream_fails", "fail").start();
+    let warmdock = over(&registry)
+        .set("/crates/when_upstream_fails", "fail")
+        .start();
     get(&warmdock, "le/af/leaf");
     registry.fail(Of::Everything, Fault::Status(500));
     for _ in 0..4 {
@@ -435,7 +558,12 @@ fn killed_in_the_middle_of_a_write() {
         assert_eq!(blobs(&warmdock), Vec::<PathBuf>::new());
     }
     for round in 0..12_u64 {
-        let file = registry.publish_bytes("more", &format!("1.0.{round}"), &[], noise(400_000, 100 + round));
+        let file = registry.publish_bytes(
+            "more",
+            &format!("1.0.{round}"),
+            &[],
+            noise(400_000, 100 + round),
+        );
         let (address, path) = (warmdock.address(), format!("/crates/corp/{}", file.path()));
         let asking = std::thread::spawn(move || ask_and_forget(address, &path));
         std::thread::sleep(Duration::from_millis(round));
@@ -444,7 +572,10 @@ fn killed_in_the_middle_of_a_write() {
         warmdock.start_again();
         for path in blobs(&warmdock) {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            assert_eq!(crate::support::registry::sha256(&std::fs::read(&path).unwrap()), name);
+            assert_eq!(
+                crate::support::registry::sha256(&std::fs::read(&path).unwrap()),
+                name
+            );
         }
         is_whole(&warmdock, &file);
     }
@@ -456,7 +587,10 @@ fn ask_and_forget(address: SocketAddr, path: &str) {
     let Ok(mut stream) = TcpStream::connect(address) else {
         return;
     };
-    let _ = write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let _ = write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    );
     let _ = stream.read_to_end(&mut Vec::new());
 }
 
@@ -464,7 +598,14 @@ fn ask_and_forget(address: SocketAddr, path: &str) {
 fn the_least_recently_used_files_go_and_the_order_survives_a_restart() {
     let registry = Registry::start();
     let files: Vec<_> = (0..10)
-        .map(|number| registry.publish_bytes(&format!("crate{number}"), "1.0.0", &[], noise(100_000, 20 + number)))
+        .map(|number| {
+            registry.publish_bytes(
+                &format!("crate{number}"),
+                "1.0.0",
+                &[],
+                noise(100_000, 20 + number),
+            )
+        })
         .collect();
     let mut warmdock = over(&registry).set("/storage/max_size", "1000KB").start();
     for file in &files[..9] {
@@ -481,17 +622,27 @@ fn the_least_recently_used_files_go_and_the_order_survives_a_restart() {
     }
     warmdock.start_again();
     wait_for("the files to be counted", || {
-        let used = warmdock.metric(|name| name.starts_with("warmdock_storage_bytes") && name.contains("blobs"));
+        let used = warmdock
+            .metric(|name| name.starts_with("warmdock_storage_bytes") && name.contains("blobs"));
         (used == 900_000.0).then_some(())
     });
     // The one that is read now is not the oldest any more.
     is_whole(&warmdock, &files[3]);
     is_whole(&warmdock, &files[9]);
     wait_kept(&warmdock, &files[9]);
-    let has = |number: usize| blobs(&warmdock).iter().any(|path| path.ends_with(&files[number].checksum));
+    let has = |number: usize| {
+        blobs(&warmdock)
+            .iter()
+            .any(|path| path.ends_with(&files[number].checksum))
+    };
     // Not more than the limit at any time, and down to 80 % after it was met.
-    is_whole(&warmdock, &registry.publish_bytes("more", "1.0.0", &[], noise(100_000, 40)));
-    wait_for("the eviction", || (blobs(&warmdock).len() <= 8).then_some(()));
+    is_whole(
+        &warmdock,
+        &registry.publish_bytes("more", "1.0.0", &[], noise(100_000, 40)),
+    );
+    wait_for("the eviction", || {
+        (blobs(&warmdock).len() <= 8).then_some(())
+    });
     assert!(has(3) && has(9) && !has(0) && !has(1));
 }
 
@@ -506,7 +657,14 @@ fn metrics_and_pages_know_the_cache() {
     let status = http::get(warmdock.address(), "/api/v1/status").body;
     let status: Value = serde_json::from_slice(&status).unwrap();
     assert_eq!(status["crates"]["registries"][0]["name"], "corp");
-    assert_eq!((&status["crates"]["hits"], &status["crates"]["misses"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&status["crates"]["hits"], &status["crates"]["misses"]),
+        (&json!(1), &json!(1))
+    );
     assert_eq!(status["crates"]["stored_bytes"], 3000);
-    assert!(http::get(warmdock.address(), "/").text().contains("corp <span"));
+    assert!(
+        http::get(warmdock.address(), "/")
+            .text()
+            .contains("corp <span")
+    );
 }

@@ -83,17 +83,34 @@ impl Machine {
 fn client_config(warmdock: &Warmdock) -> String {
     let url = format!("http://{}", warmdock.address());
     let config = warmdock.config_file();
-    run(&["client-config", "cargo", "--url", &url, "--config", config.to_str().unwrap()])
-        .ok()
-        .text()
+    run(&[
+        "client-config",
+        "cargo",
+        "--url",
+        &url,
+        "--config",
+        config.to_str().unwrap(),
+    ])
+    .ok()
+    .text()
         + "\n"
 }
 
 /// Some crates that need each other, on a registry of ours that stands for crates.io.
 fn published() -> Registry {
     let registry = Registry::start();
-    registry.publish("leaf", "1.0.0", &[], "pub const WHO: &str = \"leaf 1.0.0\";");
-    registry.publish("middle", "0.3.1", &[("leaf", "^1")], "pub const WHO: &str = leaf::WHO;");
+    registry.publish(
+        "leaf",
+        "1.0.0",
+        &[],
+        "pub const WHO: &str = \"leaf 1.0.0\";",
+    );
+    registry.publish(
+        "middle",
+        "0.3.1",
+        &[("leaf", "^1")],
+        "pub const WHO: &str = leaf::WHO;",
+    );
     registry.publish("a", "0.1.0", &[], "");
     registry.publish("ab", "0.1.0", &[], "");
     registry.publish("abc", "0.1.0", &[], "");
@@ -104,7 +121,10 @@ const DEPENDENCIES: &str = "middle = \"0.3\"\na = \"0.1\"\nab = \"0.1\"\nabc = \
 const MAIN: &str = "fn main() { println!(\"{}\", middle::WHO); }";
 
 fn as_crates_io(registry: &Registry) -> Builder {
-    over(registry).set("/crates/registries", json!([{ "name": "crates.io", "url": registry.url() }]))
+    over(registry).set(
+        "/crates/registries",
+        json!([{ "name": "crates.io", "url": registry.url() }]),
+    )
 }
 
 #[track_caller]
@@ -126,7 +146,10 @@ fn builds_and_builds_again_without_the_registry() {
     builds(&machine, "leaf 1.0.0");
     let lock = machine.lock();
     // As if it had come from crates.io itself.
-    assert!(lock.contains("source = \"registry+https://github.com/rust-lang/crates.io-index\""), "{lock}");
+    assert!(
+        lock.contains("source = \"registry+https://github.com/rust-lang/crates.io-index\""),
+        "{lock}"
+    );
     registry.fail(Of::Everything, Fault::CutOff);
     machine.begin_anew(&config);
     builds(&machine, "leaf 1.0.0");
@@ -148,7 +171,12 @@ fn update_add_search_and_yanked_versions() {
     machine.write_app("middle = \"0.3\"\n", MAIN);
     machine.begin_anew(&client_config(&warmdock));
     builds(&machine, "leaf 1.0.0");
-    registry.publish("leaf", "1.1.0", &[], "pub const WHO: &str = \"leaf 1.1.0\";");
+    registry.publish(
+        "leaf",
+        "1.1.0",
+        &[],
+        "pub const WHO: &str = \"leaf 1.1.0\";",
+    );
     machine.cargo(&["update", "--quiet"]).ok();
     builds(&machine, "leaf 1.1.0");
     // A yanked version stays where it is locked, and is not chosen where nothing is.
@@ -158,11 +186,17 @@ fn update_add_search_and_yanked_versions() {
     std::fs::remove_file(machine.app().join("Cargo.lock")).unwrap();
     builds(&machine, "leaf 1.0.0");
     machine.cargo(&["add", "--quiet", "leaf@1"]).ok();
-    assert!(std::fs::read_to_string(machine.app().join("Cargo.toml")).unwrap().contains("leaf = \"1\""));
+    assert!(
+        std::fs::read_to_string(machine.app().join("Cargo.toml"))
+            .unwrap()
+            .contains("leaf = \"1\"")
+    );
     let missing = machine.cargo(&["add", "--quiet", "not-there"]).failed();
     assert!(missing.stderr.contains("not-there"), "{}", missing.stderr);
     // What is not served says so.
-    let search = machine.cargo(&["search", "leaf", "--registry", "warmdock"]).failed();
+    let search = machine
+        .cargo(&["search", "leaf", "--registry", "warmdock"])
+        .failed();
     assert!(search.stderr.contains("not its API"), "{}", search.stderr);
 }
 
@@ -170,7 +204,12 @@ fn update_add_search_and_yanked_versions() {
 #[test]
 fn a_private_registry_with_tokens_on_both_sides() {
     let (public, private) = (published(), Registry::start());
-    private.publish("inner", "2.0.0", &[], "pub const WHO: &str = \"inner 2.0.0\";");
+    private.publish(
+        "inner",
+        "2.0.0",
+        &[],
+        "pub const WHO: &str = \"inner 2.0.0\";",
+    );
     private.require("up-secret");
     let folder = crate::support::temporary_folder();
     let secret = |name: &str, content: &str| {
@@ -192,13 +231,44 @@ fn a_private_registry_with_tokens_on_both_sides() {
     let own = format!("[registries.corp]\nindex = \"sparse+{}\"\n", private.url());
     machine.begin_anew(&(client_config(&warmdock) + &own));
     let refused = machine.cargo(&["build", "--quiet"]).failed();
-    assert!(refused.stderr.contains("no token found") || refused.stderr.contains("401"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("no token found") || refused.stderr.contains("401"),
+        "{}",
+        refused.stderr
+    );
     for name in ["WARMDOCK", "WARMDOCK_CORP"] {
-        machine.environment.push((format!("CARGO_REGISTRIES_{name}_TOKEN"), "ci-secret".into()));
+        machine
+            .environment
+            .push((format!("CARGO_REGISTRIES_{name}_TOKEN"), "ci-secret".into()));
     }
     builds(&machine, "leaf 1.0.0 inner 2.0.0");
     // The lock file names the registry by its own address: nobody else notices the detour.
-    assert!(machine.lock().contains(&format!("sparse+{}", private.url())), "{}", machine.lock());
+    assert!(
+        machine
+            .lock()
+            .contains(&format!("sparse+{}", private.url())),
+        "{}",
+        machine.lock()
+    );
+}
+
+/// Over TLS, with the certificate that cargo is told of.
+#[test]
+fn over_tls() {
+    let folder = crate::support::temporary_folder();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (cert, key) = (folder.path().join("crt"), folder.path().join("key"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let registry = published();
+    let warmdock = as_crates_io(&registry)
+        .set("/listen/tls", json!({ "cert": cert, "key": key }))
+        .start();
+    let machine = Machine::new();
+    machine.write_app(DEPENDENCIES, MAIN);
+    let config = client_config(&warmdock).replace("http://", "https://");
+    machine.begin_anew(&format!("{config}\n[http]\ncainfo = {cert:?}\n"));
+    builds(&machine, "leaf 1.0.0");
 }
 
 /// Many machines begin at once: each file is fetched once, and the service answers others meanwhile.
@@ -225,7 +295,13 @@ fn fifty_cargos_at_once() {
     for one in fetching {
         one.join().unwrap().ok();
     }
-    for end in ["/files/leaf/1.0.0", "/files/middle/0.3.1", "/le/af/leaf", "/1/a", "/files/a/0.1.0"] {
+    for end in [
+        "/files/leaf/1.0.0",
+        "/files/middle/0.3.1",
+        "/le/af/leaf",
+        "/1/a",
+        "/files/a/0.1.0",
+    ] {
         assert_eq!(registry.asked_for(end), 1, "{end}");
     }
 }
@@ -256,7 +332,9 @@ fn through() -> Builder {
 #[test]
 fn this_project_from_crates_io_and_again_without_it() {
     if !crates_io_is_reachable() {
-        eprintln!("against a registry on this machine instead: crates_cargo::builds_and_builds_again_without_the_registry");
+        eprintln!(
+            "against a registry on this machine instead: crates_cargo::builds_and_builds_again_without_the_registry"
+        );
         return;
     }
     let mut warmdock = through().start();

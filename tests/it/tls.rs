@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::process::{self, Output};
+use crate::support::registry::{Registry, noise};
 use crate::support::warmdock::{builder, target};
 use crate::support::{Client, SAMPLE, Upstream, Warmdock, wait_for};
 
@@ -240,4 +241,40 @@ fn an_upstream_over_tls_is_checked() {
         .clone(&distrusting.url(SAMPLE), "ours", &["--bare"])
         .failed();
     assert!(output.stderr.contains("502"), "{}", output.describe());
+}
+
+/// Over TLS cargo opens one connection and asks for everything at once.
+#[test]
+fn crates_over_http_2() {
+    let folder = crate::support::temporary_folder();
+    let certificate = make(folder.path(), "first");
+    let registry = Registry::start();
+    let file = registry.publish_bytes("big", "1.0.0", &[], noise(3_000_000, 1));
+    let tls = json!({ "cert": certificate.cert, "key": certificate.key });
+    let warmdock = crate::crates_cache::over(&registry)
+        .set("/listen/tls", tls)
+        .start();
+    let base = format!("https://{}/crates/corp", warmdock.address());
+    let get = |path: &str| {
+        let mut command = Command::new("curl");
+        command.args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--http2",
+            "--max-time",
+            "20",
+        ]);
+        command.args(["--write-out", "%{stderr}%{http_version}", "--cacert"]);
+        command.arg(&certificate.cert).arg(format!("{base}/{path}"));
+        let output = process::run(command, b"", Duration::from_secs(30)).ok();
+        assert_eq!(output.stderr, "2");
+        output.stdout
+    };
+    let config: serde_json::Value = serde_json::from_slice(&get("config.json")).unwrap();
+    assert_eq!(config["api"], base);
+    assert_eq!(get("3/b/big"), registry.entry("big").into_bytes());
+    for _ in 0..2 {
+        assert!(get(&file.path()) == file.bytes);
+    }
 }

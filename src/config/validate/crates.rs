@@ -66,7 +66,8 @@ impl Validator<'_> {
         given: Option<&Given<String>>,
         names: &mut HashSet<String>,
     ) -> Option<String> {
-        let expected = "a name of 1 to 64 letters, digits, `.`, `-` and `_` that does not begin with `.`";
+        let expected =
+            "a name of 1 to 64 letters, digits, `.`, `-` and `_` that does not begin with `.`";
         let Some(given) = given else {
             return self.missing(key, expected);
         };

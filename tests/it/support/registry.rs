@@ -226,7 +226,10 @@ impl Registry {
     /// Requests so far to paths that end so.
     pub fn asked_for(&self, end: &str) -> usize {
         let asked = self.state.asked.lock().unwrap();
-        asked.iter().filter(|request| request.path.ends_with(end)).count()
+        asked
+            .iter()
+            .filter(|request| request.path.ends_with(end))
+            .count()
     }
 
     /// Waits until a body is held by [`Fault::HoldAfter`].
@@ -278,7 +281,11 @@ impl State {
                 Of::Index => !is_file,
                 Of::Files => is_file,
             };
-            let fault = if concerned { settings.fault.clone() } else { Fault::None };
+            let fault = if concerned {
+                settings.fault.clone()
+            } else {
+                Fault::None
+            };
             if concerned && matches!(fault, Fault::CutOnceAfter(_)) {
                 settings.fault = Fault::None;
             }
@@ -288,18 +295,24 @@ impl State {
             Fault::CutOff => return false,
             Fault::Hang => {
                 let settings = self.settings();
-                drop(self.changed.wait_while(settings, |now| now.fault == Fault::Hang));
+                drop(
+                    self.changed
+                        .wait_while(settings, |now| now.fault == Fault::Hang),
+                );
                 return false;
             }
             Fault::Status(status) => return self.send(stream, status, &[], b"no").is_ok(),
             Fault::Html => {
                 let page = b"<!doctype html><title>Sign in</title><p>Please sign in";
-                return self.send(stream, 200, &[("content-type", "text/html".into())], page).is_ok();
+                return self
+                    .send(stream, 200, &[("content-type", "text/html".into())], page)
+                    .is_ok();
             }
             _ => {}
         }
         let (status, headers, body) = self.right_answer(request);
-        self.send_with(stream, status, &headers, body, &fault).is_ok()
+        self.send_with(stream, status, &headers, body, &fault)
+            .is_ok()
     }
 
     fn right_answer(&self, request: &Request) -> (u16, Vec<(&'static str, String)>, Vec<u8>) {
@@ -311,18 +324,26 @@ impl State {
         }
         if request.path == "/index/config.json" {
             let dl = format!("http://{}/files/{{crate}}/{{version}}", self.address);
-            let config = json!({ "dl": dl, "api": null, "auth-required": settings.token.is_some() });
+            let config =
+                json!({ "dl": dl, "api": null, "auth-required": settings.token.is_some() });
             return (200, Vec::new(), config.to_string().into_bytes());
         }
         if let Some(file) = settings.files.get(&request.path) {
-            let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
-            let from = range.and_then(|range| range.strip_suffix('-')).and_then(|from| from.parse().ok());
+            let range = request
+                .header("range")
+                .and_then(|range| range.strip_prefix("bytes="));
+            let from = range
+                .and_then(|range| range.strip_suffix('-'))
+                .and_then(|from| from.parse().ok());
             return match from {
                 Some(from) if from < file.len() => (206, Vec::new(), file[from..].to_vec()),
                 _ => (200, Vec::new(), file.clone()),
             };
         }
-        let entry = request.path.strip_prefix("/index/").and_then(|path| settings.entries.get(path));
+        let entry = request
+            .path
+            .strip_prefix("/index/")
+            .and_then(|path| settings.entries.get(path));
         let Some(entry) = entry else {
             return (404, Vec::new(), b"none".to_vec());
         };
@@ -334,10 +355,20 @@ impl State {
             return (304, vec![("etag", etag)], Vec::new());
         }
         let at = "Tue, 01 Jan 2030 00:00:00 GMT".to_owned();
-        (200, vec![("etag", etag), ("last-modified", at)], entry.clone().into_bytes())
+        (
+            200,
+            vec![("etag", etag), ("last-modified", at)],
+            entry.clone().into_bytes(),
+        )
     }
 
-    fn send(&self, stream: &TcpStream, status: u16, headers: &[(&str, String)], body: &[u8]) -> std::io::Result<()> {
+    fn send(
+        &self,
+        stream: &TcpStream,
+        status: u16,
+        headers: &[(&str, String)],
+        body: &[u8],
+    ) -> std::io::Result<()> {
         self.send_with(stream, status, headers, body.to_vec(), &Fault::None)
     }
 
@@ -401,7 +432,11 @@ pub fn index_path(name: &str) -> String {
 /// In hex.
 pub fn sha256(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// A `.crate` file as cargo packs one.

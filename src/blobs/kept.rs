@@ -16,7 +16,7 @@ pub(super) const BLOCK: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Kept {
     pub(super) id: BlobId,
-    pub(super) file: File,
+    pub(super) file: Arc<File>,
     pub(super) size: u64,
     /// CRC-32 of each block: a byte that rots is found before it is sent, at a tenth of what SHA-256 costs.
     pub(super) checks: Arc<[u32]>,
@@ -73,7 +73,7 @@ impl Blobs {
         };
         let kept = Arc::new(Kept {
             id: id.clone(),
-            file,
+            file: Arc::new(file),
             size,
             checks: Arc::clone(&checks),
         });

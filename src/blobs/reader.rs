@@ -67,42 +67,53 @@ impl BlobReader {
     /// # Errors
     /// [`ReadError`]; nothing more comes then.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
-        match &mut self.source {
-            Source::Kept(kept) => {
-                if self.left.is_empty() {
+        let (coming, state) = match &mut self.source {
+            Source::Kept(kept) => return read_kept(kept, &mut self.left).await,
+            Source::Coming(coming, state) => (coming, state),
+        };
+        let at = self.left.start;
+        if at >= self.left.end {
+            return Ok(None);
+        }
+        let (end, released) = {
+            let state = state
+                .wait_for(|state| state.end.is_some() || state.released() > at)
+                .await
+                .map_err(|_| ReadError::Writing(Failed::gone()))?;
+            (state.end.clone(), state.released())
+        };
+        match end {
+            Some(Err(failed)) => Err(ReadError::Writing(failed)),
+            Some(Ok(())) => {
+                let Some(kept) = coming.whole() else {
                     return Ok(None);
-                }
-                let block = self.left.start / BLOCK as u64;
-                let whole = read_block(kept, block).await?;
-                let start = (self.left.start - block * BLOCK as u64) as usize;
-                let end = (self.left.end - block * BLOCK as u64).min(whole.len() as u64) as usize;
-                self.left.start += (end - start) as u64;
-                Ok(Some(whole.slice(start..end)))
+                };
+                self.left.end = self.left.end.min(kept.size);
+                let bytes = read_kept(&kept, &mut self.left).await;
+                self.source = Source::Kept(kept);
+                bytes
             }
-            Source::Coming(coming, state) => {
-                let at = self.left.start;
-                if at >= self.left.end {
-                    return Ok(None);
-                }
-                let state = state
-                    .wait_for(|state| state.end.is_some() || state.released() > at)
-                    .await
-                    .map_err(|_| ReadError::Writing(Failed::gone()))?
-                    .clone();
-                if let Some(Err(failed)) = state.end {
-                    return Err(ReadError::Writing(failed));
-                }
-                let end = self.left.end.min(state.released());
-                if at >= end {
-                    return Ok(None);
-                }
-                let length = (end - at).min(BLOCK as u64) as usize;
+            None => {
+                let length = (self.left.end.min(released) - at).min(BLOCK as u64) as usize;
                 let bytes = read_written(coming, at, length).await?;
                 self.left.start += bytes.len() as u64;
                 Ok(Some(bytes))
             }
         }
     }
+}
+
+/// The next piece of what is left of a whole file.
+async fn read_kept(kept: &Arc<Kept>, left: &mut Range<u64>) -> Result<Option<Bytes>, ReadError> {
+    if left.is_empty() {
+        return Ok(None);
+    }
+    let block = left.start / BLOCK as u64;
+    let bytes = read_block(kept, block).await?;
+    let start = (left.start - block * BLOCK as u64) as usize;
+    let end = (left.end - block * BLOCK as u64).min(bytes.len() as u64) as usize;
+    left.start += (end - start) as u64;
+    Ok(Some(bytes.slice(start..end)))
 }
 
 /// A whole block, and the right one.

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 
@@ -18,6 +18,8 @@ pub struct Coming {
     state: watch::Sender<State>,
     /// None before the first byte.
     file: Mutex<Option<Arc<File>>>,
+    /// Since the whole is known to be right: from then on every block is checked again when it is read.
+    whole: OnceLock<Arc<Kept>>,
 }
 
 /// How far the writer is.
@@ -70,7 +72,12 @@ impl Coming {
                 end: None,
             }),
             file: Mutex::default(),
+            whole: OnceLock::new(),
         })
+    }
+
+    pub(super) fn whole(&self) -> Option<Arc<Kept>> {
+        self.whole.get().cloned()
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<State> {
@@ -244,20 +251,34 @@ impl BlobWriter {
             self.write(b"")?;
         }
         self.reservation.set(self.written);
+        let Some(kept) = self.whole() else {
+            return Ok(());
+        };
         // SECURITY: only now, with the right checksum, the last byte goes out.
         self.end(Ok(()));
         // They have what they came for; that it cannot be kept is nothing to them.
-        if let Err(error) = self.keep() {
+        if let Err(error) = self.keep(&kept) {
             tracing::warn!(blob = %self.id.digest, %error, "a file cannot be kept");
         }
         Ok(())
     }
 
-    fn keep(&mut self) -> io::Result<()> {
-        let Some(file) = self.file.take() else {
-            return Ok(());
-        };
-        file.sync_all()?;
+    /// The open file, for whoever reads it from now on.
+    fn whole(&mut self) -> Option<Arc<Kept>> {
+        let file = self.file.take()?;
+        let kept = Arc::new(Kept {
+            id: self.id.clone(),
+            file,
+            size: self.written,
+            checks: std::mem::take(&mut self.checks).into(),
+        });
+        // Nobody else sets it.
+        let _ = self.coming.whole.set(Arc::clone(&kept));
+        Some(kept)
+    }
+
+    fn keep(&mut self, kept: &Arc<Kept>) -> io::Result<()> {
+        kept.file.sync_all()?;
         let path = self.blobs.path(&self.id);
         let folder = path.parent().unwrap_or(&path);
         if !folder.exists() {
@@ -266,25 +287,18 @@ impl BlobWriter {
         }
         durable::rename(&self.path, &path)?;
         self.moved = true;
-        // The one that readers have is open for writing; this one is not.
-        let kept = Arc::new(Kept {
-            id: self.id.clone(),
-            file: File::open(&path)?,
-            size: self.written,
-            checks: std::mem::take(&mut self.checks).into(),
-        });
         let reservation = std::mem::replace(
             &mut self.reservation,
             self.blobs.storage.nothing(Part::Blobs),
         );
         let mut slot = Slot::new(self.written, seconds());
         slot.checks = Some(Arc::clone(&kept.checks));
-        slot.open = Arc::downgrade(&kept);
+        slot.open = Arc::downgrade(kept);
         let mut index = self.blobs.index();
         index.forget(&self.id);
         index.reservation.absorb(reservation);
         index.slots.insert(self.id.clone(), slot);
-        Blobs::stay_open(&mut index, &self.id, &kept);
+        Blobs::stay_open(&mut index, &self.id, kept);
         Ok(())
     }
 

@@ -67,6 +67,17 @@ fn wait_kept(warmdock: &Warmdock, file: &Published) -> PathBuf {
     })
 }
 
+/// Waits until the store knows the file, and it is not only in its place.
+#[track_caller]
+fn wait_settled(warmdock: &Warmdock, file: &Published) {
+    let hits = || warmdock.metric(|name| name.contains("kind=\"file\",from=\"cache\""));
+    wait_for("an answer out of the store", || {
+        let before = hits();
+        get_with(warmdock, "HEAD", &file.path(), &[]);
+        (hits() > before).then_some(())
+    });
+}
+
 #[test]
 fn config_names_this_service_and_the_checksum() {
     let registry = Registry::start();
@@ -387,9 +398,11 @@ fn nothing_wrong_is_served_or_kept() {
         Fault::CutAfter(0),
         Fault::CutAfter(1),
     ] {
-        registry.fail(Of::Files, fault.clone());
+        registry.fail(Of::Files, fault);
         is_refused(&get(&warmdock, &file.path()), &file);
-        assert_eq!(blobs(&warmdock), Vec::<PathBuf>::new(), "{fault:?}");
+        wait_for("the rest to be removed", || {
+            blobs(&warmdock).is_empty().then_some(())
+        });
     }
     registry.release();
     is_whole(&warmdock, &file);
@@ -512,6 +525,7 @@ fn a_flipped_byte_is_found_and_fetched_again() {
     let file = registry.publish_bytes("big", "1.0.0", &[], noise(300_000, 8));
     let mut warmdock = over(&registry).start();
     is_whole(&warmdock, &file);
+    wait_settled(&warmdock, &file);
     let path = wait_kept(&warmdock, &file);
     let flip = |place: usize| {
         let mut bytes = std::fs::read(&path).unwrap();
@@ -521,11 +535,12 @@ fn a_flipped_byte_is_found_and_fetched_again() {
         open.write_all(&bytes).unwrap();
     };
     for (round, place) in [0, 299_999, 150_000].into_iter().enumerate() {
+        wait_settled(&warmdock, &file);
         flip(place);
         is_whole(&warmdock, &file);
         assert_eq!(registry.asked_for("/files/big/1.0.0"), 2 + round, "{place}");
-        wait_kept(&warmdock, &file);
     }
+    wait_settled(&warmdock, &file);
     warmdock.stop();
     flip(299_999);
     warmdock.start_again();
@@ -534,7 +549,7 @@ fn a_flipped_byte_is_found_and_fetched_again() {
     let aside = files_below(&warmdock.data().join("blobs/quarantine"));
     assert!(!aside.is_empty());
     // Without the registry there is an error, and nothing wrong.
-    wait_kept(&warmdock, &file);
+    wait_settled(&warmdock, &file);
     flip(299_999);
     registry.fail(Of::Everything, Fault::CutOff);
     is_refused(&get(&warmdock, &file.path()), &file);

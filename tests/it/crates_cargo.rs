@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::crates_cache::over;
 use crate::support::process::{self, Output};
@@ -252,22 +252,41 @@ fn a_private_registry_with_tokens_on_both_sides() {
     );
 }
 
-/// Over TLS, with the certificate that cargo is told of.
+/// A certificate for this machine, and what tells cargo of it.
+struct Tls {
+    folder: tempfile::TempDir,
+}
+
+impl Tls {
+    fn new() -> Self {
+        let folder = crate::support::temporary_folder();
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(folder.path().join("crt"), made.cert.pem()).unwrap();
+        std::fs::write(folder.path().join("key"), made.signing_key.serialize_pem()).unwrap();
+        Self { folder }
+    }
+
+    fn listen(&self) -> Value {
+        json!({ "cert": self.folder.path().join("crt"), "key": self.folder.path().join("key") })
+    }
+
+    fn client_config(&self, warmdock: &Warmdock) -> String {
+        let config = client_config(warmdock).replace("sparse+http://", "sparse+https://");
+        let cert = self.folder.path().join("crt");
+        format!("{config}\n[http]\ncainfo = {cert:?}\n")
+    }
+}
+
 #[test]
 fn over_tls() {
-    let folder = crate::support::temporary_folder();
-    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
-    let (cert, key) = (folder.path().join("crt"), folder.path().join("key"));
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tls = Tls::new();
     let registry = published();
     let warmdock = as_crates_io(&registry)
-        .set("/listen/tls", json!({ "cert": cert, "key": key }))
+        .set("/listen/tls", tls.listen())
         .start();
     let machine = Machine::new();
     machine.write_app(DEPENDENCIES, MAIN);
-    let config = client_config(&warmdock).replace("http://", "https://");
-    machine.begin_anew(&format!("{config}\n[http]\ncainfo = {cert:?}\n"));
+    machine.begin_anew(&tls.client_config(&warmdock));
     builds(&machine, "leaf 1.0.0");
 }
 
@@ -337,7 +356,9 @@ fn this_project_from_crates_io_and_again_without_it() {
         );
         return;
     }
-    let mut warmdock = through().start();
+    // Over TLS cargo asks for everything at once.
+    let tls = Tls::new();
+    let mut warmdock = through().set("/listen/tls", tls.listen()).start();
     let machine = Machine::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     std::fs::create_dir_all(machine.app()).unwrap();
@@ -347,7 +368,7 @@ fn this_project_from_crates_io_and_again_without_it() {
     std::fs::remove_file(machine.app().join("Cargo.lock")).unwrap();
     std::fs::copy(root.join("Cargo.lock"), machine.app().join("Cargo.lock")).unwrap();
     let before = machine.lock();
-    machine.begin_anew(&client_config(&warmdock));
+    machine.begin_anew(&tls.client_config(&warmdock));
     machine.cargo(&["fetch", "--quiet", "--locked"]).ok();
     let files = || {
         let cache = machine.home().join("registry/cache");

@@ -103,7 +103,7 @@ fn no_agent() {
     for dockerfile in DOCKERFILES {
         let built = project.build(dockerfile).run();
         built.fails_with(&["no SSH agent", "--ssh default"]);
-        assert!(!built.ran("compile"), "{}", built.describe());
+        assert!(!built.ran(" compile"), "{}", built.describe());
     }
     assert_eq!(
         corp.sshd.connections(),

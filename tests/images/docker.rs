@@ -9,6 +9,7 @@ use base64::Engine as _;
 use serde_json::Value;
 
 use crate::support::process::{self, Output};
+use crate::support::wait_for;
 
 /// A build of warmdock takes some minutes for each architecture.
 const BUILD_LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -48,10 +49,18 @@ pub struct Built {
 }
 
 /// A step of a build, such as `[linux/amd64 crates 4/4] RUN …`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Step {
     pub name: String,
     pub cached: bool,
+    started: bool,
+}
+
+impl Step {
+    /// It was neither found in the cache, nor not reached.
+    pub fn ran(&self) -> bool {
+        self.started && !self.cached
+    }
 }
 
 impl Built {
@@ -97,11 +106,11 @@ impl Built {
         steps
     }
 
-    /// Whether a step ran, rather than being found in the cache or not being reached.
+    /// Whether one of the steps whose names contain `part` ran.
     pub fn ran(&self, part: &str) -> bool {
         self.steps
             .iter()
-            .any(|step| step.name.contains(part) && !step.cached)
+            .any(|step| step.name.contains(part) && step.ran())
     }
 
     pub fn describe(&self) -> String {
@@ -110,7 +119,12 @@ impl Built {
             .iter()
             .map(|step| {
                 let name: String = step.name.chars().take(100).collect();
-                format!("{} {name}", if step.cached { "cached" } else { "ran   " })
+                let what = match step {
+                    Step { cached: true, .. } => "cached ",
+                    Step { started: true, .. } => "ran    ",
+                    _ => "not yet",
+                };
+                format!("{what} {name}")
             })
             .collect();
         format!(
@@ -213,10 +227,11 @@ impl Build {
                         place,
                         Step {
                             name,
-                            cached: false,
+                            ..Step::default()
                         },
                     )
                 });
+                step.started |= vertex["started"].is_string();
                 step.cached |= vertex["cached"] == true;
             }
             for entry in list(&event["logs"]) {
@@ -315,7 +330,12 @@ pub fn cache_records() -> BTreeMap<String, String> {
 pub fn prune(ids: &[&String]) {
     let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
     let filter = format!("id=^({})$", ids.join("|"));
-    run(&["buildx", "prune", "--force", "--all", "--filter", &filter]).ok();
+    // What another build uses at this moment stays.
+    wait_for("records of the cache to be free, and then gone", || {
+        run(&["buildx", "prune", "--force", "--all", "--filter", &filter]).ok();
+        let left = cache_records();
+        ids.iter().all(|id| !left.contains_key(*id)).then_some(())
+    });
 }
 
 /// The cache mounts whose id begins so.

@@ -170,7 +170,8 @@ target "release" {
   matrix   = { variant = ["musl", "musl-distroless", "debian"] }
   inherits = [variant, "_both"]
   attest   = ["type=provenance,mode=max", "type=sbom"]
-  # Times are those of the commit: the same sources give the same digest.
+  # Times are those of the commit: the same sources give the same digest. Docker's own builder cannot do that, for it
+  # unpacks what it pushes; `docker buildx create --use` makes one that can.
   output     = ["type=image,push=true,rewrite-timestamp=true"]
   cache-from = ["type=registry,ref=${image()}:cache-${variant}"]
   cache-to   = ["type=registry,ref=${image()}:cache-${variant},mode=max,ignore-error=true"]

@@ -36,7 +36,7 @@ fn an_unknown_binary() {
 fn an_unknown_package() {
     let project = Project::hello("hello-wrong");
     for dockerfile in DOCKERFILES {
-        Build::new(dockerfile, project.root())
+        Build::new(dockerfile, &project.root())
             .arg("PACKAGE", "nonesuch")
             .run()
             .fails_with(&["no package nonesuch", "--build-arg PACKAGE="]);

@@ -29,7 +29,7 @@ fn build_and_run(project: &Project, dockerfile: &str) -> (Built, String) {
 fn age(project: &Project) {
     let mut touch = Command::new("find");
     touch
-        .arg(project.root())
+        .arg(&project.root())
         .args(["-exec", "touch", "-d", "2001-01-01", "{}", "+"]);
     process::run(touch, b"", Duration::from_secs(10)).ok();
 }
@@ -107,7 +107,7 @@ fn a_git_dependency_that_changes_under_the_same_version() {
 #[test]
 fn both_architectures_at_once_from_an_empty_cache() {
     let project = Project::hello("hello-both");
-    let archive = project.path("image.tar");
+    let archive = project.beside("image.tar");
     for (round, dockerfile) in DOCKERFILES.into_iter().cycle().take(4).enumerate() {
         project.says(
             &format!("round {round} {:?}", std::time::SystemTime::now()).replace(['{', '}'], ""),

@@ -35,7 +35,7 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
     let tag = Tag("greeter:private".to_owned());
     corp.publish_greeting("a marker in the private crate's source");
     corp.lock(&project);
-    let (archive, cache) = (project.path("image.tar"), project.path("cache"));
+    let (archive, cache) = (project.beside("image.tar"), project.beside("cache"));
     let connections = corp.sshd.connections();
     let built = corp
         .build_directly(&project)
@@ -107,12 +107,15 @@ fn the_search_finds_what_is_there() {
         let (_, secret) = secrets.iter().find(|(what, _)| *what == name).unwrap();
         String::from_utf8(secret.clone()).unwrap()
     };
-    let archive = project.path("image.tar");
-    crate::docker::Build::new(project.path("Dockerfile").to_str().unwrap(), project.root())
-        .arg("TOKEN", &value("the token"))
-        .into_archive(&archive)
-        .run()
-        .ok();
+    let archive = project.beside("image.tar");
+    crate::docker::Build::new(
+        project.path("Dockerfile").to_str().unwrap(),
+        &project.root(),
+    )
+    .arg("TOKEN", &value("the token"))
+    .into_archive(&archive)
+    .run()
+    .ok();
     let found = search(&Archive::open(&archive), &secrets, &[]);
     for what in [
         "the private key ",
@@ -158,7 +161,11 @@ fn with_a_warm_service_and_the_host_away() {
     let port = corp.warmdock.ssh_address().port();
     let gitconfig = corp.gitconfig(&format!("ssh://git@{HOST}:{port}"));
     let known_hosts = std::fs::read_to_string(corp.door.path("known_hosts")).unwrap();
-    project.write("door_known_hosts", &known_hosts.replace("127.0.0.1", HOST));
+    std::fs::write(
+        project.beside("door_known_hosts"),
+        known_hosts.replace("127.0.0.1", HOST),
+    )
+    .unwrap();
     docker::prune(
         &docker::cache_mounts("cargo-home")
             .iter()
@@ -168,7 +175,7 @@ fn with_a_warm_service_and_the_host_away() {
         .build(&project)
         .option("--no-cache-filter=crates")
         .secret("gitconfig", &gitconfig)
-        .secret("known_hosts", &project.path("door_known_hosts"))
+        .secret("known_hosts", &project.beside("door_known_hosts"))
         .agent(&corp.agent.socket())
         .option("--load")
         .option(format!("--tag={}", tag.0))

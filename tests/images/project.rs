@@ -1,6 +1,6 @@
 //! Checkouts of services that the Dockerfiles build, unchanged.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -31,17 +31,23 @@ impl Project {
 
     pub fn empty(name: &str) -> Self {
         let folder = temporary_folder();
-        std::fs::create_dir(folder.path().join("src")).unwrap();
+        std::fs::create_dir_all(folder.path().join("checkout/src")).unwrap();
         let name = name.to_owned();
         Self { folder, name }
     }
 
+    /// A path in the checkout.
     pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("checkout").join(name)
+    }
+
+    /// A path beside the checkout, for what is made of it.
+    pub fn beside(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    pub fn root(&self) -> &Path {
-        self.folder.path()
+    pub fn root(&self) -> PathBuf {
+        self.folder.path().join("checkout")
     }
 
     pub fn write(&self, name: &str, text: &str) {
@@ -68,7 +74,7 @@ impl Project {
         let mut command = Command::new(std::env::var_os("CARGO").expect("cargo says where it is"));
         command
             .args(["generate-lockfile", "--quiet"])
-            .current_dir(self.folder.path())
+            .current_dir(self.root())
             .env("CARGO_HOME", home.path())
             .env("CARGO_NET_GIT_FETCH_WITH_CLI", "true")
             .env("GIT_CONFIG_COUNT", git.len().to_string());
@@ -82,7 +88,7 @@ impl Project {
 
     /// A build of it by one of the Dockerfiles.
     pub fn build(&self, dockerfile: &str) -> Build {
-        Build::new(dockerfile, self.root()).arg("PACKAGE", &self.name)
+        Build::new(dockerfile, &self.root()).arg("PACKAGE", &self.name)
     }
 
     /// What the image's program prints, in a container.

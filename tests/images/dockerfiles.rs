@@ -1,0 +1,261 @@
+//! The Dockerfiles themselves: what linters find, and the rules that no linter knows.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::docker::{self, ROOT, tool};
+use crate::support::process;
+
+const DOCKERFILES: [(&str, &str); 2] = [
+    ("Dockerfile.musl", include_str!("../../Dockerfile.musl")),
+    ("Dockerfile.debian", include_str!("../../Dockerfile.debian")),
+];
+
+#[test]
+fn hadolint_finds_nothing() {
+    let hadolint = |file: &Path| {
+        let mut command = Command::new(tool("hadolint"));
+        command
+            .args(["--no-color", "--failure-threshold=style"])
+            .arg(file);
+        process::run(command, b"", Duration::from_secs(60))
+    };
+    for (name, text) in DOCKERFILES {
+        hadolint(&Path::new(ROOT).join(name)).ok();
+        // What is ignored has its reason on the line before.
+        let lines: Vec<_> = text.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            if line.starts_with("# hadolint ignore") {
+                assert!(
+                    lines[number - 1].starts_with("# "),
+                    "{name}: {line} has no reason"
+                );
+            }
+        }
+    }
+    let folder = crate::support::temporary_folder();
+    let bad = folder.path().join("Dockerfile");
+    std::fs::write(&bad, "FROM debian:latest\nRUN cd / && sudo true\n").unwrap();
+    let said = hadolint(&bad).failed();
+    assert!(said.text().contains("DL3007"), "{}", said.describe());
+}
+
+#[test]
+fn buildkit_finds_nothing() {
+    let said = docker::run(&["buildx", "bake", "--file", "docker-bake.hcl", "check"]).ok();
+    let text = format!("{}{}", said.text(), said.stderr);
+    assert_eq!(
+        text.matches("no warnings found").count(),
+        2,
+        "{}",
+        said.describe()
+    );
+    // Groups are not listed, but can be asked for.
+    for target in [
+        "default",
+        "all",
+        "musl",
+        "debian",
+        "musl-distroless",
+        "release",
+        "check",
+    ] {
+        docker::run(&[
+            "buildx",
+            "bake",
+            "--file",
+            "docker-bake.hcl",
+            "--print",
+            target,
+        ])
+        .ok();
+    }
+}
+
+/// The stages of a Dockerfile by name, with the comments before them.
+fn stages(text: &str) -> Vec<(&str, &str)> {
+    text.split("# ── ")
+        .skip(1)
+        .map(|stage| {
+            let name = stage.split([':', ' ']).next().unwrap();
+            (name, stage.trim_end())
+        })
+        .collect()
+}
+
+#[test]
+fn both_tell_the_same_story() {
+    let [musl, debian] = DOCKERFILES.map(|(_, text)| stages(text));
+    let names = |stages: &[(&str, &str)]| {
+        stages
+            .iter()
+            .map(|stage| stage.0.to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&musl), names(&debian));
+    for ((name, musl), (_, debian)) in musl.iter().zip(&debian) {
+        match *name {
+            // Compilers are what the two are about.
+            "toolchain" => {}
+            "binary" => {
+                let same = |text: &str| {
+                    text.replace("-musl", "-LIBC")
+                        .replace("-gnu", "-LIBC")
+                        .replace("-glibc", "-LIBC")
+                };
+                assert_eq!(same(musl), same(debian), "{name}");
+            }
+            _ => assert_eq!(musl, debian, "{name}"),
+        }
+    }
+}
+
+#[test]
+fn versions_are_those_of_the_toolchain_file() {
+    let toolchain = include_str!("../../rust-toolchain.toml");
+    let version = toolchain.split('"').nth(1).unwrap();
+    for (name, text) in DOCKERFILES {
+        assert!(
+            text.contains(&format!("\nARG RUST_VERSION={version}\n")),
+            "{name}"
+        );
+    }
+    let bake = include_str!("../../docker-bake.hcl");
+    assert!(bake.contains(&format!("\"{version}\"")));
+}
+
+/// The instructions of a Dockerfile with their lines joined, without comments and inline files.
+fn instructions(text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let mut continued = false;
+    let mut inline = false;
+    for line in text.lines() {
+        if inline {
+            inline = line != "SCRIPT";
+        } else if line.starts_with('#') || line.is_empty() {
+        } else if continued {
+            let last = found.last_mut().unwrap();
+            last.push_str(line.trim_end_matches('\\').trim());
+            last.push(' ');
+            continued = line.ends_with('\\');
+        } else {
+            inline = line.contains("<<'SCRIPT'");
+            found.push(format!("{} ", line.trim_end_matches('\\').trim()));
+            continued = line.ends_with('\\');
+        }
+    }
+    found.iter().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn rules_of_images() {
+    for (name, text) in DOCKERFILES {
+        for (what, part) in [
+            ("trusts whoever answers", "ssh-keyscan"),
+            ("trusts whoever answers", "StrictHostKeyChecking=no"),
+            ("needs a frontend from a hub", "# syntax"),
+            ("floats", ":latest"),
+            ("emulates", "qemu"),
+            ("adds where copying is meant", "\nADD "),
+            ("caches nothing with the official image", "/root/.cargo"),
+            ("hides cargo", "target=/usr/local/cargo"),
+        ] {
+            assert!(!text.contains(part), "{name} {what}: {part}");
+        }
+        assert!(text.starts_with("# check=error=true\n"), "{name}");
+        let all = instructions(text);
+        let begins = |word: &str| {
+            all.iter()
+                .filter(|line| line.starts_with(word))
+                .collect::<Vec<_>>()
+        };
+
+        // Only the last stage is for the wanted architecture; nothing of the others runs emulated.
+        let from = begins("FROM ");
+        assert!(
+            from[0].starts_with("FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-trixie "),
+            "{name}"
+        );
+        assert_eq!(*from.last().unwrap(), "FROM ${BASE} AS image", "{name}");
+        let stages: Vec<_> = from
+            .iter()
+            .filter_map(|line| line.split(" AS ").nth(1))
+            .collect();
+        for line in &from[1..from.len() - 1] {
+            let base = line.split(' ').nth(1).unwrap();
+            assert!(stages.contains(&base), "{name}: {line} is no stage");
+        }
+
+        // What the container is.
+        assert_eq!(begins("USER "), ["USER 65532:65532"], "{name}");
+        for word in ["ENTRYPOINT ", "SHELL "] {
+            for line in begins(word) {
+                let form = &line[word.len()..];
+                assert!(
+                    serde_json::from_str::<Vec<String>>(form).is_ok(),
+                    "{name}: {line}"
+                );
+            }
+        }
+        assert_eq!(begins("ENTRYPOINT ").len(), 1);
+        let health = begins("HEALTHCHECK ");
+        let (_, form) = health[0].split_once("CMD ").unwrap();
+        assert!(
+            serde_json::from_str::<Vec<String>>(form).is_ok(),
+            "{name}: {form}"
+        );
+        assert_eq!(begins("STOPSIGNAL "), ["STOPSIGNAL SIGTERM"]);
+        assert!(
+            begins("CMD ").is_empty(),
+            "{name}: the entrypoint serves without arguments"
+        );
+
+        // Secrets and the agent: only where crates are fetched, never as an argument.
+        for line in begins("RUN ") {
+            let runs = |command: &str| line.ends_with(command);
+            assert_eq!(
+                line.contains("type=ssh"),
+                runs(" fetch-crates"),
+                "{name}: {line}"
+            );
+            if line.contains("id=known_hosts") || line.contains("id=gitconfig") {
+                assert!(runs(" fetch-crates"), "{name}: {line}");
+            }
+            assert_eq!(
+                line.contains("--network=none"),
+                runs(" compile"),
+                "{name}: {line}"
+            );
+            if line.contains("apt-get install") {
+                assert!(line.contains("--no-install-recommends"), "{name}: {line}");
+                assert!(
+                    line.contains("rm -rf /var/lib/apt/lists/*"),
+                    "{name}: {line}"
+                );
+            }
+        }
+        for line in begins("ARG ").into_iter().chain(begins("ENV ")) {
+            for word in ["TOKEN", "PASSWORD", "SECRET"] {
+                assert!(!line.to_uppercase().contains(word), "{name}: {line}");
+            }
+        }
+        // Compiled code is kept apart by package, libc and architecture.
+        let compile = begins("RUN ")
+            .into_iter()
+            .find(|line| line.ends_with(" compile"))
+            .unwrap()
+            .clone();
+        let libc = if name.ends_with("musl") {
+            "musl"
+        } else {
+            "glibc"
+        };
+        let id = format!("id=target-${{PACKAGE}}-{libc}-${{TARGETARCH}},target=/target");
+        assert!(compile.contains(&id), "{name}: {compile}");
+        assert!(
+            begins("COPY ").iter().any(|line| line.contains("--link")),
+            "{name}"
+        );
+    }
+}

@@ -1,0 +1,216 @@
+//! `bake release` against a real registry: what is pushed can be pulled, runs, and says how it was made.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::docker::{self, Build, Built, ROOT, Tag};
+use crate::project::Project;
+use crate::support::{http, process, temporary_folder, wait_for};
+
+/// Debian's docker-registry over a folder of its own.
+struct Registry {
+    process: Child,
+    address: std::net::SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Registry {
+    fn start() -> Self {
+        let folder = temporary_folder();
+        // It does not say which port it was given, so one is chosen for it.
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let config = folder.path().join("config.yml");
+        let data = folder.path().join("data");
+        std::fs::write(
+            &config,
+            format!(
+                "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+                data.display()
+            ),
+        )
+        .unwrap();
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect(
+                "docker-registry starts: a package of Debian, which tests/run --images installs",
+            );
+        let registry = Self {
+            process,
+            address,
+            _folder: folder,
+        };
+        wait_for("the registry", || {
+            std::net::TcpStream::connect(address).ok()?;
+            (http::get(address, "/v2/").status == 200).then_some(())
+        });
+        registry
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+const VARIANTS: [(&str, &str); 3] = [
+    ("musl", "Dockerfile.musl"),
+    ("musl-distroless", "Dockerfile.musl"),
+    ("debian", "Dockerfile.debian"),
+];
+
+/// Releases a small service by the bake file, unchanged.
+#[track_caller]
+fn release(project: &Project, registry: &Registry) -> Built {
+    let mut build = Build::bake(&["release"])
+        .variable("PACKAGE", &project.name)
+        .variable("REGISTRY", &format!("{}/team", registry.address))
+        .variable("TAG", "1.0.0")
+        .variable("SOURCE_DATE_EPOCH", "1700000000")
+        .option(format!("--set=*.context={}", project.root().display()));
+    for (variant, dockerfile) in VARIANTS {
+        build = build.option(format!(
+            "--set=release-{variant}.dockerfile={ROOT}/{dockerfile}"
+        ));
+    }
+    // Docker's own builder, which is what is here, unpacks what it pushes; the bake file asks for another one.
+    eprintln!(
+        "left out: rewrite-timestamp, which Docker's own builder cannot do when it pushes; reproducible.rs has it"
+    );
+    build = build.option("--set=*.output=type=image,push=true");
+    // BuildKit makes the list of packages by an image from a hub.
+    if std::env::var("WARMDOCK_ENGINE").unwrap() == "own" {
+        eprintln!(
+            "left out: the SBOM attestation, whose scanner's image cannot be had here; the bake file asks for it"
+        );
+        build = build.option("--set=*.attest=type=sbom,disabled=true");
+    }
+    build.run().ok()
+}
+
+fn reference(project: &Project, registry: &Registry, tag: &str) -> String {
+    format!("{}/team/{}:{tag}", registry.address, project.name)
+}
+
+#[test]
+fn pushed_pulled_and_run() {
+    let project = Project::hello("hello-release");
+    project.says("released");
+    let registry = Registry::start();
+    let before = docker::cache_records();
+    release(&project, &registry);
+    for tag in ["1.0.0", "1.0.0-musl-distroless", "1.0.0-debian"] {
+        let name = reference(&project, &registry, tag);
+        let index = docker::run(&["buildx", "imagetools", "inspect", "--raw", &name]).ok();
+        let index: Value = serde_json::from_str(&index.text()).unwrap();
+        let platforms: Vec<_> = index["manifests"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|manifest| &manifest["platform"]["architecture"])
+            .collect();
+        for architecture in ["amd64", "arm64"] {
+            assert!(
+                platforms.iter().any(|found| *found == architecture),
+                "{tag}: {index}"
+            );
+        }
+        let provenance = docker::run(&[
+            "buildx",
+            "imagetools",
+            "inspect",
+            "--format={{json .Provenance}}",
+            &name,
+        ])
+        .ok();
+        let provenance: Value = serde_json::from_str(&provenance.text()).unwrap();
+        for platform in ["linux/amd64", "linux/arm64"] {
+            let made = provenance[platform]["SLSA"].to_string();
+            assert!(
+                made.contains("fetch-crates"),
+                "{tag} {platform}: provenance has not all steps: {made}"
+            );
+        }
+
+        let _tag = Tag(name.clone());
+        docker::run(&["pull", "--quiet", &name]).ok();
+        assert_eq!(project.run(&name), "released 41");
+        let binary = pulled_binary(&project, &name, "arm64");
+        let mut emulated = Command::new("qemu-aarch64-static");
+        if tag.ends_with("debian") {
+            continue; // it wants the libraries of its image: contents.rs runs such a one
+        }
+        emulated.arg(binary);
+        assert_eq!(
+            process::run(emulated, b"", Duration::from_secs(60))
+                .ok()
+                .text(),
+            "released 41"
+        );
+    }
+
+    // The same again has the same digests, and comes from the registry's cache once the builder has forgotten it.
+    let digest = |tag: &str| digest(&reference(&project, &registry, tag));
+    let first = VARIANTS.map(|(variant, _)| digest(&tag_of(variant)));
+    let new: Vec<_> = docker::cache_records()
+        .into_keys()
+        .filter(|id| !before.contains_key(id))
+        .collect();
+    docker::prune(&new.iter().collect::<Vec<_>>());
+    let again = release(&project, &registry);
+    for step in again.steps(" compile") {
+        assert!(
+            step.cached,
+            "{step:?} did not come from the registry: {}",
+            again.describe()
+        );
+    }
+    assert_eq!(VARIANTS.map(|(variant, _)| digest(&tag_of(variant))), first);
+}
+
+fn tag_of(variant: &str) -> String {
+    match variant {
+        "musl" => "1.0.0".to_owned(),
+        other => format!("1.0.0-{other}"),
+    }
+}
+
+/// The digest of the manifest for this machine: that of the index has the time of the build in its provenance.
+#[track_caller]
+fn digest(name: &str) -> String {
+    let index = docker::run(&["buildx", "imagetools", "inspect", "--raw", name]).ok();
+    let index: Value = serde_json::from_str(&index.text()).unwrap();
+    let manifests = index["manifests"].as_array().unwrap();
+    let own = manifests
+        .iter()
+        .filter(|manifest| manifest["platform"]["os"] == "linux");
+    own.map(|manifest| manifest["digest"].as_str().unwrap())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The binary out of what was pushed for an architecture.
+#[track_caller]
+fn pulled_binary(project: &Project, name: &str, architecture: &str) -> PathBuf {
+    let platform = format!("--platform=linux/{architecture}");
+    docker::run(&["pull", "--quiet", &platform, name]).ok();
+    let id = docker::run(&["create", &platform, name]).ok().text();
+    let binary = project.beside(&format!("binary-{architecture}"));
+    let from = format!("{id}:/usr/local/bin/{}", project.name);
+    docker::run(&["cp", &from, docker::text(&binary)]).ok();
+    docker::run(&["rm", &id]).ok();
+    binary
+}

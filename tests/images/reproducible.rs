@@ -1,0 +1,38 @@
+//! The same sources give the same image, to the last bit.
+
+use crate::archive::Archive;
+use crate::docker;
+use crate::project::Project;
+
+#[test]
+fn two_builds_from_clean_caches_have_one_digest() {
+    for dockerfile in ["Dockerfile.musl", "Dockerfile.debian"] {
+        let digests = ["here", "elsewhere"].map(|place| {
+            // Another checkout in another folder, with other times; on a builder that has none of it.
+            let project = Project::hello("hello-twice");
+            let mut mounts = docker::cache_mounts("target-hello-twice-");
+            mounts.extend(docker::cache_mounts("cargo-home"));
+            docker::prune(&mounts.iter().collect::<Vec<_>>());
+            let archive = project.beside("image.tar");
+            let built = project
+                .build(dockerfile)
+                .option(if place == "here" {
+                    "--no-cache-filter=manifests,crates,binary,rootfs,image"
+                } else {
+                    "--no-cache"
+                })
+                .option("--platform=linux/amd64,linux/arm64")
+                .arg("SOURCE_DATE_EPOCH", "1700000000")
+                .option(format!(
+                    "--output=type=oci,rewrite-timestamp=true,dest={}",
+                    archive.display()
+                ))
+                .run()
+                .ok();
+            assert!(built.ran(" compile"), "{}", built.describe());
+            let opened = Archive::open(&archive);
+            ["amd64", "arm64"].map(|architecture| opened.image(architecture).digest)
+        });
+        assert_eq!(digests[0], digests[1], "{dockerfile}");
+    }
+}

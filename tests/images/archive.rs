@@ -37,7 +37,6 @@ pub struct File {
     pub content: Vec<u8>,
     /// The layer that it comes from.
     pub layer: usize,
-    pub mtime: u64,
 }
 
 impl Archive {
@@ -181,7 +180,6 @@ fn add_layer(files: &mut BTreeMap<String, File>, layer: usize, tar: impl Read) {
                 .map(|link| link.to_str().unwrap().to_owned()),
             content: Vec::new(),
             layer,
-            mtime: header.mtime().unwrap(),
         };
         entry.read_to_end(&mut file.content).unwrap();
         files.insert(name.to_owned(), file);
@@ -216,8 +214,8 @@ pub struct Binary {
     pub machine: elf::Machine,
     /// The path of a loader.
     pub interpreter: bool,
-    /// How many libraries it wants.
-    pub needed: usize,
+    /// The libraries that it wants.
+    pub needed: Vec<String>,
     /// The names of the crates that it is made of.
     pub crates: Vec<String>,
     pub has_symbols: bool,
@@ -228,12 +226,21 @@ impl Binary {
         let file = ElfFile64::<Endianness>::parse(content).expect("an ELF file for 64 bits");
         let (header, endian) = (file.elf_header(), file.endian());
         let segments = header.program_headers(endian, content).unwrap();
-        let needed = segments
-            .iter()
-            .filter_map(|segment| segment.dynamic(endian, content).unwrap())
-            .flatten()
-            .filter(|entry| entry.tag(endian) == elf::DT_NEEDED)
-            .count();
+        // Names are in the table of strings that belongs to the dynamic section.
+        let sections = header.sections(endian, content).unwrap();
+        let needed = match sections.dynamic(endian, content).unwrap() {
+            None => Vec::new(),
+            Some((entries, strings)) => {
+                let strings = sections.strings(endian, content, strings).unwrap();
+                entries
+                    .iter()
+                    .filter(|entry| entry.tag(endian) == elf::DT_NEEDED)
+                    .map(|entry| {
+                        String::from_utf8_lossy(entry.string(endian, strings).unwrap()).into_owned()
+                    })
+                    .collect()
+            }
+        };
         let list = auditable_info::audit_info_from_slice(content, usize::MAX)
             .expect("cargo-auditable's list of crates");
         let crates = list.packages.into_iter().map(|package| package.name);

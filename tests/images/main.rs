@@ -19,6 +19,12 @@ mod docker;
 mod project;
 
 mod bad_input;
+mod buildkit;
+mod compose;
 mod contents;
+mod dockerfiles;
 mod freshness;
+mod kubernetes;
 mod private_crate;
+mod release;
+mod reproducible;

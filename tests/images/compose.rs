@@ -1,0 +1,257 @@
+//! `docker compose up`, as the README says it: ready, locked down, lasting, and clear about a wrong configuration.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::docker;
+use crate::support::process::{self, Output};
+use crate::support::{Client, Repo, temporary_folder, wait_for};
+
+/// The compose file's service in a project of its own, with repositories in a folder as its upstream.
+struct Compose {
+    name: String,
+    variant: &'static str,
+    folder: tempfile::TempDir,
+    config: PathBuf,
+}
+
+impl Compose {
+    fn new(variant: &'static str) -> Self {
+        let folder = temporary_folder();
+        let unique = folder.path().file_name().unwrap().to_str().unwrap();
+        let name = unique.to_lowercase();
+        let config = folder.path().join("app_config.json");
+        let compose = Self {
+            name,
+            variant,
+            config,
+            folder,
+        };
+        let config = json!({
+            "listen": { "http": "0.0.0.0:8080" },
+            "data_dir": "/var/lib/warmdock",
+            "git": { "upstreams": [{ "host": "git.example.test", "url": "file:///upstream" }], "warm": ["git.example.test/team/sample"] },
+            "access": { "anonymous": "read" },
+        });
+        std::fs::write(&compose.config, config.to_string()).unwrap();
+        Repo::sample(&compose.upstream().join("team/sample.git"), 1);
+        // Where the upstream is in the container.
+        let more = json!({ "services": { "warmdock": { "volumes": [{
+            "type": "bind", "source": compose.upstream(), "target": "/upstream", "read_only": true,
+        }] } } });
+        std::fs::write(
+            compose.folder.path().join("upstream.json"),
+            more.to_string(),
+        )
+        .unwrap();
+        compose
+    }
+
+    fn upstream(&self) -> PathBuf {
+        self.folder.path().join("upstream")
+    }
+
+    /// Runs `docker compose` for this project.
+    #[track_caller]
+    fn run(&self, args: &[&str]) -> Output {
+        let more = self.folder.path().join("upstream.json");
+        let mut command = docker::command(&["compose", "--project-name", &self.name]);
+        command
+            .args(["--progress=plain", "--file=docker-compose.yml"])
+            .arg("--file")
+            .arg(more)
+            .args(args)
+            .env("VARIANT", self.variant)
+            .env("CONFIG", &self.config)
+            .env("PORT", "0");
+        process::run(command, b"", Duration::from_secs(25 * 60))
+    }
+
+    #[track_caller]
+    fn up(&self) {
+        self.run(&["up", "--detach", "--wait"]).ok();
+    }
+
+    /// The container's id.
+    #[track_caller]
+    fn id(&self) -> String {
+        self.run(&["ps", "--all", "--quiet", "warmdock"])
+            .ok()
+            .text()
+    }
+
+    #[track_caller]
+    fn inspect(&self) -> Value {
+        let text = docker::run(&["inspect", &self.id()]).ok().text();
+        let list: Value = serde_json::from_str(&text).unwrap();
+        list[0].clone()
+    }
+
+    /// Where the sample repository is for clients.
+    #[track_caller]
+    fn url(&self) -> String {
+        let address = self.run(&["port", "warmdock", "8080"]).ok().text();
+        assert!(
+            address.starts_with("127.0.0.1:"),
+            "{address}: only for this machine"
+        );
+        format!("http://{address}/git/git.example.test/team/sample.git")
+    }
+
+    /// Clones and compares with the upstream.
+    #[track_caller]
+    fn clone(&self, tip: &str) {
+        let client = Client::new(2);
+        client.clone(&self.url(), "clone", &[]).ok();
+        assert_eq!(
+            client.git_in("clone", &["rev-parse", "HEAD"]).ok().text(),
+            tip
+        );
+    }
+
+    fn logs(&self) -> String {
+        let output = self.run(&["logs", "--no-log-prefix"]);
+        format!("{}{}", output.text(), output.stderr)
+    }
+
+    /// Expects that the container does not come up; gives what it or compose said.
+    #[track_caller]
+    fn refuses(&self) -> String {
+        let failed = self.run(&["up", "--detach", "--wait"]).failed();
+        format!("{}{}", failed.stderr, self.logs())
+    }
+}
+
+impl Drop for Compose {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of compose\n{}", self.logs());
+        }
+        self.run(&["down", "--volumes", "--timeout=0"]);
+    }
+}
+
+fn tip(upstream: &Path) -> String {
+    Repo::at(&upstream.join("team/sample.git")).id("main")
+}
+
+/// A value of `/proc/<pid>/status`.
+#[track_caller]
+fn status(pid: &Value, key: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(":"));
+    line.expect(key)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn serves_locked_down_and_stops_at_once() {
+    let compose = Compose::new("musl");
+    compose.up();
+    compose.clone(&tip(&compose.upstream()));
+
+    let container = compose.inspect();
+    assert_eq!(container["State"]["Health"]["Status"], "healthy");
+    let pid = &container["State"]["Pid"];
+    assert_eq!(status(pid, "Uid"), "65532 65532 65532 65532");
+    assert_eq!(status(pid, "Gid"), "65532 65532 65532 65532");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, set), "0000000000000000", "{set}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    let host = &container["HostConfig"];
+    assert_eq!(host["ReadonlyRootfs"], true);
+    assert_eq!(host["Privileged"], false);
+    for limit in ["Memory", "PidsLimit", "NanoCpus"] {
+        assert!(
+            host[limit].as_i64().unwrap_or_default() > 0,
+            "no limit {limit}"
+        );
+    }
+    for mount in container["Mounts"].as_array().unwrap() {
+        let data = mount["Destination"] == "/var/lib/warmdock";
+        assert_eq!(mount["RW"] == true, data, "{mount}");
+    }
+
+    // The limit is a promise: nobody waits for ten seconds because PID 1 knows no SIGTERM.
+    let begin = Instant::now();
+    docker::run(&["kill", "--signal=TERM", &compose.id()]).ok();
+    let code = docker::run(&["wait", &compose.id()]).ok().text();
+    let elapsed = begin.elapsed();
+    assert_eq!(code, "0");
+    assert!(elapsed < Duration::from_secs(1), "took {elapsed:?} to stop");
+}
+
+#[test]
+fn restarts_with_its_data() {
+    let compose = Compose::new("musl");
+    compose.up();
+    let tip = tip(&compose.upstream());
+    compose.clone(&tip);
+    // The mirror is made beside the first clone.
+    wait_for("the mirror", || {
+        compose.logs().contains("fetched").then_some(())
+    });
+    std::fs::rename(
+        compose.upstream().join("team"),
+        compose.upstream().join("gone"),
+    )
+    .unwrap();
+    compose.run(&["restart"]).ok();
+    compose.up();
+    compose.clone(&tip);
+    // Another container with the same volume.
+    compose.run(&["down"]).ok();
+    compose.up();
+    compose.clone(&tip);
+}
+
+#[test]
+fn refuses_a_configuration_that_is_a_folder() {
+    let compose = Compose::new("musl");
+    std::fs::remove_file(&compose.config).unwrap();
+    std::fs::create_dir(&compose.config).unwrap();
+    let said = compose.refuses();
+    assert!(said.contains("/config/app_config.json"), "{said}");
+    assert!(said.contains("folder"), "{said}");
+    assert_eq!(compose.inspect()["State"]["ExitCode"], 78);
+}
+
+#[test]
+fn refuses_a_configuration_that_is_missing() {
+    let compose = Compose::new("musl");
+    std::fs::remove_file(&compose.config).unwrap();
+    let said = compose.refuses();
+    assert!(said.contains("bind source path does not exist"), "{said}");
+    assert!(said.contains(compose.config.to_str().unwrap()), "{said}");
+    assert!(!compose.config.exists(), "nobody makes a folder of it");
+}
+
+#[test]
+fn refuses_a_configuration_that_is_wrong() {
+    let compose = Compose::new("musl");
+    std::fs::write(&compose.config, r#"{"listen": {"htpp": "0.0.0.0:8080"}}"#).unwrap();
+    let said = compose.refuses();
+    assert!(said.contains("listen"), "{said}");
+    assert!(said.contains("htpp"), "{said}");
+    assert_eq!(compose.inspect()["State"]["ExitCode"], 78);
+}
+
+#[test]
+fn the_debian_image_by_one_variable() {
+    let compose = Compose::new("debian");
+    compose.up();
+    compose.clone(&tip(&compose.upstream()));
+    let container = compose.inspect();
+    assert_eq!(container["Config"]["Image"], "warmdock:debian");
+    assert_eq!(
+        status(&container["State"]["Pid"], "Uid"),
+        "65532 65532 65532 65532"
+    );
+}

@@ -29,7 +29,7 @@ fn build_and_run(project: &Project, dockerfile: &str) -> (Built, String) {
 fn age(project: &Project) {
     let mut touch = Command::new("find");
     touch
-        .arg(&project.root())
+        .arg(project.root())
         .args(["-exec", "touch", "-d", "2001-01-01", "{}", "+"]);
     process::run(touch, b"", Duration::from_secs(10)).ok();
 }

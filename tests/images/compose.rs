@@ -53,6 +53,14 @@ impl Compose {
         self.folder.path().join("upstream")
     }
 
+    /// As in contents.rs: Debian's image is here for its shape.
+    fn profile(&self) -> &'static str {
+        match self.variant {
+            "debian" => "quick",
+            _ => "release",
+        }
+    }
+
     /// Runs `docker compose` for this project.
     #[track_caller]
     fn run(&self, args: &[&str]) -> Output {
@@ -64,6 +72,7 @@ impl Compose {
             .arg(more)
             .args(args)
             .env("VARIANT", self.variant)
+            .env("PROFILE", self.profile())
             .env("CONFIG", &self.config)
             .env("PORT", "0");
         process::run(command, b"", Duration::from_secs(25 * 60))

@@ -7,6 +7,7 @@
 
 mod answer;
 mod breaker;
+mod cargo_lock;
 pub mod counters;
 pub mod door;
 mod download;
@@ -17,6 +18,7 @@ pub mod name;
 mod passing;
 mod range;
 mod upstream;
+mod warm;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::Principal;
 use crate::blobs::{Blobs, Digest};
 use crate::config::{self, Config};
+use crate::git::pool::Pool;
 use crate::http_client::{self, Redirects};
 use crate::storage::Storage;
 use counters::Counters;
@@ -102,6 +105,15 @@ impl Crates {
         let loading = Arc::clone(&crates);
         crates.tasks.spawn_blocking(move || loading.load());
         Ok(crates)
+    }
+
+    /// Keeps the crates of `crates.warm` here, whose lock files may be in mirrors.
+    pub fn keep_warm(self: &Arc<Self>, pool: &Arc<Pool>) {
+        let warming = warm::keep_warm(Arc::clone(self), Arc::clone(pool));
+        let stopping = self.stopping.clone();
+        self.tasks.spawn(async move {
+            stopping.run_until_cancelled(warming).await;
+        });
     }
 
     /// Stops background work, and waits for what is being brought to disk.

@@ -6,6 +6,7 @@ pub mod body;
 pub mod conversation;
 pub mod door;
 pub mod exchange;
+pub mod file_at;
 pub mod mirror;
 pub mod name;
 pub mod objects;

@@ -76,6 +76,7 @@ pub async fn run(
         Pool::start(config.clone(), metrics.clone()).context("the clone pool cannot start")?;
     let crates =
         Crates::start(config.clone(), pool.storage()).context("the crate cache cannot start")?;
+    crates.keep_warm(&pool);
     let app = Arc::new(App {
         config: config.clone(),
         access: Access::new(config.clone()),

@@ -131,6 +131,19 @@ git.upstreams[0].auth | [{"host": "x", "url": "https://x", "auth": "digest"}] | 
 git.upstreams[0].user | [{"host": "x", "url": "https://x", "user": "a:b"}] | another text (not shown, it may be a secret) | a user name of printable ASCII without `:` and spaces
 git.upstreams[0].repos[1] | [{"host": "x", "url": "https://x", "repos": ["a/*", "/b"]}] | "/b" (it begins or ends with `/`, which no repository's name does) | a glob pattern such as "my-org/*"
 git.upstreams[0].token_file | [{"host": "x", "url": "https://x", "token_file": "hunter2"}] | text that is no absolute path (not shown, it may be a secret) | FILE
+listen.public_url | "ssh://x" | a URL of the scheme `ssh` | HTTP
+listen.trusted_proxies[1] | ["::1", "10.0.0.0/99"] | "10.0.0.0/99" | NETWORK
+crates.max_age | "soon" | "soon" | DURATION
+crates.registries[0].name | [{"url": "https://x"}] | nothing | REGISTRY
+crates.registries[0].name | [{"name": "../x", "url": "https://x"}] | "../x" | REGISTRY
+crates.registries[1].name | [{"name": "x", "url": "https://x"}, {"name": "X", "url": "https://y"}] | "x" a second time | each name once
+crates.registries[0].url | [{"name": "corp"}] | nothing | the address of the sparse index, as the name is no public host
+crates.registries[0].url | [{"name": "x", "url": "https://me:hunter2@x"}] | a URL with a user name or password in it (not shown) | HTTP
+crates.registries[0].token_file | [{"name": "crates.io", "token_file": "hunter2"}] | text that is no absolute path (not shown, it may be a secret) | FILE
+crates.warm[0] | ["Cargo.lock"] | text that is no absolute path (not shown, it may be a secret) | LOCK
+crates.warm[0] | [{"path": "x"}] | an object without `git` | LOCK
+crates.warm[0] | [{"git": "github.com/a/b", "path": "../x"}] | the path "../x", which is none below a repository | LOCK
+crates.warm[0] | [{"git": "github.com/a/b"}] | "github.com/a/b" | a repository of git.warm
 access.anonymous | "write" | "write" | one of "read", "none"
 access.anonymous | true | true or false | one of "read", "none"
 access.tokens[0].token_file | [{"name": "ci"}] | nothing | FILE
@@ -145,7 +158,20 @@ limits.request_body | "1 parsec" | "1 parsec" | SIZE
 limits.pack_threads | 5000 | 5000 | a whole number from 0 to 1024
 "#;
 
-const EXPECTED: [(&str, &str); 7] = [
+const EXPECTED: [(&str, &str); 11] = [
+    ("HTTP", "`https://host/path/` or `http://host/path/`"),
+    (
+        "NETWORK",
+        r#"an IP address or a network, such as "10.0.0.0/8" or "::1""#,
+    ),
+    (
+        "REGISTRY",
+        "a name of 1 to 64 letters, digits, `.`, `-` and `_` that does not begin with `.`",
+    ),
+    (
+        "LOCK",
+        r#"the absolute path of a Cargo.lock, or `{"git": "host/path", "path": "Cargo.lock"}`"#,
+    ),
     (
         "ADDRESS",
         r#"an IP address and a port, such as "0.0.0.0:8080" or "[::]:8080""#,

@@ -120,6 +120,15 @@ impl Compose {
         );
     }
 
+    /// How the container ended, once Docker has given up starting it again.
+    #[track_caller]
+    fn exit_code(&self) -> Value {
+        wait_for("the container to stay ended", || {
+            let state = self.inspect()["State"].clone();
+            (state["Status"] == "exited").then(|| state["ExitCode"].clone())
+        })
+    }
+
     fn logs(&self) -> String {
         let output = self.run(&["logs", "--no-log-prefix"]);
         format!("{}{}", output.text(), output.stderr)
@@ -229,7 +238,7 @@ fn refuses_a_configuration_that_is_a_folder() {
     let said = compose.refuses();
     assert!(said.contains("/config/app_config.json"), "{said}");
     assert!(said.contains("folder"), "{said}");
-    assert_eq!(compose.inspect()["State"]["ExitCode"], 78);
+    assert_eq!(compose.exit_code(), 78);
 }
 
 #[test]
@@ -249,7 +258,7 @@ fn refuses_a_configuration_that_is_wrong() {
     let said = compose.refuses();
     assert!(said.contains("listen"), "{said}");
     assert!(said.contains("htpp"), "{said}");
-    assert_eq!(compose.inspect()["State"]["ExitCode"], 78);
+    assert_eq!(compose.exit_code(), 78);
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub fn command(args: &[&str]) -> Command {
     command
         .args(args)
         .current_dir(ROOT)
+        .env("PWD", ROOT)
         // A person's own agent is none of the build's business. File access is the tests' own choice.
         .env_remove("SSH_AUTH_SOCK")
         .env("BUILDX_BAKE_ENTITLEMENTS_FS", "0");

@@ -19,6 +19,7 @@ mod docker;
 mod project;
 
 mod bad_input;
+mod builder;
 mod buildkit;
 mod compose;
 mod contents;

@@ -1,0 +1,77 @@
+//! deploy/compose.builder.yml: a build whose repositories and crates come through the running service.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::docker::{self, ROOT, Tag};
+use crate::project::Project;
+use crate::support::process;
+use crate::support::warmdock::{self, Builder};
+
+const FILES: [(&str, &str); 2] = [("git", "gitconfig"), ("cargo", "cargo_config.toml")];
+
+/// What `client-config` prints for a configuration and an address.
+#[track_caller]
+fn client_config(client: &str, config: &Path, url: &str) -> String {
+    let config = ["--config", config.to_str().unwrap(), "--url", url];
+    let output = warmdock::run(&[&["client-config", client], &config[..]].concat()).ok();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn its_files_are_what_the_service_says() {
+    let config = Path::new(ROOT).join("config/app_config.json");
+    for (client, name) in FILES {
+        let file = Path::new(ROOT).join("deploy/builder").join(name);
+        let said = client_config(client, &config, "http://127.0.0.1:8080");
+        assert_eq!(std::fs::read_to_string(file).unwrap(), said, "{name}");
+    }
+}
+
+#[test]
+fn crates_come_through_the_service() {
+    let service = Builder::of(json!({
+        "listen": { "http": "127.0.0.1:0" },
+        "git": { "upstreams": [] },
+        "crates": { "registries": [{ "name": "crates.io" }] },
+    }))
+    .start();
+    let project = Project::hello("hello-builder");
+    let url = format!("http://{}", service.address());
+    let mut secrets = json!({});
+    for (client, name) in FILES {
+        let file = project.beside(name);
+        std::fs::write(&file, client_config(client, &service.config_file(), &url)).unwrap();
+        secrets[name.trim_end_matches(".toml")] = json!({ "file": file });
+    }
+    // The service that runs has another port than the files in the checkout say.
+    let more = project.beside("port.json");
+    std::fs::write(&more, json!({ "secrets": secrets }).to_string()).unwrap();
+    // Nothing may be left from other builds.
+    docker::prune(
+        &docker::cache_mounts("cargo-home")
+            .iter()
+            .collect::<Vec<_>>(),
+    );
+    let tag = Tag(format!("{}:built-through-warmdock", project.name));
+    let mut command = docker::command(&["compose", "--progress=plain"]);
+    command
+        .args([
+            "--file=docker-compose.yml",
+            "--file=deploy/compose.builder.yml",
+        ])
+        .arg("--file")
+        .arg(&more)
+        .args(["build", "builder"])
+        .env("SERVICE", project.root())
+        .env("PACKAGE", &project.name);
+    // Whatever was built before: these manifests were not.
+    let manifest = project.read("Cargo.toml");
+    project.write("Cargo.toml", &format!("{manifest}\n# {url}\n"));
+    process::run(command, b"", Duration::from_secs(600)).ok();
+    assert_eq!(project.run(&tag.0), "hello 41");
+    let sent = service.metric(|sample| sample.starts_with("warmdock_crates_answers"));
+    assert!(sent > 0.0, "nobody asked: {}", service.metrics());
+}

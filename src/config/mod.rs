@@ -8,6 +8,7 @@
 //!
 //! Behind this edge there are no strings to parse again.
 
+mod duplicate;
 pub mod environment;
 pub mod file;
 pub mod given;

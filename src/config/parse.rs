@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
+use super::duplicate::duplicate;
 use super::file::ConfigFile;
 use super::given::kind_of;
 use super::problem::{Problems, quote};
@@ -42,12 +43,8 @@ pub fn parse(text: &[u8]) -> Parsed {
             problems,
         };
     }
-    // Only the text still has a key twice, the value has the last one.
-    if let Err(error) = read(&mut serde_json::Deserializer::from_slice(text))
-        && let Some(key) = error.inner().to_string().strip_prefix("duplicate field ")
-    {
-        let key = key.split('`').nth(1).unwrap_or(key);
-        problems.add(join(error.path(), key), "the key twice", "it once");
+    if let Some(key) = duplicate(text) {
+        problems.add(key, "the key twice", "it once");
     }
     for key in SECTIONS {
         take_out_lists(&mut value, key, &mut problems);
@@ -118,9 +115,7 @@ fn take_out_lists(value: &mut Value, pointer: &str, problems: &mut Problems) {
     }
 }
 
-fn read<'de, D: serde::Deserializer<'de>>(
-    source: D,
-) -> Result<ConfigFile, serde_path_to_error::Error<D::Error>> {
+fn read(source: &Value) -> Result<ConfigFile, serde_path_to_error::Error<serde_json::Error>> {
     let mut track = serde_path_to_error::Track::new();
     ConfigFile::deserialize(serde_path_to_error::Deserializer::new(source, &mut track))
         .map_err(|error| serde_path_to_error::Error::new(track.path(), error))
@@ -140,14 +135,6 @@ fn expected(message: &str) -> String {
         Some((_, allowed)) if allowed.starts_with("struct ") => "an object".into(),
         Some((_, allowed)) => allowed.into(),
         None => quote(message),
-    }
-}
-
-fn join(path: &Path, key: &str) -> String {
-    match path.to_string().as_str() {
-        "." => key.into(),
-        path if path == key || path.ends_with(&format!(".{key}")) => path.into(),
-        path => format!("{path}.{key}"),
     }
 }
 

@@ -32,7 +32,8 @@ pub(super) fn fetch(
 }
 
 fn fetch_over(
-    transport: &mut impl Transport,
+    // Behind a pointer, or gix's client would be in the binary once for each.
+    mut transport: &mut dyn Transport,
     namespaces: &[String],
     job: FetchJob<'_>,
 ) -> Result<Fetched, UpstreamError> {
@@ -98,7 +99,7 @@ fn fetch_over(
         stop,
         gix_protocol::fetch::Context {
             handshake: &mut handshake,
-            transport: &mut *transport,
+            transport: &mut transport,
             user_agent: agent,
             trace_packetlines: false,
         },

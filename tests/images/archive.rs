@@ -25,6 +25,8 @@ pub struct Image {
     pub files: BTreeMap<String, File>,
     /// Bytes of all layers as they are pulled.
     pub compressed: u64,
+    /// Bytes of files that a later layer replaces: pulled, and never seen.
+    overwritten: u64,
 }
 
 #[derive(Clone)]
@@ -121,9 +123,10 @@ impl Archive {
         };
         let layers = manifest["layers"].as_array().unwrap();
         let mut files = BTreeMap::new();
+        let mut overwritten = 0;
         for (number, layer) in layers.iter().enumerate() {
             let blob = self.blob(layer["digest"].as_str().unwrap());
-            add_layer(&mut files, number, unpacked(blob));
+            overwritten += add_layer(&mut files, number, unpacked(blob));
         }
         Image {
             digest: digest.clone(),
@@ -134,6 +137,7 @@ impl Archive {
                 .map(|layer| layer["size"].as_u64().unwrap())
                 .sum(),
             files,
+            overwritten,
         }
     }
 
@@ -157,7 +161,9 @@ fn unpacked(blob: &[u8]) -> Box<dyn Read + '_> {
     }
 }
 
-fn add_layer(files: &mut BTreeMap<String, File>, layer: usize, tar: impl Read) {
+/// Adds what is in a layer; gives the bytes of files that it replaces.
+fn add_layer(files: &mut BTreeMap<String, File>, layer: usize, tar: impl Read) -> u64 {
+    let mut overwritten = 0;
     let mut archive = tar::Archive::new(tar);
     for entry in archive.entries().unwrap() {
         let mut entry = entry.unwrap();
@@ -182,8 +188,10 @@ fn add_layer(files: &mut BTreeMap<String, File>, layer: usize, tar: impl Read) {
             layer,
         };
         entry.read_to_end(&mut file.content).unwrap();
-        files.insert(name.to_owned(), file);
+        let before = files.insert(name.to_owned(), file);
+        overwritten += before.map_or(0, |file| file.content.len() as u64);
     }
+    overwritten
 }
 
 impl Image {
@@ -197,6 +205,12 @@ impl Image {
                     self.files.keys().take(40).collect::<Vec<_>>()
                 )
             })
+    }
+
+    /// The part of all bytes in layers that is seen in the end.
+    pub fn efficiency(&self) -> f64 {
+        let seen = self.unpacked();
+        seen as f64 / (seen + self.overwritten) as f64
     }
 
     /// Bytes of all files.

@@ -30,6 +30,7 @@
 pub mod access;
 pub mod app;
 pub mod blobs;
+pub mod breaker;
 pub mod buffers;
 pub mod cli;
 pub mod client_config;

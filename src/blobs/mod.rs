@@ -13,6 +13,7 @@ mod evict;
 mod kept;
 mod load;
 mod reader;
+mod second_tier;
 mod writer;
 
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ use crate::storage::{Evict, Part, Reservation, Storage};
 pub use digest::{Digest, Hasher};
 pub use kept::Kept;
 pub use reader::{BlobReader, ReadError};
+pub use second_tier::{SecondTier, Waiting};
 pub use writer::{BlobWriter, Coming, Failed};
 
 /// Files that are open without being read, so that the next reader need not open them. Well below the 1024 files that
@@ -276,7 +278,8 @@ impl Blobs {
         }
     }
 
-    fn path(&self, id: &BlobId) -> PathBuf {
+    /// Where the blob lies when it is kept.
+    pub fn path(&self, id: &BlobId) -> PathBuf {
         let name = id.digest.to_string();
         self.root.join(&*id.space).join(&name[..2]).join(name)
     }

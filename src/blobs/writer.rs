@@ -157,6 +157,11 @@ impl BlobWriter {
         (writer, coming)
     }
 
+    /// What is written.
+    pub fn id(&self) -> &BlobId {
+        &self.id
+    }
+
     /// Bytes so far.
     pub fn written(&self) -> u64 {
         self.written

@@ -80,6 +80,42 @@ pub struct TlsFile {
 pub struct StorageFile {
     /// Bytes that are never passed; what was not used for longest goes first.
     pub max_size: Given<Size>,
+    /// A bucket that several warmdocks share. Without it each has its own files only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3File>,
+}
+
+/// A bucket of any service that speaks S3.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3File {
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<Given<String>>,
+    /// Where the service is. Without it, at AWS in the region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Given<HttpUrl>>,
+    #[serde(default = "default_region")]
+    pub region: Given<String>,
+    /// What the names of all objects begin with.
+    #[serde(default = "default_prefix")]
+    pub prefix: Given<String>,
+    /// File with the id of the access key.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_file: Option<Given<AbsolutePath>>,
+    /// File with the secret access key.
+    #[schemars(required)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_key_file: Option<Given<AbsolutePath>>,
+}
+
+fn default_region() -> Given<String> {
+    Given::text("us-east-1")
+}
+
+fn default_prefix() -> Given<String> {
+    Given::text("warmdock")
 }
 
 /// The clone pool.
@@ -323,6 +359,7 @@ impl Default for StorageFile {
     fn default() -> Self {
         Self {
             max_size: Given::text("50GiB"),
+            s3: None,
         }
     }
 }

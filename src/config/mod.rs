@@ -110,6 +110,30 @@ pub struct Storage {
     /// Bytes on disk that are never passed.
     #[serde(serialize_with = "units::write_size")]
     pub max_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3>,
+}
+
+/// A bucket that several warmdocks share.
+#[derive(Debug, Clone, Serialize)]
+pub struct S3 {
+    pub bucket: String,
+    /// `http` or `https`; `None` is AWS.
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "units::write_optional_url"
+    )]
+    pub endpoint: Option<url::Url>,
+    pub region: String,
+    pub prefix: String,
+    pub access_key_file: PathBuf,
+    /// What stood in `access_key_file`.
+    #[serde(skip)]
+    pub access_key: Secret,
+    pub secret_key_file: PathBuf,
+    /// What stood in `secret_key_file`.
+    #[serde(skip)]
+    pub secret_key: Secret,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -74,11 +74,12 @@ pub fn parse(text: &[u8]) -> Parsed {
 }
 
 /// Where objects stand. Serde would take a list for one, its items for the values in order.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "/listen",
     "/listen/tls",
     "/listen/ssh",
     "/storage",
+    "/storage/s3",
     "/git",
     "/git/upstreams/*",
     "/crates",

@@ -85,6 +85,18 @@ impl Crates {
     }
 
     async fn fetched(&self, registry: &Registry, file: &CrateFile, mut writer: BlobWriter) {
+        let id = writer.id().clone();
+        if let Some(bytes) = self.second_tier.read(&id).await {
+            let written = on_disk(move || {
+                writer.expect(bytes.len() as u64)?;
+                writer.write(&bytes)?;
+                writer.finish()
+            });
+            if let Err(why) = written.await.and_then(|end| end) {
+                tracing::error!(crate = %file.name, version = %file.version, error = %why, "a crate cannot be kept");
+            }
+            return;
+        }
         let mut tries = TRIES;
         let result = loop {
             tries -= 1;
@@ -106,7 +118,10 @@ impl Crates {
                 }
             }
         };
-        let Err(why) = result else { return };
+        let Err(why) = result else {
+            let path = self.blobs.path(&id);
+            return self.second_tier.offer(id, path);
+        };
         if matches!(why, Failed::Wrong(_)) {
             self.counters.mismatch();
         }

@@ -16,12 +16,12 @@ use reqwest::header::{
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::breaker::Breaker;
 use super::counters::From;
 use super::entries::Entries;
 use super::entry::{Entry, MOST_BYTES, Received};
 use super::name::CrateName;
 use super::upstream::{Trouble, Upstream, failed};
+use crate::breaker::Breaker;
 use crate::config::WhenUpstreamFails;
 
 /// Who may get an old entry waits no longer than this for a new one; the question goes on.

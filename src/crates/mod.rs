@@ -6,7 +6,6 @@
 //! ```
 
 mod answer;
-mod breaker;
 mod cargo_lock;
 pub mod counters;
 pub mod door;
@@ -29,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Principal;
-use crate::blobs::{Blobs, Digest};
+use crate::blobs::{Blobs, Digest, SecondTier};
 use crate::config::{self, Config};
 use crate::git::pool::Pool;
 use crate::http_client::{self, Redirects};
@@ -47,6 +46,8 @@ pub struct Crates {
     config: watch::Receiver<Arc<Config>>,
     storage: Arc<Storage>,
     blobs: Arc<Blobs>,
+    /// The bucket behind it, if there is one.
+    pub second_tier: Arc<SecondTier>,
     pub counters: Counters,
     root: PathBuf,
     /// Made when they are first used, and anew after a reload.
@@ -89,12 +90,14 @@ impl Crates {
     ) -> anyhow::Result<Arc<Self>> {
         let current = config.borrow().clone();
         let blobs = Blobs::open(current.data_dir.join("blobs"), Arc::clone(storage))?;
+        let (second_tier, waiting) = SecondTier::new(config.clone());
         let crates = Arc::new(Self {
             registries: Mutex::new((Arc::clone(&current), HashMap::new())),
             root: current.data_dir.join("crates"),
             config,
             storage: Arc::clone(storage),
             blobs,
+            second_tier: Arc::clone(&second_tier),
             counters: Counters::new(),
             indexes: Mutex::default(),
             client: tokio::sync::OnceCell::new(),
@@ -104,6 +107,12 @@ impl Crates {
         });
         let loading = Arc::clone(&crates);
         crates.tasks.spawn_blocking(move || loading.load());
+        let stopping = crates.stopping.clone();
+        crates.tasks.spawn(async move {
+            stopping
+                .run_until_cancelled(second_tier.write_behind(waiting))
+                .await;
+        });
         Ok(crates)
     }
 

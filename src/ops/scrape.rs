@@ -72,6 +72,7 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<
         crates: &|registry| {
             app.crates.counters.register(registry);
             app.crates.blobs().register(registry);
+            app.crates.second_tier.register(registry);
         },
         failing_registries: app.crates.failing(),
         storage_limit: app.config().storage.max_size,

@@ -5,6 +5,7 @@ mod crates;
 mod git;
 mod limits;
 mod ssh;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +23,7 @@ use super::problem::{Problems, quote};
 use super::reader::Reader;
 use super::secret::Secret;
 use super::units::{Size, Span};
-use super::{Config, Listen, Storage, Tls};
+use super::{Config, Listen, Tls};
 
 /// Checks everything and reads the files that are named.
 ///
@@ -56,7 +57,7 @@ impl Validator<'_> {
     fn config(&mut self, file: &ConfigFile) -> Option<Config> {
         let listen = self.listen(&file.listen);
         let data_dir = self.data_dir(file.data_dir.as_ref());
-        let max_size = self.size("storage.max_size", &file.storage.max_size);
+        let storage = self.storage(&file.storage);
         let git = self.git(&file.git);
         let crates = self.crates(&file.crates, git.as_ref());
         let access = self.access(&file.access, git.as_ref());
@@ -64,9 +65,7 @@ impl Validator<'_> {
         Some(Config {
             listen: listen?,
             data_dir: data_dir?,
-            storage: Storage {
-                max_size: max_size?,
-            },
+            storage: storage?,
             git: git?,
             crates: crates?,
             access: access?,

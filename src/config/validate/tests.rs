@@ -337,6 +337,46 @@ fn upstream_tokens() {
 }
 
 #[test]
+fn a_bucket_needs_a_name_and_keys() {
+    let folder = Folder::new();
+    let (id, secret) = (
+        folder.file("id", "hunter1"),
+        folder.file("secret", "hunter2"),
+    );
+    let text = |bucket: &str| {
+        format!(
+            r#"{{"storage": {{"s3": {{"bucket": {bucket:?}, "access_key_file": {id}, "secret_key_file": {secret}}}}}}}"#
+        )
+    };
+    let config = config(&text("warm")).unwrap();
+    let s3 = config.storage.s3.as_ref().unwrap();
+    assert_eq!(
+        (s3.region.as_str(), s3.prefix.as_str()),
+        ("us-east-1", "warmdock")
+    );
+    assert_eq!(s3.secret_key.expose(), b"hunter2");
+    assert!(!config.to_json().contains("hunter"));
+    assert_eq!(
+        problem(&text("a/b")),
+        "storage.s3.bucket: found \"a/b\"; expected letters, digits, `.`, `-` and `_`"
+    );
+    let problems = super::super::Config::parse(r#"{"storage": {"s3": {}}}"#, &environment());
+    let keys: Vec<_> = problems
+        .unwrap_err()
+        .iter()
+        .map(|problem| problem.key.clone())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "storage.s3.bucket",
+            "storage.s3.access_key_file",
+            "storage.s3.secret_key_file"
+        ]
+    );
+}
+
+#[test]
 fn data_dir_is_no_file() {
     let folder = Folder::new();
     let file = folder.file("file", "");

@@ -1,14 +1,14 @@
-//! A registry that fails is left alone for a while, so that builds do not wait for it one by one.
+//! An upstream that fails is left alone for a while, so that builds do not wait for it one by one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Failures in a row that open the breaker. One may be chance.
 const FAILURES: u32 = 2;
-/// How long nobody asks then. Short: when the registry is back, what is new there should be seen.
+/// How long nobody asks then. Short: when the upstream is back, what is new there should be seen.
 const PAUSE: Duration = Duration::from_secs(15);
 
-/// Whether a registry is asked at all, where there is something to serve without it.
+/// Whether an upstream is asked at all, where there is something to serve without it.
 #[derive(Default)]
 pub struct Breaker(Mutex<State>);
 
@@ -20,7 +20,7 @@ struct State {
 }
 
 impl Breaker {
-    /// Whether the registry may be asked. After a pause one may try, and the others go on waiting for what he learns.
+    /// Whether the upstream may be asked. After a pause one may try, and the others go on waiting for what he learns.
     pub fn allows(&self) -> bool {
         self.allows_at(Instant::now())
     }
@@ -42,7 +42,7 @@ impl Breaker {
         self.state().until.is_some()
     }
 
-    /// The registry answered. Returns whether the breaker was open until now.
+    /// The upstream answered. Returns whether the breaker was open until now.
     pub fn succeeded(&self) -> bool {
         std::mem::take(&mut *self.state()).until.is_some()
     }

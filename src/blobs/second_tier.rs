@@ -1,0 +1,265 @@
+//! A bucket behind the store, which several warmdocks share: read before a registry is asked, and written behind.
+//! Whatever is wrong with it, builds go on as if it were not there.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::client::{ClientOptions, HttpClient, HttpConnector};
+use object_store::path::Path;
+use object_store::{ObjectStoreExt, RetryConfig};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::{BlobId, Digest};
+use crate::breaker::Breaker;
+use crate::config::{Config, S3};
+use crate::http_client::{self, Redirects};
+
+/// What is larger stays here alone: it is held in memory while it is checked.
+const LARGEST: u64 = 32 << 20;
+/// Files that wait to be written. More are not written: the next warmdock asks the registry.
+const MOST_WAITING: usize = 1024;
+/// For one file. A bucket that takes longer is no gain.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub struct SecondTier {
+    config: watch::Receiver<Arc<Config>>,
+    /// Made when it is first used, and anew after a reload.
+    bucket: Mutex<(Arc<Config>, Option<Arc<Bucket>>)>,
+    breaker: Breaker,
+    waiting: mpsc::Sender<(BlobId, std::path::PathBuf)>,
+    results: Family<ResultLabel, Counter>,
+}
+
+struct Bucket {
+    store: AmazonS3,
+    prefix: String,
+}
+
+/// Files to write, for [`SecondTier::write_behind`].
+pub type Waiting = mpsc::Receiver<(BlobId, std::path::PathBuf)>;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+impl SecondTier {
+    pub fn new(config: watch::Receiver<Arc<Config>>) -> (Arc<Self>, Waiting) {
+        let (sender, receiver) = mpsc::channel(MOST_WAITING);
+        let current = config.borrow().clone();
+        let bucket = bucket_of(&current);
+        let tier = Self {
+            config,
+            bucket: Mutex::new((current, bucket)),
+            breaker: Breaker::default(),
+            waiting: sender,
+            results: Family::default(),
+        };
+        for result in ["hit", "miss", "written", "failed", "dropped"] {
+            drop(tier.results.get_or_create(&ResultLabel { result }));
+        }
+        (Arc::new(tier), receiver)
+    }
+
+    /// Names what is counted here.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "second_tier_files",
+            "Files read from and written to storage.s3, by result",
+            self.results.clone(),
+        );
+    }
+
+    /// The file, if the bucket has it and it is right.
+    pub async fn read(&self, id: &BlobId) -> Option<Bytes> {
+        let bucket = self.bucket()?;
+        if !self.breaker.allows() {
+            return None;
+        }
+        let reading = async {
+            let found = bucket.store.get(&bucket.path(id)).await?;
+            if found.meta.size > LARGEST {
+                return Ok(None);
+            }
+            found.bytes().await.map(Some)
+        };
+        let result = match timeout(PATIENCE, reading).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(object_store::Error::NotFound { .. })) => Ok(None),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("it takes too long".into()),
+        };
+        match result {
+            Ok(None) => {
+                self.breaker.succeeded();
+                self.count("miss");
+                None
+            }
+            Ok(Some(bytes)) => {
+                self.breaker.succeeded();
+                let (bytes, digest) = tokio::task::spawn_blocking(move || {
+                    let digest = Digest::of(&bytes);
+                    (bytes, digest)
+                })
+                .await
+                .ok()?;
+                // SECURITY: nothing is believed because it lies in the bucket.
+                if digest != id.digest {
+                    self.failed("read", id, "a file in it does not fit its checksum");
+                    return None;
+                }
+                self.count("hit");
+                Some(bytes)
+            }
+            Err(error) => {
+                self.breaker.failed();
+                self.failed("read", id, &error);
+                None
+            }
+        }
+    }
+
+    /// Has a file written that is kept at `path`, when there is time.
+    pub fn offer(&self, id: BlobId, path: std::path::PathBuf) {
+        if self.bucket().is_some() && self.waiting.try_send((id, path)).is_err() {
+            self.count("dropped");
+        }
+    }
+
+    /// Writes what was offered, one after the other. Never ends.
+    pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting) {
+        while let Some((id, path)) = waiting.recv().await {
+            let Some(bucket) = self.bucket() else {
+                continue;
+            };
+            if !self.breaker.allows() {
+                self.count("dropped");
+                continue;
+            }
+            match timeout(PATIENCE, write(&bucket, &id, path)).await {
+                Ok(Ok(true)) => {
+                    self.breaker.succeeded();
+                    self.count("written");
+                }
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    self.breaker.failed();
+                    self.failed("written", &id, &format!("{error:#}"));
+                }
+                Err(_) => {
+                    self.breaker.failed();
+                    self.failed("written", &id, "it takes too long");
+                }
+            }
+        }
+    }
+
+    fn bucket(&self) -> Option<Arc<Bucket>> {
+        let config = self.config.borrow().clone();
+        let mut kept = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&kept.0, &config) {
+            let bucket = bucket_of(&config);
+            *kept = (config, bucket);
+        }
+        kept.1.clone()
+    }
+
+    fn count(&self, result: &'static str) {
+        self.results.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    fn failed(&self, what: &str, id: &BlobId, error: &str) {
+        self.count("failed");
+        tracing::warn!(blob = %id.digest, error, "storage.s3: a file could not be {what}; builds go on without it");
+    }
+}
+
+/// Returns whether it was written: it may be evicted already, or be too large.
+async fn write(bucket: &Bucket, id: &BlobId, path: std::path::PathBuf) -> anyhow::Result<bool> {
+    let digest = id.digest;
+    let read = tokio::task::spawn_blocking(move || {
+        let size = path.metadata()?.len();
+        let content = (size <= LARGEST)
+            .then(|| std::fs::read(&path))
+            .transpose()?;
+        std::io::Result::Ok(content.filter(|content| Digest::of(content) == digest))
+    });
+    let content = match read.await? {
+        Ok(Some(content)) => content,
+        Ok(None) => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    bucket.store.put(&bucket.path(id), content.into()).await?;
+    Ok(true)
+}
+
+impl Bucket {
+    fn new(s3: &S3) -> anyhow::Result<Self> {
+        let text = |secret: &crate::config::secret::Secret| {
+            String::from_utf8(secret.expose().to_vec()).context("expected ASCII in the keys")
+        };
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(&s3.bucket)
+            .with_region(&s3.region)
+            .with_access_key_id(text(&s3.access_key)?)
+            .with_secret_access_key(text(&s3.secret_key)?)
+            // Builds do not wait for it.
+            .with_retry(RetryConfig {
+                max_retries: 1,
+                ..RetryConfig::default()
+            })
+            .with_http_connector(OurClient);
+        if let Some(endpoint) = &s3.endpoint {
+            builder = builder
+                .with_endpoint(endpoint.as_str().trim_end_matches('/'))
+                .with_allow_http(endpoint.scheme() == "http");
+        }
+        Ok(Self {
+            store: builder.build()?,
+            prefix: s3.prefix.clone(),
+        })
+    }
+
+    fn path(&self, id: &BlobId) -> Path {
+        let name = id.digest.to_string();
+        let prefix = self.prefix.split('/').filter(|part| !part.is_empty());
+        let parts = prefix.chain([&*id.space, &name[..2], &name]);
+        Path::from_iter(parts)
+    }
+}
+
+/// The HTTP client that everything else uses as well.
+#[derive(Debug)]
+struct OurClient;
+
+impl HttpConnector for OurClient {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = http_client::client(Redirects::SameOrigin);
+        let client = client.map_err(|error| object_store::Error::Generic {
+            store: "S3",
+            source: error.into(),
+        })?;
+        Ok(HttpClient::new(client))
+    }
+}
+
+fn bucket_of(config: &Config) -> Option<Arc<Bucket>> {
+    let s3 = config.storage.s3.as_ref()?;
+    match Bucket::new(s3) {
+        Ok(bucket) => Some(Arc::new(bucket)),
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "storage.s3 cannot be used");
+            None
+        }
+    }
+}

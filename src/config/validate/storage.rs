@@ -1,0 +1,69 @@
+//! The section `storage`.
+
+use super::Validator;
+use crate::config::file::{S3File, StorageFile};
+use crate::config::given::{AbsolutePath, Given, Written};
+use crate::config::problem::quote;
+use crate::config::{S3, Storage};
+
+impl Validator<'_> {
+    pub(super) fn storage(&mut self, file: &StorageFile) -> Option<Storage> {
+        let max_size = self.size("storage.max_size", &file.max_size);
+        let s3 = match &file.s3 {
+            Some(file) => self.s3(file).map(Some),
+            None => Some(None),
+        };
+        Some(Storage {
+            max_size: max_size?,
+            s3: s3?,
+        })
+    }
+
+    fn s3(&mut self, file: &S3File) -> Option<S3> {
+        let bucket = self.required("storage.s3.bucket", file.bucket.as_ref());
+        let bucket = bucket.and_then(|name| self.s3_word("storage.s3.bucket", name, false));
+        let endpoint = match &file.endpoint {
+            Some(given) => self.read("storage.s3.endpoint", given).map(Some),
+            None => Some(None),
+        };
+        let region = self.read("storage.s3.region", &file.region);
+        let region = region.and_then(|name| self.s3_word("storage.s3.region", name, false));
+        let prefix = self.read("storage.s3.prefix", &file.prefix);
+        let prefix = prefix.and_then(|name| self.s3_word("storage.s3.prefix", name, true));
+        let access = self.s3_key("storage.s3.access_key_file", file.access_key_file.as_ref());
+        let secret = self.s3_key("storage.s3.secret_key_file", file.secret_key_file.as_ref());
+        let (access_key_file, access_key) = access?;
+        let (secret_key_file, secret_key) = secret?;
+        Some(S3 {
+            bucket: bucket?,
+            endpoint: endpoint?.map(|url| url.0),
+            region: region?,
+            prefix: prefix?,
+            access_key_file,
+            access_key,
+            secret_key_file,
+            secret_key,
+        })
+    }
+
+    fn s3_key(
+        &mut self,
+        key: &str,
+        given: Option<&Given<AbsolutePath>>,
+    ) -> Option<(std::path::PathBuf, crate::config::secret::Secret)> {
+        match given {
+            Some(given) => self.secret(key, given),
+            None => self.missing(key, &AbsolutePath::expected()),
+        }
+    }
+
+    fn s3_word(&mut self, key: &str, word: String, is_path: bool) -> Option<String> {
+        let right = |byte: u8| {
+            byte.is_ascii_alphanumeric() || b".-_".contains(&byte) || is_path && byte == b'/'
+        };
+        if word.is_empty() && !is_path || !word.bytes().all(right) || word.contains("..") {
+            return self.wrong(key, quote(&word), "letters, digits, `.`, `-` and `_`");
+        }
+        Some(word)
+    }
+}

@@ -1,0 +1,179 @@
+//! The second tier, on a server that really speaks S3 and checks signatures: s3s-fs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::crates_cache::over;
+use crate::support::registry::{Fault, Of, Published, Registry, noise};
+use crate::support::warmdock::files_below;
+use crate::support::{Warmdock, http, wait_for};
+
+/// An S3 server with the bucket `warm`, until dropped.
+struct S3 {
+    child: Child,
+    folder: tempfile::TempDir,
+    port: u16,
+}
+
+impl S3 {
+    fn start() -> Self {
+        let folder = crate::support::temporary_folder();
+        std::fs::create_dir(folder.path().join("warm")).unwrap();
+        // It cannot tell which port it got.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let child = run(folder.path(), port);
+        let s3 = Self {
+            child,
+            folder,
+            port,
+        };
+        s3.wait();
+        s3
+    }
+
+    fn wait(&self) {
+        wait_for("the S3 server", || {
+            std::net::TcpStream::connect(("127.0.0.1", self.port)).ok()
+        });
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn start_again(&mut self) {
+        self.child = run(self.folder.path(), self.port);
+        self.wait();
+    }
+
+    /// The file of an object.
+    fn object(&self, file: &Published) -> Option<PathBuf> {
+        let all = files_below(&self.folder.path().join("warm"));
+        all.into_iter().find(|path| path.ends_with(&file.checksum))
+    }
+
+    #[track_caller]
+    fn wait_object(&self, file: &Published) -> PathBuf {
+        wait_for("the object in the bucket", || {
+            let path = self.object(file)?;
+            (path.metadata().ok()?.len() == file.bytes.len() as u64).then_some(path)
+        })
+    }
+
+    fn config(&self, secret: &str) -> Value {
+        let key = |name: &str, content: &str| {
+            let path = self.folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        json!({
+            "bucket": "warm", "endpoint": format!("http://127.0.0.1:{}", self.port), "prefix": "team/dock",
+            "access_key_file": key("access", "access-id"), "secret_key_file": key(secret, secret),
+        })
+    }
+
+    fn warmdock(&self, registry: &Registry) -> Warmdock {
+        over(registry)
+            .set("/storage", json!({ "s3": self.config("secret-3f7a") }))
+            .start()
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(folder: &Path, port: u16) -> Child {
+    let mut command = Command::new("s3s-fs");
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+    command.args(["--access-key", "access-id", "--secret-key", "secret-3f7a"]);
+    command
+        .arg(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().expect("s3s-fs starts")
+}
+
+#[track_caller]
+fn is_whole(warmdock: &Warmdock, file: &Published) {
+    let response = http::get(warmdock.address(), &format!("/crates/corp/{}", file.path()));
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert!(response.complete && response.body == file.bytes);
+}
+
+fn counted(warmdock: &Warmdock, result: &str) -> f64 {
+    let name = format!("warmdock_second_tier_files_total{{result=\"{result}\"}}");
+    warmdock.metric(|found| found == name)
+}
+
+#[test]
+fn what_one_has_fetched_the_others_have() {
+    let registry = Registry::start();
+    let file = registry.publish_bytes("big", "1.0.0", &[], noise(1_000_000, 1));
+    let s3 = S3::start();
+    let first = s3.warmdock(&registry);
+    is_whole(&first, &file);
+    let object = s3.wait_object(&file);
+    let shown = object.to_string_lossy().into_owned();
+    assert!(shown.contains("/warm/team/dock/corp-"), "{shown}");
+    wait_for("the count", || {
+        (counted(&first, "written") == 1.0).then_some(())
+    });
+    registry.fail(Of::Files, Fault::CutOff);
+    let second = s3.warmdock(&registry);
+    is_whole(&second, &file);
+    assert_eq!(
+        (counted(&first, "miss"), counted(&second, "hit")),
+        (1.0, 1.0)
+    );
+    for text in [first.log(), second.log(), second.metrics()] {
+        assert!(!text.contains("secret-3f7a") && !text.contains("access-id"));
+    }
+}
+
+#[test]
+fn its_failure_fails_no_build() {
+    let registry = Registry::start();
+    let publish = |number: u64| {
+        registry.publish_bytes("big", &format!("1.0.{number}"), &[], noise(100_000, number))
+    };
+    let mut s3 = S3::start();
+    let first = s3.warmdock(&registry);
+    let damaged = publish(0);
+    is_whole(&first, &damaged);
+    // What somebody damaged in the bucket is not believed.
+    let object = s3.wait_object(&damaged);
+    let mut bytes = damaged.bytes.clone();
+    bytes[50_000] ^= 1;
+    std::fs::write(object, bytes).unwrap();
+    let second = s3.warmdock(&registry);
+    is_whole(&second, &damaged);
+    assert_eq!(registry.asked_for("/files/big/1.0.0"), 2);
+    // It is away.
+    s3.stop();
+    for number in 1..5 {
+        is_whole(&second, &publish(number));
+    }
+    assert!(counted(&second, "failed") > 0.0);
+    // Keys that are wrong.
+    s3.start_again();
+    let third = over(&registry)
+        .set("/storage", json!({ "s3": s3.config("wrong") }))
+        .start();
+    let file = publish(9);
+    is_whole(&third, &file);
+    third.wait_log("the reason", |event| {
+        event["message"]
+            .as_str()
+            .is_some_and(|message| message.contains("storage.s3"))
+    });
+    assert!(s3.object(&file).is_none());
+}

@@ -8,6 +8,8 @@
 //!
 //! Files lie in `<root>/<space>/<first two digits>/<SHA-256 in hex>` and hold the content and nothing else.
 
+#[cfg_attr(not(feature = "s3"), path = "no_bucket.rs")]
+mod bucket;
 mod digest;
 mod evict;
 mod kept;

@@ -4,12 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context as _;
 use bytes::Bytes;
-use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::client::{ClientOptions, HttpClient, HttpConnector};
-use object_store::path::Path;
-use object_store::{ObjectStoreExt, RetryConfig};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,10 +12,10 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::bucket::Bucket;
 use super::{BlobId, Digest};
 use crate::breaker::Breaker;
-use crate::config::{Config, S3};
-use crate::http_client::{self, Redirects};
+use crate::config::Config;
 
 /// What is larger stays here alone: it is held in memory while it is checked.
 const LARGEST: u64 = 32 << 20;
@@ -37,11 +32,6 @@ pub struct SecondTier {
     breaker: Breaker,
     waiting: mpsc::Sender<(BlobId, std::path::PathBuf)>,
     results: Family<ResultLabel, Counter>,
-}
-
-struct Bucket {
-    store: AmazonS3,
-    prefix: String,
 }
 
 /// Files to write, for [`SecondTier::write_behind`].
@@ -85,17 +75,9 @@ impl SecondTier {
         if !self.breaker.allows() {
             return None;
         }
-        let reading = async {
-            let found = bucket.store.get(&bucket.path(id)).await?;
-            if found.meta.size > LARGEST {
-                return Ok(None);
-            }
-            found.bytes().await.map(Some)
-        };
-        let result = match timeout(PATIENCE, reading).await {
+        let result = match timeout(PATIENCE, bucket.get(id, LARGEST)).await {
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(object_store::Error::NotFound { .. })) => Ok(None),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(format!("{error:#}")),
             Err(_) => Err("it takes too long".into()),
         };
         match result {
@@ -199,58 +181,8 @@ async fn write(bucket: &Bucket, id: &BlobId, path: std::path::PathBuf) -> anyhow
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    bucket.store.put(&bucket.path(id), content.into()).await?;
+    bucket.put(id, content).await?;
     Ok(true)
-}
-
-impl Bucket {
-    fn new(s3: &S3) -> anyhow::Result<Self> {
-        let text = |secret: &crate::config::secret::Secret| {
-            String::from_utf8(secret.expose().to_vec()).context("expected ASCII in the keys")
-        };
-        let mut builder = AmazonS3Builder::new()
-            .with_bucket_name(&s3.bucket)
-            .with_region(&s3.region)
-            .with_access_key_id(text(&s3.access_key)?)
-            .with_secret_access_key(text(&s3.secret_key)?)
-            // Builds do not wait for it.
-            .with_retry(RetryConfig {
-                max_retries: 1,
-                ..RetryConfig::default()
-            })
-            .with_http_connector(OurClient);
-        if let Some(endpoint) = &s3.endpoint {
-            builder = builder
-                .with_endpoint(endpoint.as_str().trim_end_matches('/'))
-                .with_allow_http(endpoint.scheme() == "http");
-        }
-        Ok(Self {
-            store: builder.build()?,
-            prefix: s3.prefix.clone(),
-        })
-    }
-
-    fn path(&self, id: &BlobId) -> Path {
-        let name = id.digest.to_string();
-        let prefix = self.prefix.split('/').filter(|part| !part.is_empty());
-        let parts = prefix.chain([&*id.space, &name[..2], &name]);
-        Path::from_iter(parts)
-    }
-}
-
-/// The HTTP client that everything else uses as well.
-#[derive(Debug)]
-struct OurClient;
-
-impl HttpConnector for OurClient {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = http_client::client(Redirects::SameOrigin);
-        let client = client.map_err(|error| object_store::Error::Generic {
-            store: "S3",
-            source: error.into(),
-        })?;
-        Ok(HttpClient::new(client))
-    }
 }
 
 fn bucket_of(config: &Config) -> Option<Arc<Bucket>> {

@@ -19,6 +19,7 @@ mod crates_access;
 mod crates_cache;
 mod crates_cargo;
 mod crates_disk;
+#[cfg(feature = "s3")]
 mod crates_s3;
 mod crates_warm;
 mod git_clients;

@@ -20,6 +20,14 @@ impl Validator<'_> {
     }
 
     fn s3(&mut self, file: &S3File) -> Option<S3> {
+        if cfg!(not(feature = "s3")) {
+            let found = "a bucket, which this build knows nothing of";
+            return self.wrong(
+                "storage.s3",
+                found,
+                "none, or a build with the cargo feature `s3`",
+            );
+        }
         let bucket = self.required("storage.s3.bucket", file.bucket.as_ref());
         let bucket = bucket.and_then(|name| self.s3_word("storage.s3.bucket", name, false));
         let endpoint = match &file.endpoint {

@@ -337,6 +337,7 @@ fn upstream_tokens() {
 }
 
 #[test]
+#[cfg(feature = "s3")]
 fn a_bucket_needs_a_name_and_keys() {
     let folder = Folder::new();
     let (id, secret) = (
@@ -458,5 +459,14 @@ fn the_schema_follows_the_types() {
     assert_eq!(
         schema["$defs"]["GitFile"]["properties"]["warm"]["items"]["type"],
         "string"
+    );
+}
+
+#[test]
+#[cfg(not(feature = "s3"))]
+fn a_bucket_needs_the_feature() {
+    assert_eq!(
+        problem(r#"{"storage": {"s3": {}}}"#),
+        "storage.s3: found a bucket, which this build knows nothing of; expected none, or a build with the cargo feature `s3`"
     );
 }

@@ -49,7 +49,7 @@ impl Blobs {
             // It was closed, but somebody still reads it.
             let open = index.slots.get(id).and_then(|slot| slot.open.upgrade());
             if let Some(kept) = open {
-                Self::stay_open(&mut index, id, &kept);
+                self.stay_open(&mut index, id, &kept);
                 return Some(kept);
             }
             index.slots.get(id).and_then(|slot| slot.checks.clone())
@@ -89,7 +89,7 @@ impl Blobs {
             slot.open = Arc::downgrade(&kept);
         }
         let touch = index.use_slot(id, now);
-        Self::stay_open(&mut index, id, &kept);
+        self.stay_open(&mut index, id, &kept);
         drop(index);
         if touch {
             kept.touch();

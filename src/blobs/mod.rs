@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -39,9 +40,10 @@ pub use reader::{BlobReader, ReadError};
 pub use second_tier::{SecondTier, Waiting};
 pub use writer::{BlobWriter, Coming, Failed};
 
-/// Files that are open without being read, so that the next reader need not open them. Well below the 1024 files that
-/// a process may have open where nobody raised that.
-const MOST_IDLE_OPEN: usize = 128;
+/// Files that stay open without being read, so that the next reader need not open them: as many as a build asks for,
+/// and no more than this share of what the process may have open.
+const MOST_IDLE_OPEN: usize = 2048;
+const SHARE_OF_OPEN_FILES: u64 = 4;
 
 /// Files that are opened, checked as a whole or synced at once.
 const DISK_WORK: usize = 4;
@@ -67,6 +69,7 @@ pub struct Blobs {
     index: Mutex<Index>,
     temporary: AtomicU64,
     disk: Arc<Semaphore>,
+    most_idle_open: usize,
     stopping: AtomicBool,
     tasks: TaskTracker,
     damaged: Counter,
@@ -133,6 +136,7 @@ impl Blobs {
             }),
             temporary: AtomicU64::new(0),
             disk: Arc::new(Semaphore::new(DISK_WORK)),
+            most_idle_open: most_idle_open(),
             stopping: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             damaged: Counter::default(),
@@ -232,14 +236,16 @@ impl Blobs {
     }
 
     /// Keeps a file open, and closes the one that was not used for longest when there are too many.
-    fn stay_open(index: &mut Index, id: &BlobId, kept: &Arc<Kept>) {
+    fn stay_open(&self, index: &mut Index, id: &BlobId, kept: &Arc<Kept>) {
         index.clock += 1;
         let clock = index.clock;
-        if index.open.len() >= MOST_IDLE_OPEN {
-            let oldest = index.open.iter().min_by_key(|(_, (_, used))| *used);
-            if let Some(oldest) = oldest.map(|(id, _)| id.clone()) {
-                index.open.remove(&oldest);
-            }
+        if index.open.len() >= self.most_idle_open {
+            // Some at once, as looking for the oldest takes as long as there are files.
+            let mut used: Vec<u64> = index.open.values().map(|(_, used)| *used).collect();
+            let some = used.len() / 8;
+            let (_, oldest, _) = used.select_nth_unstable(some);
+            let oldest = *oldest;
+            index.open.retain(|_, (_, used)| *used > oldest);
         }
         index.open.insert(id.clone(), (Arc::clone(kept), clock));
     }
@@ -329,6 +335,12 @@ impl Index {
         self.reservation.set(left);
         true
     }
+}
+
+fn most_idle_open() -> usize {
+    let may_open = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let share = usize::try_from(may_open / SHARE_OF_OPEN_FILES).unwrap_or(MOST_IDLE_OPEN);
+    share.clamp(1, MOST_IDLE_OPEN)
 }
 
 fn seconds() -> u64 {

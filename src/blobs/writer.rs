@@ -303,7 +303,7 @@ impl BlobWriter {
         index.forget(&self.id);
         index.reservation.absorb(reservation);
         index.slots.insert(self.id.clone(), slot);
-        Blobs::stay_open(&mut index, &self.id, kept);
+        self.blobs.stay_open(&mut index, &self.id, kept);
         Ok(())
     }
 

@@ -201,7 +201,11 @@ fn listens_before_it_warms() {
     let (upstream, repo) = Upstream::with_sample();
     upstream.fail(Fault::Hang);
     let warm = json!([format!("{HOST}/{SAMPLE}")]);
-    let warmdock = builder(&upstream.url()).set("/git/warm", warm).start();
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", warm)
+        // A first try that has given up is followed by another.
+        .set("/git/refresh", json!("1s"))
+        .start();
     assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
     upstream.release();
     warmdock.wait_mirrored(SAMPLE, &repo);

@@ -91,7 +91,7 @@ fn main() -> Result<()> {
     print!("{}", report::table(&rows));
     println!(
         "\n{}",
-        report::facts(&options.rounds, options.seconds, &repository)?
+        report::facts(options.rounds, options.seconds, &repository)?
     );
     if let Some(path) = &options.svg {
         chart::draw(&rows, path)?;

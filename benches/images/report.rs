@@ -48,7 +48,7 @@ pub fn table(rows: &[Row]) -> String {
 }
 
 /// What the figures were measured with.
-pub fn facts(rounds: &usize, load: Duration, repository: &Path) -> Result<String> {
+pub fn facts(rounds: usize, load: Duration, repository: &Path) -> Result<String> {
     let output = Command::new("git")
         .arg("-C")
         .arg(repository)

@@ -18,6 +18,7 @@ pub use repo::Repo;
 pub use upstream::{Fault, Upstream};
 pub use warmdock::Warmdock;
 
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 /// The host under which the test's upstream is configured. Reserved by RFC 2606: never resolves.
@@ -37,6 +38,20 @@ pub fn temporary_folder() -> tempfile::TempDir {
         .disable_cleanup(keep)
         .tempdir()
         .unwrap()
+}
+
+/// Serves each connection in a thread of its own, with what `next` gives for it, until that gives nothing.
+fn accept<S: Send + 'static>(
+    listener: TcpListener,
+    mut next: impl FnMut() -> Option<S> + Send + 'static,
+    serve: fn(S, TcpStream),
+) {
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let Some(server) = next() else { return };
+            std::thread::spawn(move || serve(server, stream));
+        }
+    });
 }
 
 /// Asks `probe` until it gives a value.

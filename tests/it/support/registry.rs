@@ -110,15 +110,11 @@ impl Registry {
             changed: Condvar::new(),
         });
         let shared = state.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                if shared.settings().stopped {
-                    return;
-                }
-                let shared = shared.clone();
-                std::thread::spawn(move || shared.serve(stream));
-            }
-        });
+        super::accept(
+            listener,
+            move || (!shared.settings().stopped).then(|| shared.clone()),
+            |state, stream| state.serve(stream),
+        );
         Self {
             folder,
             address,

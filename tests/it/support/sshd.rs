@@ -91,18 +91,18 @@ impl Sshd {
             }),
         });
         let shared = state.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+        super::accept(
+            listener,
+            move || {
                 let mut settings = shared.settings();
                 if settings.stopped {
-                    return;
+                    return None;
                 }
                 settings.connections += 1;
-                drop(settings);
-                let shared = shared.clone();
-                std::thread::spawn(move || shared.serve(stream));
-            }
-        });
+                Some(shared.clone())
+            },
+            |state, stream| state.serve(stream),
+        );
         Self {
             folder,
             address,

@@ -132,16 +132,20 @@ fn connections_are_kept_and_shared() {
 fn many_first_clones_at_once() {
     let setup = Setup::new();
     let names: Vec<String> = (0..12).map(|number| format!("team/r{number}")).collect();
-    for name in &names {
-        setup.upstream.sample(name);
+    let repos: Vec<_> = names
+        .iter()
+        .map(|name| setup.upstream.sample(name))
+        .collect();
+    let addresses: Vec<_> = names.iter().map(|name| format!("{HOST}/{name}")).collect();
+    // Nobody asks meanwhile: what is passed through to clients takes places as well.
+    let warmdock = over(setup.entry())
+        .set("/git/first_clones", 12)
+        .set("/git/warm", json!(addresses))
+        .start();
+    for (name, repo) in names.iter().zip(&repos) {
+        warmdock.wait_mirrored(name, repo);
+        Client::new(2).clone(&warmdock.url(name), "ours", &[]).ok();
     }
-    let warmdock = over(setup.entry()).set("/git/first_clones", 12).start();
-    std::thread::scope(|scope| {
-        for name in &names {
-            let url = warmdock.url(name);
-            scope.spawn(move || Client::new(2).clone(&url, "ours", &[]).ok());
-        }
-    });
     assert!(
         (2..=4).contains(&setup.sshd.connections()),
         "{}",

@@ -19,12 +19,14 @@ pub struct Case {
     has_pack: bool,
 }
 
-/// Of one case against one server: medians over the rounds.
+/// Of one case against one server: medians over the rounds, but for the processor.
 pub struct Figures {
     /// From the first client's start to the last one's end.
     pub wall: Duration,
     /// From a client's start to the first byte of its pack, or of the answer where there is none.
     pub first_byte: Duration,
+    /// Of the server, for each client.
+    pub cpu: Duration,
 }
 
 /// Short rounds are repeated, long ones are not.
@@ -78,15 +80,25 @@ pub fn measure(server: &Server, keys: &Keys, case: &Case, clients: usize) -> Res
     let (mut walls, mut firsts) = (Vec::new(), Vec::new());
     // The first one finds caches cold on either side, and is not counted.
     round(server, keys, case, 1)?;
+    settle();
+    let before = server.cpu_time()?;
     while walls.len() < MOST_ROUNDS && walls.iter().sum::<Duration>() < ENOUGH {
         let (wall, first) = round(server, keys, case, clients)?;
         walls.push(wall);
         firsts.extend(first);
     }
+    settle();
+    let cpu = (server.cpu_time()? - before) / firsts.len() as u32;
     Ok(Figures {
+        cpu,
         wall: median(walls),
         first_byte: median(firsts),
     })
+}
+
+/// Processes that are about to end have ended then, and are counted.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(500));
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -132,19 +132,21 @@ fn report(repository: &Repository, rows: &[Row]) -> String {
         client::version(),
         env!("CARGO_PKG_VERSION"),
     );
-    text += "| case | clients | sshd and git, per second | warmdock, per second | ratio | first byte, sshd | first byte, warmdock |\n";
-    text += "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+    text += "| case | clients | sshd and git, per second | warmdock, per second | ratio | first byte, sshd | first byte, warmdock | server CPU each, sshd | server CPU each, warmdock |\n";
+    text += "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
     for (case, clients, theirs, ours) in rows {
         let rate = |figures: &Figures| *clients as f64 / figures.wall.as_secs_f64();
         let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
         let _ = writeln!(
             text,
-            "| {case} | {clients} | {:.2} | {:.2} | {:.1} × | {:.0} ms | {:.0} ms |",
+            "| {case} | {clients} | {:.2} | {:.2} | {:.1} × | {:.0} ms | {:.0} ms | {:.0} ms | {:.1} ms |",
             rate(theirs),
             rate(ours),
             rate(ours) / rate(theirs),
             milliseconds(theirs.first_byte),
             milliseconds(ours.first_byte),
+            milliseconds(theirs.cpu),
+            milliseconds(ours.cpu),
         );
     }
     text

@@ -66,9 +66,11 @@ impl Server {
             format!(
                 "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
                  PidFile none\nPasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 1000\n\
-                 AcceptEnv GIT_PROTOCOL\nLogLevel ERROR\n",
+                 AcceptEnv GIT_PROTOCOL\nLogLevel ERROR\nSetEnv HOME={}\n",
                 keys.host.display(),
-                authorized.display()
+                authorized.display(),
+                // What is in the user's own start files of the shell is not git's time.
+                folder.display(),
             ),
         )?;
         let child = Command::new(SSHD)
@@ -89,6 +91,17 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(server)
+    }
+
+    /// Processor time so far, with that of processes which it started and which have ended (proc(5), stat).
+    pub fn cpu_time(&self) -> Result<Duration> {
+        /// USER_HZ is 100 on all of Linux's common platforms.
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, fields) = stat.rsplit_once(')').context("/proc has no name")?;
+        let ticks = fields.split_whitespace().skip(11).take(4);
+        let ticks: Result<Vec<u32>, _> = ticks.map(str::parse).collect();
+        Ok(TICK * ticks?.iter().sum())
     }
 
     /// warmdock with the repository `repo` of a folder as warm.

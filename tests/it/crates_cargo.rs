@@ -55,6 +55,10 @@ impl Machine {
     }
 
     fn cargo(&self, args: &[&str]) -> Output {
+        process::run(self.command(args), b"", Duration::from_secs(150))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let cargo = PathBuf::from(std::env::var_os("CARGO").expect("cargo says where it is"));
         let rustc = cargo.with_file_name("rustc");
         let mut command = Command::new(&cargo);
@@ -71,7 +75,7 @@ impl Machine {
         if rustc.exists() {
             command.env("RUSTC", rustc);
         }
-        process::run(command, b"", Duration::from_secs(150))
+        command
     }
 
     fn lock(&self) -> String {
@@ -287,6 +291,16 @@ fn over_tls() {
     let machine = Machine::new();
     machine.write_app(DEPENDENCIES, MAIN);
     machine.begin_anew(&tls.client_config(&warmdock));
+    let mut talkative = machine.command(&["build"]);
+    talkative
+        .env("CARGO_HTTP_DEBUG", "true")
+        .env("CARGO_LOG", "network=debug");
+    let log = process::run(talkative, b"", Duration::from_secs(60))
+        .ok()
+        .stderr;
+    // It asks for everything at once, on one connection.
+    assert!(log.contains("< HTTP/2 200"), "{log}");
+    assert!(!log.contains("< HTTP/1"), "{log}");
     builds(&machine, "leaf 1.0.0");
 }
 
@@ -347,13 +361,69 @@ fn through() -> Builder {
     }
 }
 
-/// A project with over 100 crates of crates.io: this one, as its lock file has them.
-#[test]
-fn this_project_from_crates_io_and_again_without_it() {
-    if !crates_io_is_reachable() {
+/// `data` again, by a service whose registry is cut off: whatever goes there goes to a proxy that is not there.
+fn cut_off(data: &Path) -> Warmdock {
+    let warmdock = through()
+        .set("/data_dir", data.to_str().unwrap())
+        .environment("HTTPS_PROXY", "http://127.0.0.1:9")
+        .start();
+    let missing = http::get(warmdock.address(), "/crates/crates.io/2/cb");
+    assert_eq!(missing.status, 502, "it is really cut off");
+    warmdock
+}
+
+/// Says so, and what is tested instead, where crates.io is out of reach.
+fn without_crates_io() -> bool {
+    let without = !crates_io_is_reachable();
+    if without {
         eprintln!(
             "against a registry on this machine instead: crates_cargo::builds_and_builds_again_without_the_registry"
         );
+    }
+    without
+}
+
+/// A service of over 100 crates, in the versions that this project has locked, is compiled twice.
+#[test]
+fn a_service_is_built_from_crates_io_and_again_without_it() {
+    if without_crates_io() {
+        return;
+    }
+    let mut warmdock = through().start();
+    let machine = Machine::new();
+    machine.write_app(
+        "axum = \"0.8\"\n\
+         clap = { version = \"4\", default-features = false, features = [\"std\", \"derive\"] }\n\
+         gix-hash = { version = \"0.28\", features = [\"sha1\"] }\n\
+         gix-ref = \"0.69\"\n\
+         prometheus-client = \"0.25\"\n\
+         schemars = \"1\"\n\
+         serde_json = \"1\"\n\
+         tokio = { version = \"1\", features = [\"rt\", \"net\"] }\n\
+         tracing-subscriber = { version = \"0.3\", default-features = false, features = [\"json\"] }\n\
+         [profile.dev]\n\
+         debug = false\n",
+        "fn main() { println!(\"{}\", serde_json::json!([1])); }",
+    );
+    // What is not needed is taken out of it by the first build.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::copy(root.join("Cargo.lock"), machine.app().join("Cargo.lock")).unwrap();
+    machine.begin_anew(&client_config(&warmdock));
+    builds(&machine, "[1]");
+    let lock = machine.lock();
+    let crates = lock.matches("checksum = ").count();
+    assert!(crates > 100, "{crates}");
+    warmdock.stop();
+    let without = cut_off(&warmdock.data());
+    machine.begin_anew(&client_config(&without));
+    builds(&machine, "[1]");
+    assert_eq!(machine.lock(), lock);
+}
+
+/// All crates of crates.io that this project has.
+#[test]
+fn this_project_from_crates_io_and_again_without_it() {
+    if without_crates_io() {
         return;
     }
     // Over TLS cargo asks for everything at once.
@@ -381,17 +451,10 @@ fn this_project_from_crates_io_and_again_without_it() {
         let kept = crate::support::warmdock::files_below(&warmdock.data().join("blobs")).len();
         (kept >= fetched).then_some(())
     });
-    // The registry is cut off: whatever goes there goes to a proxy that is not there.
     warmdock.stop();
-    let data = warmdock.data();
-    let without = through()
-        .set("/data_dir", data.to_str().unwrap())
-        .environment("HTTPS_PROXY", "http://127.0.0.1:9")
-        .start();
+    let without = cut_off(&warmdock.data());
     machine.begin_anew(&client_config(&without));
     machine.cargo(&["fetch", "--quiet", "--locked"]).ok();
     assert_eq!(files(), fetched);
     assert_eq!(machine.lock(), before);
-    let missing = http::get(without.address(), "/crates/crates.io/2/cb");
-    assert_eq!(missing.status, 502, "it is really cut off");
 }

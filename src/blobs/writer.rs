@@ -84,14 +84,15 @@ impl Coming {
         self.state.subscribe()
     }
 
-    /// Waits until there is something to answer with: the length or some bytes, or the end.
+    /// Waits until there is something to answer with: a block of bytes, or the end. So whoever asks for a small file that
+    /// turns out wrong is told so, instead of being cut off.
     ///
     /// # Errors
     /// Why there will be nothing.
     pub async fn begun(&self) -> Result<State, Failed> {
         let mut state = self.state.subscribe();
         let begun = state
-            .wait_for(|state| state.end.is_some() || state.written > 0)
+            .wait_for(|state| state.end.is_some() || state.released() >= BLOCK as u64)
             .await
             .map_err(|_| Failed::gone())?
             .clone();

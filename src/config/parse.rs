@@ -226,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn keys_are_shown_without_what_moves_a_cursor() {
+        let shown = problems(r#"{"a\u001b[2J\nb": 1, "größe": 1}"#).join(" ");
+        assert!(
+            shown.contains(r"a\u{1b}[2J\nb: found an unknown key"),
+            "{shown}"
+        );
+        assert!(shown.contains("größe: found an unknown key"), "{shown}");
+    }
+
+    #[test]
     fn a_key_that_stands_twice_is_refused() {
         assert_eq!(
             problems(r#"{"git": {"max_age": "1s", "max_age": "2s"}}"#),

@@ -16,7 +16,8 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            // It may be anything that somebody wrote there, control characters included.
+            write!(f, "{}: ", self.key.escape_debug())?;
         }
         write!(f, "found {}; expected {}", self.found, self.expected)
     }

@@ -1,6 +1,7 @@
 //! Request bodies: read within a limit, unpacked within the same limit.
 
 use std::io::Read;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
@@ -8,6 +9,7 @@ use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 use crate::error::Error;
 
@@ -38,6 +40,8 @@ impl Encoding {
 /// A body of more than this, packed or unpacked, needs one of a few places: memory is bounded whoever comes.
 const LARGE: usize = 1 << 20;
 static LARGE_BODIES: Semaphore = Semaphore::const_new(8);
+/// Large bodies come and are worked on in seconds; whoever is behind slow ones is told to come again.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// A place among the large bodies, kept as long as this lives; small ones need none.
 pub struct Place(Option<SemaphorePermit<'static>>);
@@ -49,10 +53,16 @@ impl Place {
     }
 
     /// Waits for a place when what is being read has grown to `bytes` and so needs one.
-    pub async fn make_room_for(&mut self, bytes: usize) {
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when none becomes free for [`LONGEST_WAIT`].
+    pub async fn make_room_for(&mut self, bytes: usize) -> Result<(), Error> {
         if self.0.is_none() && bytes > LARGE {
-            self.0 = LARGE_BODIES.acquire().await.ok();
+            let place = timeout(LONGEST_WAIT, LARGE_BODIES.acquire()).await;
+            let place = place.ok().and_then(Result::ok).ok_or(BUSY)?;
+            self.0 = Some(place);
         }
+        Ok(())
     }
 }
 
@@ -67,7 +77,7 @@ pub struct Whole {
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Error::PayloadTooLarge`], or that the body broke off.
+/// [`Error::PayloadTooLarge`], that the body broke off, or [`Error::Busy`] when too many large ones are under way.
 pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
     // What is announced need not be waited for.
     if http_body::Body::size_hint(&body).lower() > limit {
@@ -83,7 +93,7 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
         if bytes.len() as u64 + data.len() as u64 > limit {
             return Err(Error::PayloadTooLarge { limit });
         }
-        place.make_room_for(bytes.len() + data.len()).await;
+        place.make_room_for(bytes.len() + data.len()).await?;
         bytes.extend_from_slice(&data);
     }
     Ok(Whole {
@@ -113,9 +123,7 @@ impl Whole {
         let mut all = self.unpacked(LARGE as u64)?;
         if all.len() > LARGE {
             if self.place.0.is_none() {
-                let place = LARGE_BODIES.try_acquire().map_err(|_| Error::Busy {
-                    retry_after: RETRY_AFTER,
-                })?;
+                let place = LARGE_BODIES.try_acquire().map_err(|_| BUSY)?;
                 self.place = Place(Some(place));
             }
             all = self.unpacked(limit)?;
@@ -142,7 +150,9 @@ impl Whole {
     }
 }
 
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
+const BUSY: Error = Error::Busy {
+    retry_after: Duration::from_secs(2),
+};
 
 #[cfg(test)]
 mod tests {
@@ -187,6 +197,17 @@ mod tests {
 
         let taken: Vec<_> = (0..all).map(|_| LARGE_BODIES.try_acquire()).collect();
         let refused = whole(packed(&large)).await.decoded(Encoding::Gzip, 8 << 20);
+        assert!(matches!(refused, Err(Error::Busy { .. })));
+        drop(taken);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_place_for_ever() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let taken: Vec<_> = (0..LARGE_BODIES.available_permits())
+            .map(|_| LARGE_BODIES.try_acquire())
+            .collect();
+        let refused = read(Body::from(vec![b'x'; 2 * LARGE]), 8 << 20).await;
         assert!(matches!(refused, Err(Error::Busy { .. })));
         drop(taken);
     }

@@ -99,7 +99,7 @@ impl<C: Client> Line<'_, C> {
             match self.client.receive().await {
                 Some(bytes) => {
                     self.stream.push(&bytes);
-                    self.place.make_room_for(self.stream.len()).await;
+                    self.place.make_room_for(self.stream.len()).await?;
                 }
                 None if self.stream.is_empty() => return Ok(None),
                 None => return Err(Broken::Gone),

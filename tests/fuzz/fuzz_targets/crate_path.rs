@@ -33,7 +33,10 @@ fn assert_plain(path: &str) {
         };
         let part = part.to_str().expect("ASCII");
         assert!(part.is_ascii() && part.len() <= 128, "{part:?}");
-        assert!(!part.contains(['\\', '%', '\0', '\n', ' ', '?', '#', '"']), "{part:?}");
+        assert!(
+            !part.contains(['\\', '%', '\0', '\n', ' ', '?', '#', '"']),
+            "{part:?}"
+        );
         components += 1;
     }
     assert_eq!(components, parts, "{path:?}");

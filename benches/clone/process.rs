@@ -13,17 +13,34 @@ use anyhow::{Context, Result};
 /// /proc counts CPU time in USER_HZ, which is 100 on all of Linux's common platforms (proc(5), time(7)).
 const TICK: Duration = Duration::from_millis(10);
 
-/// Parent and CPU time (user and system, without that of children) of a process.
-fn stat(pid: u32) -> Option<(u32, Duration)> {
+/// What /proc/<pid>/stat says of a process. Times are user's and system's together.
+struct Stat {
+    parent: u32,
+    own: Duration,
+    /// Of children that ended and were waited for, and of theirs.
+    ended: Duration,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold spaces; the fields after it do not.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks: u32 = fields[11].parse::<u32>().ok()? + fields[12].parse::<u32>().ok()?;
-    Some((fields[1].parse().ok()?, TICK * ticks))
+    let number = |field: usize| fields.get(field)?.parse::<u32>().ok();
+    Some(Stat {
+        parent: number(1)?,
+        own: TICK * (number(11)? + number(12)?),
+        ended: TICK * (number(13)? + number(14)?),
+    })
 }
 
+/// Without that of children.
 pub fn cpu_time(pid: u32) -> Duration {
-    stat(pid).map_or(Duration::ZERO, |(_, time)| time)
+    stat(pid).map_or(Duration::ZERO, |stat| stat.own)
+}
+
+/// With that of children which have ended: for servers that start a process for each client.
+pub fn cpu_time_with_ended_children(pid: u32) -> Duration {
+    stat(pid).map_or(Duration::ZERO, |stat| stat.own + stat.ended)
 }
 
 /// The processes `roots` and all below them.
@@ -33,8 +50,8 @@ pub fn with_descendants(roots: &[u32]) -> Vec<u32> {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
             continue;
         };
-        if let Some((parent, _)) = stat(pid) {
-            children.entry(parent).or_default().push(pid);
+        if let Some(stat) = stat(pid) {
+            children.entry(stat.parent).or_default().push(pid);
         }
     }
     let mut found = roots.to_vec();

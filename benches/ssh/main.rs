@@ -19,6 +19,12 @@ mod generate;
 mod git_command;
 #[path = "../clone/history.rs"]
 mod history;
+#[path = "../clone/process.rs"]
+#[expect(
+    dead_code,
+    reason = "memory, and processes that come and go, are measured over HTTP only"
+)]
+mod process;
 #[path = "../clone/random.rs"]
 mod random;
 #[path = "../clone/repository.rs"]

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::git_command::{output, run};
+use crate::process;
 
 const SSHD: &str = "/usr/sbin/sshd";
 const HOST: &str = "bench.test";
@@ -93,15 +94,9 @@ impl Server {
         Ok(server)
     }
 
-    /// Processor time so far, with that of processes which it started and which have ended (proc(5), stat).
-    pub fn cpu_time(&self) -> Result<Duration> {
-        /// USER_HZ is 100 on all of Linux's common platforms.
-        const TICK: Duration = Duration::from_millis(10);
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let (_, fields) = stat.rsplit_once(')').context("/proc has no name")?;
-        let ticks = fields.split_whitespace().skip(11).take(4);
-        let ticks: Result<Vec<u32>, _> = ticks.map(str::parse).collect();
-        Ok(TICK * ticks?.iter().sum())
+    /// Processor time so far, with that of the processes which it started for clients that have left.
+    pub fn cpu_time(&self) -> Duration {
+        process::cpu_time_with_ended_children(self.child.id())
     }
 
     /// warmdock with the repository `repo` of a folder as warm.
@@ -171,8 +166,6 @@ fn ssh_port(line: &str) -> Option<u16> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
-        let _ = self.child.wait();
+        process::terminate(&mut self.child);
     }
 }

@@ -1,5 +1,7 @@
 //! The limit on disk space: whoever writes reserves first, and what was not used for longest goes.
 
+use std::error::Error;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
@@ -29,21 +31,50 @@ impl Part {
     }
 }
 
-/// Nothing more could be evicted.
+/// There is no room to write something.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error(
-    "storage.max_size is reached: {wanted} bytes are wanted and {used} of {limit} are used by what is in use or kept warm; \
-     raise storage.max_size or shorten git.warm"
-)]
-pub struct StorageFull {
-    pub wanted: u64,
-    pub used: u64,
-    pub limit: u64,
+pub enum StorageFull {
+    /// Nothing more could be evicted.
+    #[error(
+        "storage.max_size is reached: {wanted} bytes are wanted and {used} of {limit} are used by what is in use or kept warm; \
+         raise storage.max_size or shorten git.warm"
+    )]
+    Limit { wanted: u64, used: u64, limit: u64 },
+    /// Others write to the same disk, or the limit is larger than it.
+    #[error(
+        "the disk of data_dir is full, below storage.max_size: make room on it or lower storage.max_size"
+    )]
+    Disk,
 }
 
-impl From<StorageFull> for std::io::Error {
+impl StorageFull {
+    /// Whether an error comes from a lack of room, wherever in its causes that stands.
+    pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        let mut found = None;
+        while let Some(current) = cause {
+            if let Some(full) = current.downcast_ref::<Self>() {
+                return Some(full.clone());
+            }
+            cause = match current.downcast_ref::<io::Error>() {
+                Some(error) => {
+                    if let io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded = error.kind()
+                    {
+                        found = Some(Self::Disk);
+                    }
+                    // The source is that of the error that it wraps, not that error.
+                    error.get_ref().map(|wrapped| wrapped as _)
+                }
+                None => current.source(),
+            };
+        }
+        found
+    }
+}
+
+impl From<StorageFull> for io::Error {
     fn from(full: StorageFull) -> Self {
-        Self::new(std::io::ErrorKind::StorageFull, full)
+        Self::new(io::ErrorKind::StorageFull, full)
     }
 }
 
@@ -210,7 +241,7 @@ impl Reservation {
             let taken = self.storage.try_take(self.part, more);
             self.storage.crowded.notify_one();
             if !taken {
-                return Err(StorageFull {
+                return Err(StorageFull::Limit {
                     wanted: more,
                     used: self.storage.used_in_all(),
                     limit,
@@ -248,6 +279,27 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::git::objects::ObjectError;
+
+    #[test]
+    fn a_lack_of_room_is_seen_through_what_wraps_it() {
+        let wrapped = |error: io::Error| io::Error::other(ObjectError::from(error));
+        let disk = || io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        for error in [disk(), wrapped(disk()), io::ErrorKind::QuotaExceeded.into()] {
+            assert!(
+                matches!(StorageFull::of(&error), Some(StorageFull::Disk)),
+                "{error}"
+            );
+        }
+        let limit = StorageFull::Limit {
+            wanted: 3,
+            used: 2,
+            limit: 4,
+        };
+        let found = StorageFull::of(&wrapped(limit.into()));
+        assert!(matches!(found, Some(StorageFull::Limit { wanted: 3, .. })));
+        assert!(StorageFull::of(&wrapped(io::ErrorKind::NotFound.into())).is_none());
+    }
 
     struct Holder(Mutex<Vec<Reservation>>);
 

@@ -348,8 +348,8 @@ impl From<StorageFull> for Failed {
 
 fn unwritable(error: &io::Error) -> Failed {
     tracing::error!(%error, "a file cannot be written");
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failed::Full,
-        kind => Failed::Source(format!("it cannot be written here: {kind}").into()),
+    match StorageFull::of(error) {
+        Some(_) => Failed::Full,
+        None => Failed::Source(format!("it cannot be written here: {}", error.kind()).into()),
     }
 }

@@ -374,7 +374,7 @@ impl Answer {
 impl Failed {
     fn of(error: &ObjectError) -> Self {
         match error {
-            ObjectError::Io(error) if error.kind() == io::ErrorKind::StorageFull => Self::Full,
+            full if full.is_for_want_of_room() => Self::Full,
             other => Self::Other(other.to_string().into()),
         }
     }

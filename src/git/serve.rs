@@ -1,6 +1,5 @@
 //! Sends a pack to a client: a kept answer, one that is being made, or one that has to be made first.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,7 +136,7 @@ async fn make(source: Source, writer: AnswerWriter, place: OwnedSemaphorePermit)
             );
         }
         Ok(Err(ObjectError::Cancelled)) => {}
-        Ok(Err(ObjectError::Io(error))) if error.kind() == ErrorKind::StorageFull => {
+        Ok(Err(error)) if error.is_for_want_of_room() => {
             tracing::warn!(repo = %entry.name, %error, "an answer is sent without being kept");
         }
         Ok(Err(error)) => {

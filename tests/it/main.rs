@@ -18,10 +18,10 @@ mod crash;
 mod crates_access;
 mod crates_cache;
 mod crates_cargo;
-mod crates_disk;
 #[cfg(feature = "s3")]
 mod crates_s3;
 mod crates_warm;
+mod full_disk;
 mod git_clients;
 mod gix_client;
 mod limits;

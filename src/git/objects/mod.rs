@@ -9,6 +9,8 @@ pub mod writer;
 
 use gix_hash::ObjectId;
 
+use crate::storage::StorageFull;
+
 /// Why objects could not be read. Every variant but [`ObjectError::Cancelled`] says that the mirror is not whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
@@ -28,4 +30,11 @@ pub enum ObjectError {
     Io(#[from] std::io::Error),
     #[error("nobody waits for this pack any more")]
     Cancelled,
+}
+
+impl ObjectError {
+    /// Whether what was to be written did not fit.
+    pub fn is_for_want_of_room(&self) -> bool {
+        matches!(self, Self::Io(error) if StorageFull::of(error).is_some())
+    }
 }

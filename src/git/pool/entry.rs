@@ -10,7 +10,7 @@ use crate::git::mirror::MirrorFolder;
 use crate::git::name::RepoName;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::UpstreamError;
-use crate::storage::Reservation;
+use crate::storage::{Reservation, StorageFull};
 
 /// A repository that was asked for, or whose mirror was found on disk.
 pub struct Entry {
@@ -70,7 +70,9 @@ impl Failure {
     /// Whether it is too early to try again.
     pub fn is_recent(&self) -> bool {
         let pause = match &self.error {
-            UpstreamError::Storage(_) | UpstreamError::Hopeless(_) => HOPELESS_PAUSE,
+            UpstreamError::Storage(StorageFull::Limit { .. }) | UpstreamError::Hopeless(_) => {
+                HOPELESS_PAUSE
+            }
             _ => (FIRST_PAUSE * 2u32.saturating_pow(self.times.saturating_sub(1).min(10)))
                 .min(LONGEST_PAUSE),
         };

@@ -126,8 +126,12 @@ fn update(
     let mut installed = None;
     if let Some(index) = &fetched.index {
         // Should we die before the references are written, nothing reaches what is in the pack.
-        folder.set_garbage(true).map_err(storing)?;
-        let path = folder.install(index).map_err(storing)?;
+        folder
+            .set_garbage(true)
+            .map_err(|error| UpstreamError::unwritable(&error))?;
+        let path = folder
+            .install(index)
+            .map_err(|error| UpstreamError::unwritable(&error))?;
         packs.push(Arc::new(Pack::open(&path).map_err(unusable)?));
         installed = Some(path);
     }
@@ -137,13 +141,20 @@ fn update(
         Err(error) => {
             // The references are still the old ones, so nobody needs the pack.
             if let Some(installed) = installed {
-                folder.remove_pack(&installed).map_err(storing)?;
+                folder
+                    .remove_pack(&installed)
+                    .map_err(|error| UpstreamError::unwritable(&error))?;
             }
             return Err(unusable(error));
         }
     };
-    snapshot.refs.write(folder.path()).map_err(storing)?;
-    folder.set_garbage(garbage).map_err(storing)?;
+    snapshot
+        .refs
+        .write(folder.path())
+        .map_err(|error| UpstreamError::unwritable(&error))?;
+    folder
+        .set_garbage(garbage)
+        .map_err(|error| UpstreamError::unwritable(&error))?;
     Ok(Arc::new(snapshot))
 }
 
@@ -161,7 +172,7 @@ fn create(
         }
         refs.write(new.path())
     };
-    make(&fetched.refs).map_err(storing)?;
+    make(&fetched.refs).map_err(|error| UpstreamError::unwritable(&error))?;
     // Checked before it is put into place: every reference is there, and history is whole.
     let packs = PackSet::open(&new.packs()).map_err(unusable)?;
     let commits = Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()), false)
@@ -179,15 +190,11 @@ fn create(
         }
         durable::rename(new.path(), folder.path())
     };
-    place().map_err(storing)?;
+    place().map_err(|error| UpstreamError::unwritable(&error))?;
     let (packs, refs) = folder.open().map_err(unusable)?;
     Snapshot::new(packs, refs, commits, false)
         .map(Arc::new)
         .map_err(unusable)
-}
-
-fn storing(error: io::Error) -> UpstreamError {
-    UpstreamError::Failed(format!("the mirror cannot be written: {error}"))
 }
 
 fn unusable(error: crate::git::objects::ObjectError) -> UpstreamError {

@@ -319,15 +319,20 @@ impl Pool {
     /// Begins the first clone of a repository, or joins it.
     ///
     /// # Errors
-    /// [`PoolError::Busy`] when too many wait for theirs.
+    /// [`PoolError::Busy`] when too many wait for theirs; why the last one failed, when that was a moment ago.
     pub fn first_clone(self: &Arc<Self>, cold: &Cold) -> Result<Arc<Flight>, PoolError> {
-        let under_way = cold.entry.state().flight.clone();
-        match under_way {
-            Some(flight) => Ok(flight),
-            None if self.waiting_clones.load(Ordering::Relaxed) >= MOST_WAITING => {
+        let (under_way, failed) = {
+            let state = cold.entry.state();
+            (state.flight.clone(), state.failed.clone())
+        };
+        match (under_way, failed) {
+            (Some(flight), _) => Ok(flight),
+            // Each try costs the upstream a whole clone, and what is here its room.
+            (None, Some(failure)) if failure.is_recent() => Err(failure.error.into()),
+            _ if self.waiting_clones.load(Ordering::Relaxed) >= MOST_WAITING => {
                 Err(PoolError::Busy)
             }
-            None => Ok(self.fly(&cold.entry, Arc::clone(&cold.upstream))),
+            _ => Ok(self.fly(&cold.entry, Arc::clone(&cold.upstream))),
         }
     }
 

@@ -201,9 +201,7 @@ impl Pool {
                 stop: &stopped,
             };
             let result = made
-                .map_err(|error| {
-                    UpstreamError::Failed(format!("no folder for the fetch can be made: {error}"))
-                })
+                .map_err(|error| UpstreamError::unwritable(&error))
                 .and_then(|()| fetch::fetch(&entry, entry.snapshot(), &flight, &around));
             data_dir::remove(&scratch);
             result

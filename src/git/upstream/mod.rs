@@ -10,6 +10,7 @@ mod patience;
 pub mod ssh;
 mod transport;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -96,6 +97,16 @@ pub enum UpstreamError {
     Storage(#[from] StorageFull),
     #[error("the service is stopping")]
     Stopped,
+}
+
+impl UpstreamError {
+    /// Something of a mirror could not be written.
+    pub fn unwritable(error: &io::Error) -> Self {
+        match StorageFull::of(error) {
+            Some(full) => full.into(),
+            None => Self::Failed(format!("the mirror cannot be written: {error}")),
+        }
+    }
 }
 
 /// More haves than this cost the upstream more than they save.

@@ -31,13 +31,7 @@ pub fn receive(
     reservation: &mut Reservation,
 ) -> Result<Option<PathBuf>, UpstreamError> {
     let already = reservation.bytes();
-    let mut metered = Metered {
-        input,
-        progress,
-        reservation,
-        ungrown: 0,
-        full: None,
-    };
+    let mut metered = Metered::new(input, progress, reservation);
     let bases = (!local.packs().is_empty()).then(|| Bases(Mutex::new(Reader::new(local))));
     let options = Options {
         alloc_limit_bytes: Some(LARGEST_ALLOCATION),
@@ -52,11 +46,10 @@ pub fn receive(
         HashKind::Sha1,
         options,
     );
-    if let Some(full) = metered.full.take() {
-        return Err(full.into());
-    }
     let outcome = outcome.map_err(|error| {
-        if stop.load(Ordering::Relaxed) {
+        if let Some(full) = StorageFull::of(&error) {
+            full.into()
+        } else if stop.load(Ordering::Relaxed) {
             UpstreamError::Stopped
         } else {
             UpstreamError::Failed(format!(
@@ -80,8 +73,7 @@ pub fn receive(
         durable::sync(&index)?;
         Ok(std::fs::metadata(&data)?.len() + std::fs::metadata(&index)?.len())
     };
-    let bytes = finish()
-        .map_err(|error| UpstreamError::Failed(format!("cannot store the pack: {error}")))?;
+    let bytes = finish().map_err(|error| UpstreamError::unwritable(&error))?;
     let more = (already + bytes).saturating_sub(reservation.bytes());
     reservation.grow(more)?;
     reservation.set(already + bytes);
@@ -130,17 +122,53 @@ impl gix_object::Find for Bases<'_> {
     }
 }
 
-/// Counts and reserves what is read.
+/// Counts what is read, and reserves room for it and for its index, before either is written.
 struct Metered<'a> {
     input: &'a mut dyn BufRead,
     progress: &'a Progress,
     reservation: &'a mut Reservation,
-    ungrown: u64,
-    full: Option<StorageFull>,
+    /// The pack's own: signature, version, number of objects.
+    header: [u8; 12],
+    read: u64,
+    reserved: u64,
 }
 
-/// Space is reserved in steps of this many bytes.
-const STEP: u64 = 1 << 20;
+/// Space is reserved by this many bytes ahead.
+const STEP: u64 = 64 << 10;
+
+/// No entry of a pack is shorter: one byte of header and a compressed nothing.
+const SMALLEST_ENTRY: u64 = 9;
+
+impl<'a> Metered<'a> {
+    fn new(
+        input: &'a mut dyn BufRead,
+        progress: &'a Progress,
+        reservation: &'a mut Reservation,
+    ) -> Self {
+        Self {
+            input,
+            progress,
+            reservation,
+            header: [0; 12],
+            read: 0,
+            reserved: 0,
+        }
+    }
+
+    /// What is read so far, and the index of the objects that can be in it. What the header promises is not believed
+    /// beyond that: a lie would evict everything else.
+    fn needed(&self) -> u64 {
+        let [.., a, b, c, d] = self.header;
+        let promised = u64::from(u32::from_be_bytes([a, b, c, d]));
+        self.read + index_bytes(promised.min(self.read / SMALLEST_ENTRY))
+    }
+}
+
+/// The size of an index of version 2 (gitformat-pack): header, fan-out, for each object its id, checksum and place,
+/// and two checksums.
+fn index_bytes(objects: u64) -> u64 {
+    8 + 256 * 4 + objects * (20 + 4 + 4) + 2 * 20
+}
 
 impl Read for Metered<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -148,13 +176,16 @@ impl Read for Metered<'_> {
         self.progress
             .bytes
             .fetch_add(read as u64, Ordering::Relaxed);
-        self.ungrown += read as u64;
-        if self.ungrown >= STEP {
-            if let Err(full) = self.reservation.grow(self.ungrown) {
-                self.full = Some(full.clone());
-                return Err(full.into());
-            }
-            self.ungrown = 0;
+        let at = self.header.len().min(self.read as usize);
+        let missing = &mut self.header[at..];
+        let more = missing.len().min(read);
+        missing[..more].copy_from_slice(&buffer[..more]);
+        self.read += read as u64;
+        let needed = self.needed();
+        if needed > self.reserved {
+            let more = needed - self.reserved + STEP;
+            self.reservation.grow(more)?;
+            self.reserved += more;
         }
         Ok(read)
     }

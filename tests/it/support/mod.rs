@@ -10,6 +10,7 @@ pub mod registry;
 pub mod repo;
 pub mod ssh_door;
 pub mod sshd;
+pub mod tmpfs;
 pub mod upstream;
 pub mod warmdock;
 

@@ -8,7 +8,7 @@ const FAILURES: u32 = 2;
 /// How long nobody asks then. Short: when the upstream is back, what is new there should be seen.
 const PAUSE: Duration = Duration::from_secs(15);
 
-/// Whether an upstream is asked at all, where there is something to serve without it.
+/// Whether an upstream is asked at all.
 #[derive(Default)]
 pub struct Breaker(Mutex<State>);
 

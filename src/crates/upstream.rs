@@ -13,6 +13,7 @@ use url::Url;
 
 use super::counters::{Counters, Kind};
 use super::name::{CrateFile, prefix};
+use crate::breaker::Breaker;
 use crate::config;
 use crate::http_client::{self, AGENT};
 
@@ -39,6 +40,9 @@ pub struct Upstream {
     /// How long it may send nothing.
     pub idle: Duration,
     pub counters: Counters,
+    /// Open while the index, or whoever has the files, takes requests and answers none: a build with hundreds of files
+    /// that are not here is not to wait for each of them.
+    hanging: [Breaker; 2],
     config: Mutex<Option<(tokio::time::Instant, Arc<UpstreamConfig>)>>,
 }
 
@@ -71,6 +75,7 @@ impl Upstream {
             token: token.transpose()?,
             idle,
             counters,
+            hanging: Default::default(),
             config: Mutex::default(),
         })
     }
@@ -128,6 +133,12 @@ impl Upstream {
         with_token: bool,
     ) -> Result<Response, Trouble> {
         let host = url.host_str().unwrap_or_default().to_owned();
+        let hanging = &self.hanging[kind as usize];
+        if !hanging.allows() {
+            return Err(failed(format!(
+                "{host}: it answered nothing again and again, and is left alone for a moment"
+            )));
+        }
         let mut request = self
             .client
             .get(url)
@@ -137,9 +148,18 @@ impl Upstream {
             request = request.header(AUTHORIZATION, token);
         }
         let answered = match timeout(self.idle, request.send()).await {
-            Ok(Ok(response)) => self.judged(&host, response),
-            Ok(Err(error)) => Err(failed(format!("{host}: {}", http_client::describe(&error)))),
-            Err(_) => Err(self.silent(&host)),
+            Err(_) => {
+                hanging.failed();
+                Err(self.silent(&host))
+            }
+            // An error comes at once, and so does the next one.
+            Ok(answered) => {
+                hanging.succeeded();
+                match answered {
+                    Ok(response) => self.judged(&host, response),
+                    Err(error) => Err(failed(format!("{host}: {}", http_client::describe(&error)))),
+                }
+            }
         };
         let ok = !matches!(answered, Err(Trouble::Failed(_)));
         self.counters.asked(kind, ok);

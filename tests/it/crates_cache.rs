@@ -464,6 +464,38 @@ fn a_registry_that_hangs_ends_in_an_error_and_the_rest_goes_on() {
     is_whole(&warmdock, &file);
 }
 
+/// A build that needs hundreds of files waits for the first of them only.
+#[test]
+fn a_registry_that_hangs_again_and_again_is_left_alone_for_a_while() {
+    let registry = Registry::start();
+    let files: Vec<_> = (0..20)
+        .map(|number| {
+            registry.publish_bytes(&format!("file{number}"), "1.0.0", &[], noise(3000, number))
+        })
+        .collect();
+    let warmdock = over(&registry)
+        .set("/limits/upstream_idle_timeout", "300ms")
+        .start();
+    registry.fail(Of::Files, Fault::Hang);
+    for file in &files {
+        is_refused(&warmdock, file);
+    }
+    let asked = registry.asked_for("/1.0.0");
+    assert!((2..=4).contains(&asked), "asked {asked} times");
+    // What is known without the files' host goes on.
+    assert_eq!(
+        get(&warmdock, "fi/le/file1").text(),
+        registry.entry("file1")
+    );
+    registry.release();
+    wait_for("the registry to be asked again", || {
+        (get(&warmdock, &files[0].path()).status == 200).then_some(())
+    });
+    for file in &files {
+        is_whole(&warmdock, file);
+    }
+}
+
 #[test]
 fn entries_are_served_while_the_registry_fails_and_never_wrong_ones() {
     let registry = Registry::start();

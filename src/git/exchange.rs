@@ -75,26 +75,23 @@ pub async fn look_up(app: &Arc<App>, name: &RepoName, version: Version) -> Resul
 /// Why a first clone fails.
 pub async fn advertise(app: &Arc<App>, found: &Found, version: Version) -> Result<Bytes, Error> {
     let policy = policy(app);
-    Ok(match found {
+    let make: Box<dyn FnOnce() -> Bytes + Send> = match found {
         Found::Mirror(_, snapshot) => {
-            advertisement(&snapshot.advertisements, &snapshot.refs, version, policy)
+            if let Some(list) = snapshot.advertisements.kept_v0(version, policy) {
+                return Ok(list);
+            }
+            let snapshot = Arc::clone(snapshot);
+            Box::new(move || snapshot.advertisements.v0(&snapshot.refs, version, policy))
         }
         Found::Cold(cold) => {
+            // They also tell whether there is such a repository.
             let refs = refs_of_first_clone(app, cold).await?;
-            advertisement(&Advertisements::default(), &refs, version, policy)
+            Box::new(move || Advertisements::default().v0(&refs, version, policy))
         }
-    })
-}
-
-fn advertisement(
-    kept: &Advertisements,
-    refs: &Refs,
-    version: Version,
-    policy: WantPolicy,
-) -> Bytes {
+    };
     match version {
-        Version::V2 => advertise_v2().into(),
-        Version::V0 | Version::V1 => kept.v0(refs, version, policy),
+        Version::V2 => Ok(advertise_v2().into()),
+        Version::V0 | Version::V1 => work(&app.pool, make).await,
     }
 }
 

@@ -81,15 +81,21 @@ const KEPT_LISTS: usize = 32;
 const KEPT_PREFIXES: usize = 16;
 
 impl Advertisements {
+    /// The advertisement of versions 0 and 1, if it is there already.
+    pub fn kept_v0(&self, version: Version, policy: WantPolicy) -> Option<Bytes> {
+        let kept = self.v0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(&(version, policy)).cloned()
+    }
+
     /// The advertisement of versions 0 and 1: references, with the capabilities behind the first. Takes processor time
-    /// where it is not kept.
+    /// where it is not kept: not for an async worker.
     pub fn v0(&self, refs: &Refs, version: Version, policy: WantPolicy) -> Bytes {
-        let lock = || self.v0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(list) = lock().get(&(version, policy)) {
-            return list.clone();
+        if let Some(list) = self.kept_v0(version, policy) {
+            return list;
         }
         let list = Bytes::from(advertise_v0(refs, version, policy));
-        lock().insert((version, policy), list.clone());
+        let mut kept = self.v0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert((version, policy), list.clone());
         list
     }
 

@@ -97,11 +97,21 @@ variable "SSH" {
   default     = false
 }
 
-# What a CI's metadata action says (tags, labels, annotations) comes in here: its bake file defines the same target.
-target "docker-metadata-action" {}
+# What a CI's metadata action says (labels, annotations, tags) replaces what stands here: its bake file, given after this
+# one, defines the same target. Each variant has tags of its own: the action's `bake-target` names whose they are.
+target "docker-metadata-action" {
+  tags = [tag("musl")]
+}
+
+target "docker-metadata-action-musl-distroless" {
+  tags = [tag("musl-distroless")]
+}
+
+target "docker-metadata-action-debian" {
+  tags = [tag("debian")]
+}
 
 target "_common" {
-  inherits = ["docker-metadata-action"]
   context  = "."
   args = {
     PACKAGE           = PACKAGE
@@ -133,25 +143,22 @@ target "_both" {
 }
 
 target "musl" {
-  inherits    = ["_common"]
+  inherits    = ["_common", "docker-metadata-action"]
   dockerfile  = "Dockerfile.musl"
   description = "Static binary in scratch"
-  tags        = [tag("musl")]
 }
 
 target "musl-distroless" {
-  inherits    = ["_common"]
+  inherits    = ["_common", "docker-metadata-action", "docker-metadata-action-musl-distroless"]
   dockerfile  = "Dockerfile.musl"
   description = "Static binary in distroless static, with time zones and /etc/passwd"
   args        = { BASE = "gcr.io/distroless/static-debian13" }
-  tags        = [tag("musl-distroless")]
 }
 
 target "debian" {
-  inherits    = ["_common"]
+  inherits    = ["_common", "docker-metadata-action", "docker-metadata-action-debian"]
   dockerfile  = "Dockerfile.debian"
   description = "glibc, in Debian slim"
-  tags        = [tag("debian")]
 }
 
 group "default" {
@@ -171,8 +178,9 @@ target "release" {
   inherits = [variant, "_both"]
   attest   = ["type=provenance,mode=max", "type=sbom"]
   # Times are those of the commit: the same sources give the same digest. Docker's own builder cannot do that, for it
-  # unpacks what it pushes; `docker buildx create --use` makes one that can.
-  output     = ["type=image,push=true,rewrite-timestamp=true"]
+  # unpacks what it pushes; `docker buildx create --use` makes one that can. Without REGISTRY, images would go to
+  # Docker's: the type is then the message of the error that there is no such type.
+  output     = [notequal(REGISTRY, "") ? "type=image,push=true,rewrite-timestamp=true" : "type=REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release"]
   cache-from = ["type=registry,ref=${image()}:cache-${variant}"]
   cache-to   = ["type=registry,ref=${image()}:cache-${variant},mode=max,ignore-error=true"]
 }

@@ -103,7 +103,7 @@ fn no_agent() {
     for dockerfile in DOCKERFILES {
         let built = project.build(dockerfile).run();
         built.fails_with(&["no SSH agent", "--ssh default"]);
-        assert!(!built.ran(" compile"), "{}", built.describe());
+        assert!(!built.ran("/step/compile"), "{}", built.describe());
     }
     assert_eq!(
         corp.sshd.connections(),
@@ -165,4 +165,14 @@ fn variables_of_the_bake_file() {
         assert!(!built.output.status.success(), "{name}={value}");
         assert!(built.output.stderr.contains(says), "{}", built.describe());
     }
+}
+
+/// Nothing is built and then pushed to somebody else's registry.
+#[test]
+fn a_release_without_a_registry() {
+    let built = Build::bake(&["release"]).run();
+    assert!(!built.output.status.success());
+    let says = "REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release";
+    assert!(built.output.stderr.contains(says), "{}", built.describe());
+    assert!(!built.ran("/step/copy-manifests"), "{}", built.describe());
 }

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::docker::{self, ROOT, tool};
 use crate::support::process;
 
@@ -71,6 +73,33 @@ fn buildkit_finds_nothing() {
         ])
         .ok();
     }
+}
+
+/// The bake file that a CI's metadata action writes comes after ours.
+#[test]
+fn labels_and_tags_of_a_ci() {
+    let folder = crate::support::temporary_folder();
+    let bake = |target: &str, definition: serde_json::Value| {
+        let file = folder.path().join("metadata.json");
+        std::fs::write(&file, definition.to_string()).unwrap();
+        let files = ["--file=docker-bake.hcl", "--file", docker::text(&file)];
+        let said = docker::run(&[&["buildx", "bake"], &files[..], &["--print", target]].concat());
+        let printed: serde_json::Value = serde_json::from_slice(&said.ok().stdout).unwrap();
+        printed["target"][target].clone()
+    };
+    let labels = json!({ "org.opencontainers.image.version": "7" });
+    let general = json!({ "tags": ["registry.example/team/warmdock:7"], "labels": labels });
+    let definition = json!({ "target": { "docker-metadata-action": general } });
+    let musl = bake("all-musl", definition.clone());
+    assert_eq!(musl["tags"], general["tags"]);
+    assert_eq!(musl["labels"], labels);
+    let debian = bake("all-debian", definition);
+    assert_eq!(debian["tags"], json!(["warmdock:latest-debian"]));
+    assert_eq!(debian["labels"], labels);
+
+    let own = json!({ "tags": ["registry.example/team/warmdock:7-debian"] });
+    let definition = json!({ "target": { "docker-metadata-action-debian": own } });
+    assert_eq!(bake("all-debian", definition)["tags"], own["tags"]);
 }
 
 /// The stages of a Dockerfile by name, with the comments before them.
@@ -184,8 +213,18 @@ fn rules_of_images() {
             .collect();
         for line in &from[1..from.len() - 1] {
             let base = line.split(' ').nth(1).unwrap();
-            assert!(stages.contains(&base), "{name}: {line} is no stage");
+            let script = line.starts_with("FROM --platform=$BUILDPLATFORM scratch ");
+            assert!(
+                script || stages.contains(&base),
+                "{name}: {line} is no stage"
+            );
         }
+        // What bears the time of SOURCE_DATE_EPOCH makes whatever is above it run again for every commit.
+        assert!(begins("WORKDIR ").is_empty(), "{name}");
+        let inline = begins("COPY ")
+            .into_iter()
+            .filter(|line| line.contains("<<"));
+        assert_eq!(inline.count(), 3, "{name}: scripts in stages of their own");
 
         // What the container is.
         assert_eq!(begins("USER "), ["USER 65532:65532"], "{name}");
@@ -216,15 +255,15 @@ fn rules_of_images() {
             let runs = |command: &str| line.ends_with(command);
             assert_eq!(
                 line.contains("type=ssh"),
-                runs(" fetch-crates"),
+                runs("/step/fetch-crates"),
                 "{name}: {line}"
             );
             if line.contains("id=known_hosts") || line.contains("id=gitconfig") {
-                assert!(runs(" fetch-crates"), "{name}: {line}");
+                assert!(runs("/step/fetch-crates"), "{name}: {line}");
             }
             assert_eq!(
                 line.contains("--network=none"),
-                runs(" compile"),
+                runs("/step/compile"),
                 "{name}: {line}"
             );
             if line.contains("apt-get install") {
@@ -243,7 +282,7 @@ fn rules_of_images() {
         // Compiled code is kept apart by package, libc and architecture.
         let compile = begins("RUN ")
             .into_iter()
-            .find(|line| line.ends_with(" compile"))
+            .find(|line| line.ends_with("/step/compile"))
             .unwrap()
             .clone();
         let libc = if name.ends_with("musl") {

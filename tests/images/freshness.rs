@@ -62,15 +62,38 @@ fn a_changed_source_does_not_fetch_again() {
         let unique = format!("{:?}", std::time::SystemTime::now());
         project.says(&unique.replace(['{', '}'], ""));
         let (built, _) = build_and_run(&project, dockerfile);
-        assert!(built.ran(" compile"), "{}", built.describe());
-        for step in built.steps("fetch-crates") {
+        assert!(built.ran("/step/compile"), "{}", built.describe());
+        for step in built.steps("/step/fetch-crates") {
             assert!(step.cached, "{step:?} ran again: {}", built.describe());
         }
         // Nor does a new file that is no target of its own.
         project.write("src/another.rs", "");
         let (built, _) = build_and_run(&project, dockerfile);
-        assert!(built.ran("copy-manifests"), "{}", built.describe());
+        assert!(built.ran("/step/copy-manifests"), "{}", built.describe());
         std::fs::remove_file(project.path("src/another.rs")).unwrap();
+    }
+}
+
+/// Each commit has a time of its own, and a release passes it.
+#[test]
+fn another_source_date_epoch_repeats_nothing() {
+    let project = Project::hello("hello-epoch");
+    for dockerfile in DOCKERFILES {
+        let build = |epoch: &str| {
+            project
+                .build(dockerfile)
+                .arg("SOURCE_DATE_EPOCH", epoch)
+                .option("--output=type=cacheonly")
+                .run()
+                .ok()
+        };
+        build("1700000000");
+        let built = build("1700000001");
+        for what in ["copy-manifests", "fetch-crates", "compile"] {
+            for step in built.steps(&format!("/step/{what}")) {
+                assert!(step.cached, "{step:?} ran again: {}", built.describe());
+            }
+        }
     }
 }
 

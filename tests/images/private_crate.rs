@@ -181,7 +181,7 @@ fn with_a_warm_service_and_the_host_away() {
         .option(format!("--tag={}", tag.0))
         .run()
         .ok();
-    assert!(built.ran("fetch-crates"), "{}", built.describe());
+    assert!(built.ran("/step/fetch-crates"), "{}", built.describe());
     assert_eq!(project.run(&tag.0), "from a warm service, 41");
     let asked = corp.sshd.connections() - connections;
     assert_eq!(corp.sshd.connections() - asked, connections);

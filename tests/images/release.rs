@@ -171,7 +171,7 @@ fn pushed_pulled_and_run() {
         .collect();
     docker::prune(&new.iter().collect::<Vec<_>>());
     let again = release(&project, &registry);
-    for step in again.steps(" compile") {
+    for step in again.steps("/step/compile") {
         assert!(
             step.cached,
             "{step:?} did not come from the registry: {}",

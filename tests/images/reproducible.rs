@@ -29,7 +29,7 @@ fn two_builds_from_clean_caches_have_one_digest() {
                 ))
                 .run()
                 .ok();
-            assert!(built.ran(" compile"), "{}", built.describe());
+            assert!(built.ran("/step/compile"), "{}", built.describe());
             let opened = Archive::open(&archive);
             ["amd64", "arm64"].map(|architecture| opened.image(architecture).digest)
         });

@@ -46,16 +46,28 @@ impl Builds {
     }
 
     /// Builds all of the image.
-    pub fn image(&self, through: &Through) -> Result<Duration> {
-        self.build(through, "image")
+    pub fn image(&self) -> Result<Duration> {
+        self.build(&Through::Nothing, "image", &[])
+    }
+
+    /// The same, and writes the build cache to a registry, with all stages.
+    pub fn export_cache(&self, reference: &str) -> Result<Duration> {
+        let to = format!("--cache-to=type=registry,ref={reference},mode=max");
+        self.build(&Through::Nothing, "image", &[to])
+    }
+
+    /// The same, with what a registry has of the build cache.
+    pub fn import_cache(&self, reference: &str) -> Result<Duration> {
+        let from = format!("--cache-from=type=registry,ref={reference}");
+        self.build(&Through::Nothing, "image", &[from])
     }
 
     /// Fetches the sources and does nothing else.
     pub fn crates(&self, through: &Through) -> Result<Duration> {
-        self.build(through, "crates")
+        self.build(through, "crates", &[])
     }
 
-    fn build(&self, through: &Through, target: &str) -> Result<Duration> {
+    fn build(&self, through: &Through, target: &str, options: &[String]) -> Result<Duration> {
         let git_host = match through {
             Through::Nothing => self.host,
             Through::Link { git_host, .. } => *git_host,
@@ -73,6 +85,7 @@ impl Builds {
                 "--allow=network.host",
             ])
             .args(["--build-arg=PACKAGE=orders", "--target", target])
+            .args(options)
             .arg("--file")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile.musl"))
             .arg(format!("--secret=id=gitconfig,src={}", gitconfig.display()));

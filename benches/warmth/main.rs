@@ -8,12 +8,14 @@
 //!
 //! It empties the engine's build cache several times, and does so only where that engine is the project's own.
 //!
-//! `service` is what is built; `link` is the slow link; `builds` runs Docker; `sources` is where the sources come from.
+//! `service` is what is built; `link` is the slow link; `builds` runs Docker; `sources` is where the sources come from;
+//! `registry` keeps the build cache.
 
 #![forbid(unsafe_code)]
 
 mod builds;
 mod link;
+mod registry;
 mod sources;
 
 use std::fs;
@@ -24,6 +26,7 @@ use anyhow::{Context, Result, ensure};
 
 use builds::{Builds, Through};
 use link::{Far, Speed};
+use registry::Registry;
 use sources::Sources;
 
 /// A home office, or a build machine behind a busy line.
@@ -45,34 +48,38 @@ async fn main() -> Result<()> {
 
     let mut report = Report::default();
     builds.forget_everything()?;
-    let cold = report.row(
-        "cold: no layer, no cache mount",
-        builds.image(&Through::Nothing)?,
-        None,
-    );
+    let cold = report.row("cold: no layer, no cache mount", builds.image()?, None);
+    report.row("nothing has changed", builds.image()?, Some(cold));
+    let registry = Registry::start(folder.path())?;
+    let cache = registry.reference();
     report.row(
-        "nothing has changed",
-        builds.image(&Through::Nothing)?,
+        "nothing has changed, the cache goes to a registry",
+        builds.export_cache(&cache)?,
         Some(cold),
     );
-    edit(&service.join("src/main.rs"), "×", "times")?;
+    builds.forget_everything()?;
     report.row(
-        "a source has changed",
-        builds.image(&Through::Nothing)?,
+        "an empty builder, the cache comes from the registry",
+        builds.import_cache(&cache)?,
         Some(cold),
     );
+    builds.forget_everything()?;
+    edit(&service.join("src/main.rs"), "×", "by")?;
+    report.row(
+        "an empty builder, the cache comes from the registry, a source has changed",
+        builds.import_cache(&cache)?,
+        Some(cold),
+    );
+    edit(&service.join("src/main.rs"), "by", "times")?;
+    report.row("a source has changed", builds.image()?, Some(cold));
     edit(&service.join("Cargo.toml"), "=1.0.14", "=1.0.15")?;
     sources.lock(service)?;
-    report.row(
-        "a crate has a new version",
-        builds.image(&Through::Nothing)?,
-        Some(cold),
-    );
+    report.row("a crate has a new version", builds.image()?, Some(cold));
     builds.forget_mounts()?;
     edit(&service.join("src/main.rs"), "times", "pieces of")?;
     report.row(
         "the cache mounts are gone, a source has changed",
-        builds.image(&Through::Nothing)?,
+        builds.image()?,
         Some(cold),
     );
 

@@ -2,11 +2,12 @@
 //!
 //! Defences in this file:
 //! - a key counts only where it is listed, and what it may read is what its entry says;
+//! - a key that is revoked counts for nothing, wherever else it stands, in a certificate and as what signed one too;
 //! - a certificate counts only if a listed authority signed it for a user, within its time, for a principal that is
 //!   listed with the authority, and if we understand everything that it restricts;
 //! - signatures with SHA-1 count for nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,6 +22,7 @@ use crate::config::patterns::Patterns;
 
 /// The keys of one configuration.
 pub(super) struct Keys {
+    revoked: HashSet<KeyData>,
     known: HashMap<KeyData, Principal>,
     authorities: Vec<Authority>,
 }
@@ -49,7 +51,11 @@ impl Keys {
             name: authority.name.clone(),
             repos: Arc::new(authority.repos.clone()),
         });
+        let revoked = keys.revoked.iter();
         Self {
+            revoked: revoked
+                .map(|revoked| revoked.key.key_data().clone())
+                .collect(),
             known: authorized.chain(entries).collect(),
             authorities: authorities.collect(),
         }
@@ -59,13 +65,20 @@ impl Keys {
         !self.authorities.is_empty()
     }
 
+    pub fn is_revoked(&self, key: &PublicKey) -> bool {
+        self.revoked.contains(key.key_data())
+    }
+
     pub fn find(&self, key: &PublicKey) -> Option<Principal> {
-        self.known.get(key.key_data()).cloned()
+        let known = self.known.get(key.key_data());
+        known.filter(|_| !self.is_revoked(key)).cloned()
     }
 
     pub fn find_certificate(&self, certificate: &Certificate, peer: IpAddr) -> Option<Principal> {
         let good = certificate.cert_type() == CertType::User
             && certificate.signature().algorithm() != (Algorithm::Rsa { hash: None })
+            && !self.revoked.contains(certificate.public_key())
+            && !self.revoked.contains(certificate.signature_key())
             && is_valid_at(certificate, SystemTime::now())
             && is_meant_for(certificate, peer);
         if !good {

@@ -164,7 +164,10 @@ impl Access {
         match identity {
             SshIdentity::Key(key) if known.is_err() && self.ask_upstream.is_configured() => {
                 let begin = Instant::now();
-                let asked = self.ask_upstream.principal(user, key, repo).await;
+                let asked = match self.table().keys.is_revoked(key) {
+                    true => None,
+                    false => self.ask_upstream.principal(user, key, repo).await,
+                };
                 if asked.is_none() {
                     sleep_until((begin + REFUSAL).into()).await;
                 }

@@ -251,6 +251,9 @@ pub struct KeysFile {
     /// File in OpenSSH's format with the keys that may read everything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorized_keys_file: Option<Given<AbsolutePath>>,
+    /// File with public keys, one in a line, that are let in no more: neither by themselves nor in a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_keys_file: Option<Given<AbsolutePath>>,
     pub entries: Vec<KeyFile>,
     pub authorities: Vec<AuthorityFile>,
 }

@@ -295,6 +295,11 @@ pub struct Keys {
     /// What stood in `authorized_keys_file`.
     #[serde(skip)]
     pub authorized: Vec<AuthorizedKey>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_keys_file: Option<PathBuf>,
+    /// What stood in `revoked_keys_file`.
+    #[serde(skip)]
+    pub revoked: Vec<AuthorizedKey>,
     pub entries: Vec<KeyEntry>,
     pub authorities: Vec<Authority>,
 }

@@ -107,6 +107,21 @@ fn a_key_that_is_published_no_more_is_refused() {
 }
 
 #[test]
+fn a_published_key_that_is_revoked_here_is_refused() {
+    let setup = setup();
+    assert!(setup.may_read("alice", "alice", SAMPLE));
+    let revoked = setup.door.path("revoked");
+    std::fs::write(&revoked, setup.door.public("alice")).unwrap();
+    let mut config = setup.warmdock.config();
+    config["access"]["keys"]["revoked_keys_file"] = json!(revoked);
+    setup.warmdock.write_config(&config.to_string());
+    wait_for("the key to be refused", || {
+        (!setup.may_read("alice", "alice", SAMPLE)).then_some(())
+    });
+    assert!(setup.may_read("carol", "carol", SAMPLE));
+}
+
+#[test]
 fn an_upstream_that_is_away_lets_nobody_in_for_long() {
     let setup = setup();
     assert!(setup.may_read("alice", "alice", SAMPLE));

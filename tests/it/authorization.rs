@@ -271,6 +271,47 @@ fn objects_stay_in_their_repository() {
     }
 }
 
+/// Wherever else a key stands, and without the certificate's authority.
+#[test]
+fn a_revoked_key_lets_nobody_in() {
+    let setup = setup("none");
+    let revoked = setup.door.path("revoked");
+    std::fs::write(&revoked, "").unwrap();
+    let mut config = setup.warmdock.config();
+    config["access"]["keys"]["revoked_keys_file"] = json!(revoked);
+    setup.warmdock.write_config(&config.to_string());
+    setup.warmdock.signal("HUP");
+    let may_read = |credentials| setup.may_read(credentials, OTHER);
+    let (listed, signed) = (
+        [Credentials::Key("user"), Credentials::Key("limited")],
+        [
+            Credentials::Certificate("certified"),
+            Credentials::Certificate("here"),
+        ],
+    );
+    for [first, second] in [listed, signed] {
+        assert!(may_read(first) && may_read(second));
+        let (Credentials::Key(key) | Credentials::Certificate(key)) = first else {
+            unreachable!()
+        };
+        std::fs::write(&revoked, format!("# lost\n{}\n", setup.door.public(key))).unwrap();
+        wait_for("the key to be refused", || (!may_read(first)).then_some(()));
+        assert!(may_read(second), "{second:?}");
+    }
+    // What signed them all.
+    std::fs::write(&revoked, setup.door.public("authority")).unwrap();
+    wait_for("the certificates to be refused", || {
+        (!signed.iter().any(|credentials| may_read(*credentials))).then_some(())
+    });
+    assert!(may_read(Credentials::Key("user")));
+    // A file that is none keeps what was.
+    std::fs::write(&revoked, "hello\n").unwrap();
+    setup.warmdock.wait_log("what is wrong with it", |event| {
+        event["level"] == "ERROR" && event.to_string().contains("access.keys.revoked_keys_file")
+    });
+    assert!(!may_read(signed[0]) && may_read(Credentials::Key("user")));
+}
+
 /// At the next request after the reload, on either door.
 #[test]
 fn what_is_revoked_is_refused() {

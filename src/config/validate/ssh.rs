@@ -116,12 +116,14 @@ impl Validator<'_> {
 
     pub(super) fn keys(&mut self, file: &KeysFile, names: &mut HashSet<String>) -> Option<Keys> {
         let mut known = HashSet::new();
-        let authorized = match &file.authorized_keys_file {
-            Some(given) => self
-                .authorized_keys("access.keys.authorized_keys_file", given)
-                .map(Some),
-            None => Some(None),
-        };
+        let authorized = self.listed_keys(
+            "access.keys.authorized_keys_file",
+            file.authorized_keys_file.as_ref(),
+        );
+        let revoked = self.listed_keys(
+            "access.keys.revoked_keys_file",
+            file.revoked_keys_file.as_ref(),
+        );
         let entries: Vec<_> = indexed("access.keys.entries", &file.entries)
             .map(|(key, file)| self.key_entry(&key, file, names, &mut known))
             .collect();
@@ -129,30 +131,37 @@ impl Validator<'_> {
         let authorities: Vec<_> = indexed("access.keys.authorities", &file.authorities)
             .map(|(key, file)| self.authority(&key, file, names, &mut known))
             .collect();
-        let (authorized_keys_file, authorized) = authorized?.unzip();
+        let (authorized_keys_file, authorized) = authorized?;
+        let (revoked_keys_file, revoked) = revoked?;
         Some(Keys {
             authorized_keys_file,
-            authorized: authorized.unwrap_or_default(),
+            authorized,
+            revoked_keys_file,
+            revoked,
             entries: entries.into_iter().collect::<Option<_>>()?,
             authorities: authorities.into_iter().collect::<Option<_>>()?,
         })
     }
 
-    fn authorized_keys(
+    /// The keys of a file that lists them; none where no file is given.
+    fn listed_keys(
         &mut self,
         key: &str,
-        given: &Given<AbsolutePath>,
-    ) -> Option<(PathBuf, Vec<authorized_keys::AuthorizedKey>)> {
+        given: Option<&Given<AbsolutePath>>,
+    ) -> Option<(Option<PathBuf>, Vec<authorized_keys::AuthorizedKey>)> {
         let expected = "a file of OpenSSH's authorized_keys format";
+        let Some(given) = given else {
+            return Some((None, Vec::new()));
+        };
         let AbsolutePath(path) = self.read(key, given)?;
         let content = match self.reader.read(&path) {
-            // Who takes the last key out wants nobody to be let in.
+            // Who takes the last key out wants nobody to be in the list.
             Err(Unreadable::Empty) => Vec::new(),
             Ok(content) => content,
             Err(error) => return self.wrong(key, format!("{}, {error}", shown(&path)), expected),
         };
         match authorized_keys::parse(&content) {
-            Ok(keys) => Some((path, keys)),
+            Ok(keys) => Some((Some(path), keys)),
             Err(wrong) => self.wrong(key, format!("{}, {wrong}", shown(&path)), expected),
         }
     }

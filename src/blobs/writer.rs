@@ -98,7 +98,12 @@ impl Coming {
             .clone();
         match begun.end {
             Some(Err(failed)) => Err(failed),
-            _ => Ok(begun),
+            // Also where the source did not tell the length.
+            Some(Ok(())) => Ok(State {
+                length: Some(begun.written),
+                ..begun
+            }),
+            None => Ok(begun),
         }
     }
 

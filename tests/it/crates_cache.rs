@@ -320,6 +320,24 @@ fn files_with_ranges_heads_and_conditions() {
 }
 
 /// However many ask, and however they are spread over the download.
+/// A small file is whole before it is answered, and a large one tells its length once it is here.
+#[test]
+fn a_registry_that_tells_no_length() {
+    let registry = Registry::start();
+    let small = registry.publish_bytes("small", "1.0.0", &[], noise(30_000, 1));
+    let large = registry.publish_bytes("large", "1.0.0", &[], noise(300_000, 2));
+    let warmdock = over(&registry).start();
+    registry.fail(Of::Files, Fault::Unsized);
+    let cold = get(&warmdock, &small.path());
+    assert_eq!(cold.header("content-length"), Some("30000"));
+    assert!(cold.body == small.bytes);
+    is_whole(&warmdock, &large);
+    wait_kept(&warmdock, &large);
+    let warm = get(&warmdock, &large.path());
+    assert_eq!(warm.header("content-length"), Some("300000"));
+    assert!(warm.body == large.bytes);
+}
+
 #[test]
 fn many_cold_clients_make_one_download_and_one_question() {
     let registry = Registry::start();

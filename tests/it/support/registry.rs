@@ -30,6 +30,8 @@ pub enum Fault {
     Wrong,
     /// A body that is shorter than the right one, and says so.
     Short,
+    /// No length is told: the body is in chunks.
+    Unsized,
     /// The connection ends after this many bytes of the body.
     CutAfter(usize),
     /// The same, but only for the first request: the next one works.
@@ -385,7 +387,15 @@ impl State {
             Fault::Short => body.truncate(body.len().saturating_sub(7)),
             _ => {}
         }
-        let mut head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n", body.len());
+        let mut head = format!("HTTP/1.1 {status} X\r\n");
+        if *fault == Fault::Unsized {
+            head += "transfer-encoding: chunked\r\n";
+            let chunk = format!("{:x}\r\n", body.len());
+            body.splice(..0, chunk.into_bytes());
+            body.extend_from_slice(b"\r\n0\r\n\r\n");
+        } else {
+            head += &format!("content-length: {}\r\n", body.len());
+        }
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }

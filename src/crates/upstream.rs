@@ -148,17 +148,20 @@ impl Upstream {
             request = request.header(AUTHORIZATION, token);
         }
         let answered = match timeout(self.idle, request.send()).await {
+            Ok(Ok(response)) => {
+                hanging.succeeded();
+                self.judged(&host, response)
+            }
+            Ok(Err(error)) => {
+                // Other errors come at once, and so does the next one.
+                if error.is_timeout() {
+                    hanging.failed();
+                }
+                Err(failed(format!("{host}: {}", http_client::describe(&error))))
+            }
             Err(_) => {
                 hanging.failed();
                 Err(self.silent(&host))
-            }
-            // An error comes at once, and so does the next one.
-            Ok(answered) => {
-                hanging.succeeded();
-                match answered {
-                    Ok(response) => self.judged(&host, response),
-                    Err(error) => Err(failed(format!("{host}: {}", http_client::describe(&error)))),
-                }
             }
         };
         let ok = !matches!(answered, Err(Trouble::Failed(_)));

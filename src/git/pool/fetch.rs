@@ -128,10 +128,8 @@ fn update(
         // Should we die before the references are written, nothing reaches what is in the pack.
         folder
             .set_garbage(true)
-            .map_err(|error| UpstreamError::unwritable(&error))?;
-        let path = folder
-            .install(index)
-            .map_err(|error| UpstreamError::unwritable(&error))?;
+            .map_err(UpstreamError::unwritable)?;
+        let path = folder.install(index).map_err(UpstreamError::unwritable)?;
         packs.push(Arc::new(Pack::open(&path).map_err(unusable)?));
         installed = Some(path);
     }
@@ -143,7 +141,7 @@ fn update(
             if let Some(installed) = installed {
                 folder
                     .remove_pack(&installed)
-                    .map_err(|error| UpstreamError::unwritable(&error))?;
+                    .map_err(UpstreamError::unwritable)?;
             }
             return Err(unusable(error));
         }
@@ -151,10 +149,10 @@ fn update(
     snapshot
         .refs
         .write(folder.path())
-        .map_err(|error| UpstreamError::unwritable(&error))?;
+        .map_err(UpstreamError::unwritable)?;
     folder
         .set_garbage(garbage)
-        .map_err(|error| UpstreamError::unwritable(&error))?;
+        .map_err(UpstreamError::unwritable)?;
     Ok(Arc::new(snapshot))
 }
 
@@ -172,7 +170,7 @@ fn create(
         }
         refs.write(new.path())
     };
-    make(&fetched.refs).map_err(|error| UpstreamError::unwritable(&error))?;
+    make(&fetched.refs).map_err(UpstreamError::unwritable)?;
     // Checked before it is put into place: every reference is there, and history is whole.
     let packs = PackSet::open(&new.packs()).map_err(unusable)?;
     let commits = Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()), false)
@@ -190,7 +188,7 @@ fn create(
         }
         durable::rename(new.path(), folder.path())
     };
-    place().map_err(|error| UpstreamError::unwritable(&error))?;
+    place().map_err(UpstreamError::unwritable)?;
     let (packs, refs) = folder.open().map_err(unusable)?;
     Snapshot::new(packs, refs, commits, false)
         .map(Arc::new)

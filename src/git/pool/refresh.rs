@@ -201,7 +201,7 @@ impl Pool {
                 stop: &stopped,
             };
             let result = made
-                .map_err(|error| UpstreamError::unwritable(&error))
+                .map_err(UpstreamError::unwritable)
                 .and_then(|()| fetch::fetch(&entry, entry.snapshot(), &flight, &around));
             data_dir::remove(&scratch);
             result

@@ -101,8 +101,8 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// Something of a mirror could not be written.
-    pub fn unwritable(error: &io::Error) -> Self {
-        match StorageFull::of(error) {
+    pub fn unwritable(error: io::Error) -> Self {
+        match StorageFull::of(&error) {
             Some(full) => full.into(),
             None => Self::Failed(format!("the mirror cannot be written: {error}")),
         }

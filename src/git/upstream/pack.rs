@@ -73,7 +73,7 @@ pub fn receive(
         durable::sync(&index)?;
         Ok(std::fs::metadata(&data)?.len() + std::fs::metadata(&index)?.len())
     };
-    let bytes = finish().map_err(|error| UpstreamError::unwritable(&error))?;
+    let bytes = finish().map_err(UpstreamError::unwritable)?;
     let more = (already + bytes).saturating_sub(reservation.bytes());
     reservation.grow(more)?;
     reservation.set(already + bytes);

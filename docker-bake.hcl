@@ -112,7 +112,7 @@ target "docker-metadata-action-debian" {
 }
 
 target "_common" {
-  context  = "."
+  context = "."
   args = {
     PACKAGE           = PACKAGE
     BINARY            = notequal(BINARY, "") ? BINARY : PACKAGE

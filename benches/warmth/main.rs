@@ -9,12 +9,13 @@
 //! It empties the engine's build cache several times, and does so only where that engine is the project's own.
 //!
 //! `service` is what is built; `link` is the slow link; `builds` runs Docker; `sources` is where the sources come from;
-//! `registry` keeps the build cache.
+//! `registry`, of the image tests, keeps the build cache.
 
 #![forbid(unsafe_code)]
 
 mod builds;
 mod link;
+#[path = "../../tests/images/registry.rs"]
 mod registry;
 mod sources;
 
@@ -51,7 +52,7 @@ async fn main() -> Result<()> {
     let cold = report.row("cold: no layer, no cache mount", builds.image()?, None);
     report.row("nothing has changed", builds.image()?, Some(cold));
     let registry = Registry::start(folder.path())?;
-    let cache = registry.reference();
+    let cache = format!("{}/team/orders:cache", registry.address);
     report.row(
         "nothing has changed, the cache goes to a registry",
         builds.export_cache(&cache)?,

@@ -17,6 +17,7 @@ mod archive;
 mod corp;
 mod docker;
 mod project;
+mod registry;
 
 mod bad_input;
 mod builder;

@@ -1,70 +1,15 @@
 //! `bake release` against a real registry: what is pushed can be pulled, runs, and says how it was made.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::docker::{self, Build, Built, ROOT, Tag};
 use crate::project::Project;
-use crate::support::{http, process, temporary_folder, wait_for};
-
-/// Debian's docker-registry over a folder of its own.
-struct Registry {
-    process: Child,
-    address: std::net::SocketAddr,
-    _folder: tempfile::TempDir,
-}
-
-impl Registry {
-    fn start() -> Self {
-        let folder = temporary_folder();
-        // It does not say which port it was given, so one is chosen for it.
-        let address = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let config = folder.path().join("config.yml");
-        let data = folder.path().join("data");
-        std::fs::write(
-            &config,
-            format!(
-                "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
-                data.display()
-            ),
-        )
-        .unwrap();
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect(
-                "docker-registry starts: a package of Debian, which tests/run --images installs",
-            );
-        let registry = Self {
-            process,
-            address,
-            _folder: folder,
-        };
-        wait_for("the registry", || {
-            std::net::TcpStream::connect(address).ok()?;
-            (http::get(address, "/v2/").status == 200).then_some(())
-        });
-        registry
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::registry::Registry;
+use crate::support::{process, temporary_folder};
 
 const VARIANTS: [(&str, &str); 3] = [
     ("musl", "Dockerfile.musl"),
@@ -109,7 +54,8 @@ fn reference(project: &Project, registry: &Registry, tag: &str) -> String {
 fn pushed_pulled_and_run() {
     let project = Project::hello("hello-release");
     project.says("released");
-    let registry = Registry::start();
+    let folder = temporary_folder();
+    let registry = Registry::start(folder.path()).unwrap();
     let before = docker::cache_records();
     release(&project, &registry);
     for tag in ["1.0.0", "1.0.0-musl-distroless", "1.0.0-debian"] {

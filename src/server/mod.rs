@@ -137,7 +137,7 @@ async fn serve_ssh(
         .context("listen.ssh.host_key_file")?;
     let shared = Arc::new(ssh::connection::Shared {
         app: Arc::clone(app),
-        protocol: Arc::new(ssh::connection::protocol(host_key.expose())),
+        protocol: ssh::connection::Protocol::new(host_key.expose()),
         ending: ending.clone(),
     });
     let address = listener.local_addr().context("listen.ssh.address")?;

@@ -1,5 +1,6 @@
 //! One connection of a client, from its handshake to its end.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -8,13 +9,14 @@ use std::time::Duration;
 
 use russh::keys::PrivateKey;
 use russh::server::{self, run_stream};
-use russh::{Disconnect, MethodKind, MethodSet, SshId};
+use russh::{Disconnect, MethodKind, MethodSet, Preferred, SshId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::algorithms;
+use super::greeting::{self, AES_GCM};
 use super::session::{Session, State};
 use crate::app::App;
 use crate::server::accept::Ending;
@@ -24,7 +26,7 @@ use crate::server::io::Guarded;
 /// What all connections share.
 pub struct Shared {
     pub app: Arc<App>,
-    pub protocol: Arc<server::Config>,
+    pub protocol: Protocol,
     pub ending: Ending,
 }
 
@@ -42,25 +44,50 @@ const QUEUE: usize = 16;
 /// Clients end their connection themselves when their command is done; who was told first would report an error.
 const PARTING: Duration = Duration::from_secs(2);
 
+const IDENTIFICATION: &str = concat!("SSH-2.0-warmdock_", env!("CARGO_PKG_VERSION"));
+
 /// How we speak SSH to clients.
-pub fn protocol(host_key: &PrivateKey) -> server::Config {
-    server::Config {
-        server_id: SshId::Standard(concat!("SSH-2.0-warmdock_", env!("CARGO_PKG_VERSION")).into()),
-        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
-        auth_rejection_time: REFUSAL,
-        // Every client begins with a question that is always refused.
-        auth_rejection_time_initial: Some(Duration::ZERO),
-        keys: vec![host_key.clone()],
-        window_size: WINDOW,
-        channel_buffer_size: QUEUE,
-        event_buffer_size: QUEUE,
-        preferred: algorithms(),
-        max_auth_attempts: LOGIN_ATTEMPTS,
-        // Bounded here and in `session`: what counts is whether something is under way.
-        inactivity_timeout: None,
-        keepalive_interval: Some(KEEPALIVE),
-        keepalive_max: KEEPALIVES_UNANSWERED,
-        ..server::Config::default()
+pub struct Protocol {
+    any: Arc<server::Config>,
+    /// For clients that know AES-GCM, where the processor has instructions for it.
+    aes_gcm: Option<Arc<server::Config>>,
+}
+
+impl Protocol {
+    pub fn new(host_key: &PrivateKey) -> Self {
+        let offering = |preferred| {
+            Arc::new(server::Config {
+                server_id: SshId::Standard(IDENTIFICATION.into()),
+                methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+                auth_rejection_time: REFUSAL,
+                // Every client begins with a question that is always refused.
+                auth_rejection_time_initial: Some(Duration::ZERO),
+                keys: vec![host_key.clone()],
+                window_size: WINDOW,
+                channel_buffer_size: QUEUE,
+                event_buffer_size: QUEUE,
+                preferred,
+                max_auth_attempts: LOGIN_ATTEMPTS,
+                // Bounded here and in `session`: what counts is whether something is under way.
+                inactivity_timeout: None,
+                keepalive_interval: Some(KEEPALIVE),
+                keepalive_max: KEEPALIVES_UNANSWERED,
+                ..server::Config::default()
+            })
+        };
+        let aes_gcm = Preferred {
+            cipher: Cow::Borrowed(AES_GCM),
+            ..algorithms()
+        };
+        Self {
+            any: offering(algorithms()),
+            aes_gcm: greeting::has_instructions().then(|| offering(aes_gcm)),
+        }
+    }
+
+    fn with(&self, knows_aes_gcm: bool) -> Arc<server::Config> {
+        let aes_gcm = self.aes_gcm.as_ref().filter(|_| knows_aes_gcm);
+        Arc::clone(aes_gcm.unwrap_or(&self.any))
     }
 }
 
@@ -78,7 +105,11 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, times: Times, shared: Ar
     let state = Arc::new(State::default());
     let session = Session::new(Arc::clone(&shared), peer, times, Arc::clone(&state));
     let login = shared.app.config().limits.ssh_login_timeout;
-    let greeting = run_stream(Arc::clone(&shared.protocol), stream, session);
+    let greeting = async {
+        let greeted = greeting::exchange(stream, IDENTIFICATION).await?;
+        let protocol = shared.protocol.with(greeted.knows_aes_gcm);
+        run_stream(protocol, greeted, session).await
+    };
     let running = tokio::select! {
         greeting = timeout(login, greeting) => match greeting {
             Ok(Ok(running)) => running,

@@ -1,10 +1,12 @@
 //! A channel on which a command runs, as the other end of a conversation.
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::time::timeout;
 
+use super::pace::{PATIENCE, Pace};
 use crate::git::conversation::{Client, Gone};
 use crate::git::ssh_door;
 use crate::server::activity::Times;
@@ -20,6 +22,7 @@ pub(super) struct Line {
     read: ChannelReadHalf,
     write: ChannelWriteHalf<Msg>,
     times: Times,
+    pace: Pace,
     /// Came while something was being sent.
     unread: Vec<u8>,
     /// Nothing more will come.
@@ -28,12 +31,13 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub fn new(channel: Channel<Msg>, times: Times) -> Self {
+    pub fn new(channel: Channel<Msg>, times: Times, pace: Pace) -> Self {
         let (read, write) = channel.split();
         Self {
             read,
             write,
             times,
+            pace,
             unread: Vec::new(),
             ended: false,
             gone: false,
@@ -57,14 +61,32 @@ impl Line {
                 self.unread.extend_from_slice(&data);
                 self.gone |= self.unread.len() > MOST_UNREAD;
             }
+            Some(ChannelMsg::WindowAdjusted { new_size }) => self.pace.window_is(new_size),
             Some(ChannelMsg::Eof) => self.ended = true,
             Some(ChannelMsg::Close) | None => self.gone = true,
             Some(_) => {}
         }
     }
 
+    /// Waits while the client has more than enough, for a little while.
+    async fn keep_pace(&mut self) {
+        while let Some(message) = self.read.wait().now_or_never() {
+            self.take(message);
+            if self.gone {
+                return;
+            }
+        }
+        while self.pace.is_far_ahead() && !self.gone {
+            match timeout(PATIENCE, self.read.wait()).await {
+                Ok(message) => self.take(message),
+                Err(_) => self.pace.was_too_little(),
+            }
+        }
+    }
+
     /// Sends one piece while it listens: were nobody to read, the connection would wait for us and we for it.
     async fn send_piece(&mut self, piece: Bytes, stream: Stream) -> Result<(), Gone> {
+        let bytes = piece.len();
         let (write, read) = (&self.write, &mut self.read);
         let sending = async {
             match stream {
@@ -98,6 +120,7 @@ impl Line {
             self.take(message);
         }
         if sent && !self.gone {
+            self.pace.sent(bytes);
             Ok(())
         } else {
             self.gone = true;
@@ -131,6 +154,7 @@ impl Client for Line {
             return Err(Gone);
         }
         while !bytes.is_empty() {
+            self.keep_pace().await;
             let piece = bytes.split_to(bytes.len().min(PIECE));
             self.send_piece(piece, Stream::Output).await?;
         }

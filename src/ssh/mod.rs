@@ -4,9 +4,11 @@
 
 pub mod authorized_keys;
 pub mod connection;
+mod greeting;
 pub mod host_key;
 pub mod known_hosts;
 mod line;
+mod pace;
 pub mod private_key;
 mod session;
 
@@ -49,7 +51,7 @@ const KEYS: &[Algorithm] = &[
     },
 ];
 
-/// AES first: processors have instructions for it.
+/// AES first: processors have instructions for it. At the door the client's order counts, see [`greeting`].
 const CIPHERS: &[cipher::Name] = &[
     cipher::AES_256_GCM,
     cipher::AES_128_GCM,

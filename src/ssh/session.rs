@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use russh::keys::{Algorithm, Certificate};
 use russh::server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, VerifiedPublicKey};
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 
 use super::connection::Shared;
 use super::line::Line;
+use super::pace::Pace;
 use crate::access::SshIdentity;
 use crate::git::ssh_door;
 use crate::git::upload_pack::Version;
@@ -95,6 +97,10 @@ pub(super) struct Session {
     state: Arc<State>,
     /// The name of the user, which matters to upstreams that are asked, and what was proved.
     login: Option<(String, SshIdentity)>,
+    /// Since when the client is to speak, while it is its turn.
+    its_turn: Option<Instant>,
+    /// The shortest time that it needed: that of the way, there and back.
+    way: Duration,
 }
 
 impl Session {
@@ -105,6 +111,19 @@ impl Session {
             times,
             state,
             login: None,
+            its_turn: None,
+            way: Duration::MAX,
+        }
+    }
+
+    /// The client has nothing to do but to answer what it is told now.
+    fn wait_for_client(&mut self) {
+        self.its_turn = Some(Instant::now());
+    }
+
+    fn client_answered(&mut self) {
+        if let Some(since) = self.its_turn.take() {
+            self.way = self.way.min(since.elapsed());
         }
     }
 
@@ -132,10 +151,11 @@ impl Session {
             return;
         };
         let (app, peer, times) = (Arc::clone(&self.shared.app), self.peer, self.times);
+        let pace = Pace::new(self.way);
         let running = Command::begin(&self.state);
         tokio::spawn(async move {
             let _running = running;
-            let mut line = Line::new(channel, times);
+            let mut line = Line::new(channel, times, pace);
             let end = match command {
                 Ok(command) => {
                     let asked = ssh_door::Asked {
@@ -189,6 +209,7 @@ impl server::Handler for Session {
         let may_be_right = other.certificates
             || other.of_upstreams
             || access.ssh_principal(&identity, self.peer.ip()).is_ok();
+        self.wait_for_client();
         Ok(if may_be_right {
             Auth::Accept
         } else {
@@ -201,6 +222,7 @@ impl server::Handler for Session {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
+        self.client_answered();
         let identity = SshIdentity::Key(Box::new(key.public_key.clone()));
         Ok(self.log_in(user, identity))
     }
@@ -210,12 +232,14 @@ impl server::Handler for Session {
         user: &str,
         certificate: &Certificate,
     ) -> Result<Auth, russh::Error> {
+        self.client_answered();
         let identity = SshIdentity::Certificate(Box::new(certificate.clone()));
         Ok(self.log_in(user, identity))
     }
 
     async fn auth_succeeded(&mut self, _: &mut server::Session) -> Result<(), russh::Error> {
         self.state.logged_in.send_replace(true);
+        self.wait_for_client();
         Ok(())
     }
 
@@ -225,6 +249,7 @@ impl server::Handler for Session {
         reply: ChannelOpenHandle,
         _: &mut server::Session,
     ) -> Result<(), russh::Error> {
+        self.client_answered();
         let open = self.state.waiting().len() + *self.state.commands.borrow();
         if open >= MOST_CHANNELS || self.shared.ending.draining.is_cancelled() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
@@ -235,6 +260,7 @@ impl server::Handler for Session {
             channel,
         };
         self.state.waiting().insert(waiting.channel.id(), waiting);
+        self.wait_for_client();
         reply.accept().await;
         Ok(())
     }
@@ -255,6 +281,7 @@ impl server::Handler for Session {
         value: &str,
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
+        self.client_answered();
         if name == "GIT_PROTOCOL"
             && let Some(waiting) = self.state.waiting().get_mut(&channel)
         {
@@ -270,6 +297,7 @@ impl server::Handler for Session {
         command: &[u8],
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
+        self.client_answered();
         let waiting = self.state.waiting().remove(&channel);
         match waiting {
             Some(waiting) => {

@@ -95,6 +95,41 @@ fn version_1() {
     compare::assert_same(&client, "ours", "direct", Objects::Exactly);
 }
 
+/// OpenSSH would rather have ChaCha20, and takes it from a machine without instructions for AES.
+#[test]
+fn a_client_that_knows_aes_gcm_speaks_it_and_every_other_what_it_knows() {
+    const AES_GCM: &str = "aes128-gcm@openssh.com";
+    let setup = setup();
+    let spoken = |options: &[&str]| {
+        let options = [&["-v"], options].concat();
+        let command = format!("git-upload-pack '/{HOST}/{SAMPLE}.git'");
+        let output = setup.run("user", &options, &[&command]);
+        let begin = "kex: server->client cipher: ";
+        let line = output
+            .stderr
+            .lines()
+            .find_map(|line| line.split_once(begin));
+        let (_, cipher) = line.unwrap_or_else(|| panic!("{}", output.describe()));
+        assert!(
+            output.text().contains("refs/heads/main"),
+            "{}",
+            output.describe()
+        );
+        cipher.split(' ').next().unwrap().to_owned()
+    };
+    let usual = spoken(&[]);
+    let has_instructions = cfg!(target_arch = "x86_64")
+        && std::fs::read_to_string("/proc/cpuinfo")
+            .unwrap()
+            .contains(" aes ");
+    if has_instructions {
+        assert_eq!(usual, AES_GCM);
+    }
+    for one in [AES_GCM, "chacha20-poly1305@openssh.com", "aes256-ctr"] {
+        assert_eq!(spoken(&["-c", one]), one);
+    }
+}
+
 #[test]
 fn an_agent_has_the_key() {
     let setup = setup();

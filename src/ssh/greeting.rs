@@ -17,8 +17,8 @@ use tokio::time::timeout;
 /// What clients are offered that know it, where [`has_instructions`].
 pub const AES_GCM: &[cipher::Name] = &[cipher::AES_256_GCM, cipher::AES_128_GCM];
 
-/// Clients send their list without waiting for ours; one that waits would be offered everything, a little later.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Clients send their list when they have our identification. One that waits for our list is offered everything.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Before keys are exchanged, no packet may be larger (RFC 4253, 6.1); OpenSSH's list has 1.5 kB.
 const MOST: usize = 35_000;
 /// The number of the message SSH_MSG_KEXINIT, and what stands before its lists: that and a cookie.
@@ -173,6 +173,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Greeted<T> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -226,6 +227,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_no_list_is_left_to_russh() {
+        let begun = Instant::now();
         let list = client("aes256-gcm@openssh.com", "aes256-gcm@openssh.com");
         let begins_with_text = [b"hello\n".as_slice(), &list].concat();
         assert!(!greet(&begins_with_text).await);
@@ -239,6 +241,8 @@ mod tests {
         all_padding[28] = 255;
         assert!(!greet(&all_padding).await);
         assert!(!greet(&vec![b'x'; MOST + 1]).await);
+        // At once.
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::pace::{PATIENCE, Pace};
 use crate::git::conversation::{Client, Gone};
@@ -76,10 +76,19 @@ impl Line {
                 return;
             }
         }
+        let mut patience = Instant::now() + PATIENCE;
         while self.pace.is_far_ahead() && !self.gone {
-            match timeout(PATIENCE, self.read.wait()).await {
-                Ok(message) => self.take(message),
-                Err(_) => self.pace.was_too_little(),
+            let taken = self.pace.taken();
+            if let Ok(message) = timeout_at(patience, self.read.wait()).await {
+                self.take(message);
+            }
+            // What says nothing of that gives no more time.
+            let is_over = Instant::now() >= patience;
+            if self.pace.taken() == taken && is_over {
+                self.pace.was_too_little();
+            }
+            if self.pace.taken() > taken || is_over {
+                patience = Instant::now() + PATIENCE;
             }
         }
     }
@@ -150,11 +159,11 @@ impl Client for Line {
     }
 
     async fn send(&mut self, mut bytes: Bytes) -> Result<(), Gone> {
-        if self.gone {
-            return Err(Gone);
-        }
         while !bytes.is_empty() {
             self.keep_pace().await;
+            if self.gone {
+                return Err(Gone);
+            }
             let piece = bytes.split_to(bytes.len().min(PIECE));
             self.send_piece(piece, Stream::Output).await?;
         }

@@ -7,13 +7,13 @@
 
 use std::time::Duration;
 
-/// What is sent ahead. libssh2, which cargo has, says what it took after each half a MiB.
+/// What is sent ahead, beside what russh still has in its queue. libssh2, which cargo has, says what it took after each half a MiB.
 const AHEAD: u64 = 640 << 10;
 /// With [`AHEAD`], a client whose answers take longer could not be sent 1 Gbit/s.
 const NEAR: Duration = Duration::from_millis(5);
-/// The window of OpenSSH, libssh2 and most others. It can be told when a client first says that it took something: the
-/// window is a multiple of `UNIT` then, and some of it is taken. A window that is believed to be smaller than it is lets
-/// more be sent ahead, which harms nothing.
+/// The window of OpenSSH, libssh2 and most others. russh does not tell a window; it is guessed when a client first says
+/// that it took something, as a multiple of `UNIT`. One that is believed to be smaller than it is lets more be sent ahead,
+/// and one that is believed to be larger costs [`PATIENCE`] until more is.
 const WINDOW: u64 = 2 << 20;
 const UNIT: u64 = 1 << 20;
 /// How long a client that has all this may say nothing: then it waits for more before it does. On a busy machine it is
@@ -44,6 +44,11 @@ impl Pace {
     /// Whether the client has enough for now.
     pub fn is_far_ahead(&self) -> bool {
         self.sent - self.taken >= self.ahead
+    }
+
+    /// What the client is known to have taken, which only grows.
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     pub fn sent(&mut self, bytes: usize) {

@@ -89,6 +89,13 @@ impl State {
     }
 }
 
+/// What a client is told, and cannot go on without.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    LoggedIn,
+    Opened(ChannelId),
+}
+
 /// The server's side of one connection.
 pub(super) struct Session {
     shared: Arc<Shared>,
@@ -97,9 +104,9 @@ pub(super) struct Session {
     state: Arc<State>,
     /// The name of the user, which matters to upstreams that are asked, and what was proved.
     login: Option<(String, SshIdentity)>,
-    /// Since when the client is to speak, while it is its turn.
-    its_turn: Option<Instant>,
-    /// The shortest time that it needed: that of the way, there and back.
+    /// What the client has to wait for before it can go on.
+    waits_for: Option<(Step, Instant)>,
+    /// The shortest time from our answer to what it said then: that of the way, there and back.
     way: Duration,
 }
 
@@ -111,18 +118,14 @@ impl Session {
             times,
             state,
             login: None,
-            its_turn: None,
+            waits_for: None,
             way: Duration::MAX,
         }
     }
 
-    /// The client has nothing to do but to answer what it is told now.
-    fn wait_for_client(&mut self) {
-        self.its_turn = Some(Instant::now());
-    }
-
-    fn client_answered(&mut self) {
-        if let Some(since) = self.its_turn.take() {
+    /// The client did what it could not do before `step`.
+    fn went_on_after(&mut self, step: Step) {
+        if let Some((_, since)) = self.waits_for.take_if(|(awaited, _)| *awaited == step) {
             self.way = self.way.min(since.elapsed());
         }
     }
@@ -209,7 +212,6 @@ impl server::Handler for Session {
         let may_be_right = other.certificates
             || other.of_upstreams
             || access.ssh_principal(&identity, self.peer.ip()).is_ok();
-        self.wait_for_client();
         Ok(if may_be_right {
             Auth::Accept
         } else {
@@ -222,7 +224,6 @@ impl server::Handler for Session {
         user: &str,
         key: VerifiedPublicKey<'_>,
     ) -> Result<Auth, russh::Error> {
-        self.client_answered();
         let identity = SshIdentity::Key(Box::new(key.public_key.clone()));
         Ok(self.log_in(user, identity))
     }
@@ -232,14 +233,13 @@ impl server::Handler for Session {
         user: &str,
         certificate: &Certificate,
     ) -> Result<Auth, russh::Error> {
-        self.client_answered();
         let identity = SshIdentity::Certificate(Box::new(certificate.clone()));
         Ok(self.log_in(user, identity))
     }
 
     async fn auth_succeeded(&mut self, _: &mut server::Session) -> Result<(), russh::Error> {
         self.state.logged_in.send_replace(true);
-        self.wait_for_client();
+        self.waits_for = Some((Step::LoggedIn, Instant::now()));
         Ok(())
     }
 
@@ -249,7 +249,7 @@ impl server::Handler for Session {
         reply: ChannelOpenHandle,
         _: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        self.client_answered();
+        self.went_on_after(Step::LoggedIn);
         let open = self.state.waiting().len() + *self.state.commands.borrow();
         if open >= MOST_CHANNELS || self.shared.ending.draining.is_cancelled() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
@@ -259,8 +259,9 @@ impl server::Handler for Session {
             version: Version::V0,
             channel,
         };
+        let step = Step::Opened(waiting.channel.id());
         self.state.waiting().insert(waiting.channel.id(), waiting);
-        self.wait_for_client();
+        self.waits_for = Some((step, Instant::now()));
         reply.accept().await;
         Ok(())
     }
@@ -281,7 +282,7 @@ impl server::Handler for Session {
         value: &str,
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        self.client_answered();
+        self.went_on_after(Step::Opened(channel));
         if name == "GIT_PROTOCOL"
             && let Some(waiting) = self.state.waiting().get_mut(&channel)
         {
@@ -297,7 +298,7 @@ impl server::Handler for Session {
         command: &[u8],
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
-        self.client_answered();
+        self.went_on_after(Step::Opened(channel));
         let waiting = self.state.waiting().remove(&channel);
         match waiting {
             Some(waiting) => {

@@ -70,6 +70,9 @@ fn a_changed_source_does_not_fetch_again() {
         project.write("src/another.rs", "");
         let (built, _) = build_and_run(&project, dockerfile);
         assert!(built.ran("/step/copy-manifests"), "{}", built.describe());
+        for step in built.steps("/step/fetch-crates") {
+            assert!(step.cached, "{step:?} ran again: {}", built.describe());
+        }
         std::fs::remove_file(project.path("src/another.rs")).unwrap();
     }
 }

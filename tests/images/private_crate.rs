@@ -139,7 +139,6 @@ fn with_a_warm_service_and_the_host_away() {
     corp.lock(&project);
     corp.warm();
     corp.sshd.fail(SshFault::Refuse);
-    let connections = corp.sshd.connections();
     // Nothing of the crates may be left from other builds.
     docker::prune(
         &docker::cache_mounts("cargo-home")
@@ -171,18 +170,31 @@ fn with_a_warm_service_and_the_host_away() {
             .iter()
             .collect::<Vec<_>>(),
     );
-    let built = corp
-        .build(&project)
+    let through_the_door = || {
+        corp.build(&project)
+            .secret("gitconfig", &gitconfig)
+            .secret("known_hosts", &project.beside("door_known_hosts"))
+            .agent(&corp.agent.socket())
+    };
+    let built = through_the_door()
         .option("--no-cache-filter=crates")
-        .secret("gitconfig", &gitconfig)
-        .secret("known_hosts", &project.beside("door_known_hosts"))
-        .agent(&corp.agent.socket())
         .option("--load")
         .option(format!("--tag={}", tag.0))
         .run()
         .ok();
     assert!(built.ran("/step/fetch-crates"), "{}", built.describe());
     assert_eq!(project.run(&tag.0), "from a warm service, 41");
-    let asked = corp.sshd.connections() - connections;
-    assert_eq!(corp.sshd.connections() - asked, connections);
+
+    let archive = project.beside("image.tar");
+    through_the_door()
+        .option("--provenance=mode=max")
+        .into_archive(&archive)
+        .run()
+        .ok();
+    let mut secrets = corp.secrets();
+    let door_key = known_hosts.split_whitespace().nth(2).unwrap();
+    secrets.push(("the door's host key", door_key.into()));
+    let markers = ["from a warm service", "https://slsa.dev/provenance"];
+    let found = search(&Archive::open(&archive), &secrets, &markers);
+    assert_eq!(found, Vec::<String>::new());
 }

@@ -1,7 +1,7 @@
 //! Requests that no git client sends: each is answered with a sentence, or cut off at a limit, and the next client is
 //! served as if nothing had happened.
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, ErrorKind, Read, Write};
 
 use flate2::{Compression, write::GzEncoder};
 
@@ -201,7 +201,9 @@ fn a_body_that_is_shorter_than_promised() {
         stream.write_all(&line("command=fetch\n")).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
         let answer = String::from_utf8_lossy(&answer);
         assert!(
             answer.is_empty() || answer.starts_with("HTTP/1.1 4"),

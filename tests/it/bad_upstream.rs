@@ -301,6 +301,7 @@ fn credentials_do_not_follow_a_redirect_elsewhere() {
         // Whether it is followed without credentials or refused is the service's choice.
         let _ = clone(&warmdock, protocol);
     }
+    assert!(!upstream.asked().is_empty());
     for asked in elsewhere.asked() {
         assert_eq!(asked.request.header("authorization"), None);
         assert!(!format!("{:?}", asked.request).contains(TOKEN));

@@ -169,6 +169,10 @@ fn the_number_of_connections_is_limited() {
         .set("/limits/header_timeout", "1s")
         .start();
     let idle: Vec<_> = (0..30).map(|_| connect(warmdock.address())).collect();
+    warmdock.wait_log("the limit", |event| {
+        let message = "all connections of limits.connections are taken, others wait";
+        event["message"] == message && event["limit"] == 4
+    });
     // They are cut off by the header timeout one after the other: whoever waits is served in the end.
     Client::new(2)
         .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])

@@ -31,6 +31,11 @@ fn by_signal() {
     let (upstream, _repo) = Upstream::with_sample();
     let warmdock = warmdock::over_files(&upstream);
     assert_eq!(status(&warmdock, "second.example.test"), 404);
+    // Files that have not changed are read again for a signal only.
+    warmdock.signal("HUP");
+    warmdock.wait_log("the reload", |event| {
+        event["message"] == "configuration reloaded"
+    });
     warmdock.write_config(&with_second_host(&warmdock).to_string());
     warmdock.signal("HUP");
     wait_for("the second host", || {

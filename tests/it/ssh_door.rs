@@ -1,7 +1,7 @@
 //! The SSH door, with OpenSSH's own client: who is let in, what can be asked for, and what cannot. What git itself does
 //! through it is in `git_clients`.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
@@ -143,6 +143,46 @@ fn an_agent_has_the_key() {
     client
         .clone(&setup.warmdock.ssh_url(SAMPLE), "ours", &[])
         .ok();
+}
+
+/// Ten may be refused, and the question of every client which ways to log in there are is one of them.
+#[test]
+fn keys_cannot_be_tried_for_ever() {
+    let setup = setup();
+    for (strangers, is_let_in) in [(8, true), (12, false)] {
+        let agent = Agent::start();
+        for number in 0..strangers {
+            agent.add(&setup.door.keygen(&format!("stranger-{strangers}-{number}")));
+        }
+        agent.add(&setup.door.path("user"));
+        let mut client = Client::new(2);
+        client.set("GIT_SSH_COMMAND", &setup.door.ssh_without_key());
+        client.set("SSH_AUTH_SOCK", &agent.socket());
+        let output = client.clone(&setup.warmdock.ssh_url(SAMPLE), "ours", &[]);
+        assert_eq!(output.status.success(), is_let_in, "{}", output.describe());
+        let says_why = output.stderr.contains("Too many authentication attempts");
+        assert_eq!(says_why, !is_let_in, "{}", output.describe());
+    }
+}
+
+#[test]
+fn the_number_of_connections_is_limited() {
+    let setup = setup_with(|builder| {
+        builder
+            .set("/limits/connections", 4)
+            .set("/limits/ssh_login_timeout", "2s")
+    });
+    let address = setup.warmdock.ssh_address();
+    let idle: Vec<_> = (0..10)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    wait_for("as many connections as are allowed", || {
+        let name = "warmdock_ssh_connections";
+        (setup.warmdock.metric(|sample| sample == name) == 4.0).then_some(())
+    });
+    // Who waits is served when they are cut off.
+    setup.clone("user", SAMPLE).ok();
+    drop(idle);
 }
 
 /// Everything that differs between two refusals tells something.
@@ -411,7 +451,9 @@ fn connections_that_do_not_log_in_are_closed() {
     for mut stream in connections {
         let mut said = Vec::new();
         // Reset or ended, but not open.
-        let _ = stream.read_to_end(&mut said);
+        if let Err(error) = stream.read_to_end(&mut said) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        }
         assert!(
             said.starts_with(b"SSH-2.0-warmdock_"),
             "{:?}",

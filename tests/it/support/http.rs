@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A request as a test's upstream received it.
 #[derive(Clone, Debug)]
@@ -76,15 +76,14 @@ impl Response {
     }
 }
 
+/// What a client of the tests waits for one read or write.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A connection to the service. Reads that take unreasonably long fail.
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("the service takes connections");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    stream
-        .set_write_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
@@ -121,7 +120,10 @@ pub fn exchange(address: SocketAddr, bytes: &[u8]) -> io::Result<Response> {
     let mut writer = stream.try_clone()?;
     let bytes = bytes.to_vec();
     let sender = std::thread::spawn(move || writer.write_all(&bytes));
+    let begun = Instant::now();
     let response = read_response(&mut BufReader::new(&mut stream));
+    // What the readers take for a connection that ended may be one on which nothing comes.
+    assert!(begun.elapsed() < PATIENCE, "neither answered nor closed");
     let _ = stream.shutdown(std::net::Shutdown::Both);
     let _ = sender.join();
     response

@@ -116,6 +116,8 @@ fn pushed_pulled_and_run() {
         .filter(|id| !before.contains_key(id))
         .collect();
     docker::prune(&new.iter().collect::<Vec<_>>());
+    // What is pushed is kept under these names as well.
+    let _tags = VARIANTS.map(|(variant, _)| Tag(reference(&project, &registry, &tag_of(variant))));
     let again = release(&project, &registry);
     for step in again.steps("/step/compile") {
         assert!(

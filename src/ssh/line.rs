@@ -69,11 +69,11 @@ impl Line {
     }
 
     /// Waits while the client has more than enough, for a little while.
-    async fn keep_pace(&mut self) {
+    async fn keep_pace(&mut self) -> Result<(), Gone> {
         while let Some(message) = self.read.wait().now_or_never() {
             self.take(message);
             if self.gone {
-                return;
+                return Err(Gone);
             }
         }
         let mut patience = Instant::now() + PATIENCE;
@@ -91,6 +91,7 @@ impl Line {
                 patience = Instant::now() + PATIENCE;
             }
         }
+        if self.gone { Err(Gone) } else { Ok(()) }
     }
 
     /// Sends one piece while it listens: were nobody to read, the connection would wait for us and we for it.
@@ -159,11 +160,11 @@ impl Client for Line {
     }
 
     async fn send(&mut self, mut bytes: Bytes) -> Result<(), Gone> {
+        if self.gone {
+            return Err(Gone);
+        }
         while !bytes.is_empty() {
-            self.keep_pace().await;
-            if self.gone {
-                return Err(Gone);
-            }
+            self.keep_pace().await?;
             let piece = bytes.split_to(bytes.len().min(PIECE));
             self.send_piece(piece, Stream::Output).await?;
         }

@@ -153,6 +153,28 @@ fn shown(key_id: &str) -> String {
 mod tests {
     use super::*;
 
+    /// OpenSSH's client does not offer what is none of a user, so only a client of somebody's own can try.
+    #[test]
+    fn certificates_of_hosts_let_nobody_in() {
+        let authority = include_str!("../ssh/fixtures/ca.pub");
+        let keys = Keys::of(&config::Keys {
+            authorities: vec![config::Authority {
+                name: "corp".into(),
+                public_key: PublicKey::from_openssh(authority).unwrap(),
+                principals: vec!["git".into(), "git.corp.example".into()],
+                repos: Patterns::everything(),
+            }],
+            ..config::Keys::default()
+        });
+        let found = |text| {
+            let certificate = Certificate::from_openssh(text).unwrap();
+            keys.find_certificate(&certificate, IpAddr::from([127, 0, 0, 1]))
+        };
+        let user = found(include_str!("../ssh/fixtures/user-cert.pub"));
+        assert!(user.is_some(), "the same authority, for a user");
+        assert!(found(include_str!("../ssh/fixtures/good-cert.pub")).is_none());
+    }
+
     #[test]
     fn addresses_are_within_their_ranges() {
         let table = [

@@ -98,11 +98,13 @@ fn the_search_finds_what_is_there() {
         "known_hosts",
         &std::fs::read_to_string(corp.known_hosts()).unwrap(),
     );
+    let secrets = corp.secrets();
+    let (_, bytes) = &secrets[0];
+    std::fs::write(project.path("bytes"), bytes).unwrap();
     project.write(
         "Dockerfile",
-        "FROM scratch\nCOPY key known_hosts /\nARG TOKEN\nLABEL token=$TOKEN\n",
+        "FROM scratch\nCOPY key bytes known_hosts /\nARG TOKEN\nLABEL token=$TOKEN\n",
     );
-    let secrets = corp.secrets();
     let value = |name: &str| {
         let (_, secret) = secrets.iter().find(|(what, _)| *what == name).unwrap();
         String::from_utf8(secret.clone()).unwrap()
@@ -118,6 +120,7 @@ fn the_search_finds_what_is_there() {
     .ok();
     let found = search(&Archive::open(&archive), &secrets, &[]);
     for what in [
+        "the private key's bytes ",
         "the private key ",
         "the token ",
         "the line of known_hosts ",

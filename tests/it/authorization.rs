@@ -80,22 +80,6 @@ fn setup(anonymous: &str) -> Setup {
         let [from, to] = ["certified", "alone"].map(|name| door.path(&format!("{name}{end}")));
         std::fs::copy(from, to).unwrap();
     }
-    // A certificate of a host.
-    let key = door.keygen("host_certificate");
-    let public = key.with_extension("pub");
-    let authority = door.path("authority");
-    ssh_keygen(&[
-        "-q",
-        "-h",
-        "-s",
-        text(&authority),
-        "-I",
-        "h",
-        "-n",
-        "builds",
-        text(&public),
-    ]);
-
     let tokens = crate::support::temporary_folder();
     for name in ["all", "few"] {
         std::fs::write(tokens.path().join(name), format!("token-{name}-7d1c")).unwrap();
@@ -200,11 +184,6 @@ fn everybody_reads_what_is_theirs_through_their_door() {
         (Certificate("expired"), [false, false], [false, false]),
         (Certificate("elsewhere"), [false, false], [false, false]),
         (Certificate("forced"), [false, false], [false, false]),
-        (
-            Certificate("host_certificate"),
-            [false, false],
-            [false, false],
-        ),
     ];
     for (credentials, when_open, when_closed) in table {
         for (setup, expected) in [(&open, when_open), (&closed, when_closed)] {

@@ -314,13 +314,21 @@ fn credentials_do_not_follow_a_redirect_elsewhere() {
 fn a_redirect_to_other_schemes_is_refused() {
     let (upstream, _repo) = Upstream::with_sample();
     let warmdock = config(&upstream).start();
-    for target in [
-        upstream.file_url(),
-        "ftp://127.0.0.1:1".to_owned(),
-        "gopher://127.0.0.1:1".to_owned(),
+    for (target, said) in [
+        // No address that the HTTP client would know.
+        (upstream.file_url(), "answered 302 Found"),
+        (
+            "ftp://127.0.0.1:1".to_owned(),
+            "configure that host as the upstream",
+        ),
+        (
+            "gopher://127.0.0.1:1".to_owned(),
+            "configure that host as the upstream",
+        ),
     ] {
         upstream.fail(Fault::Redirect(target));
-        clone(&warmdock, 2).failed();
+        let output = clone(&warmdock, 2).failed();
+        assert!(output.stderr.contains(said), "{}", output.describe());
     }
 }
 

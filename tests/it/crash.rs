@@ -35,9 +35,9 @@ fn all_is_well(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
 fn leftovers(data: &Path) -> Vec<PathBuf> {
     let is_leftover = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.contains("tmp")
-            || name.contains("incoming")
-            || name.contains("partial")
+        path.strip_prefix(data).unwrap().starts_with("tmp")
+            || name.contains("tmp")
+            || name.ends_with(".warmdock-new")
             || name.ends_with(".lock")
     };
     files_below(data).into_iter().filter(is_leftover).collect()

@@ -533,7 +533,7 @@ fn warmdock_refuses(warmdock: &Warmdock, name: &str) {
         .clone(&warmdock.url(name), "ours", &["--bare"])
         .failed();
     assert!(
-        output.stderr.contains("507") || output.stderr.contains("max_size"),
+        output.stderr.contains("error: 507"),
         "{}",
         output.describe()
     );

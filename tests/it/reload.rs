@@ -94,6 +94,9 @@ fn a_wrong_file_keeps_the_old_configuration_and_says_so() {
     }
     std::fs::remove_file(warmdock.config_file()).unwrap();
     warmdock.signal("HUP");
+    warmdock.wait_log("a complaint that the file is gone", |event| {
+        is_complaint(event) && event.to_string().contains("does not exist")
+    });
     assert_eq!(status(&warmdock, HOST), 200);
     // A right one is taken again.
     warmdock.write_config(&good.to_string());

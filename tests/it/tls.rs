@@ -184,6 +184,10 @@ fn a_bad_new_certificate_keeps_the_old_one() {
     assert!(shows(&warmdock, &kept));
     std::fs::write(&certificate.cert, "no certificate").unwrap();
     warmdock.signal("HUP");
+    warmdock.wait_log("a complaint about the certificate", |event| {
+        matches!(event["level"].as_str(), Some("ERROR" | "WARN"))
+            && event.to_string().contains("listen.tls.cert")
+    });
     assert!(shows(&warmdock, &kept));
     // The next good one is taken.
     other.replace(&certificate);
@@ -240,7 +244,11 @@ fn an_upstream_over_tls_is_checked() {
     let output = Client::new(2)
         .clone(&distrusting.url(SAMPLE), "ours", &["--bare"])
         .failed();
-    assert!(output.stderr.contains("502"), "{}", output.describe());
+    assert!(
+        output.stderr.contains("error: 502"),
+        "{}",
+        output.describe()
+    );
 }
 
 /// Over TLS cargo opens one connection and asks for everything at once.

@@ -46,6 +46,8 @@ struct State {
 struct Settings {
     fault: SshFault,
     connections: usize,
+    /// Connections on which something is held back.
+    held: usize,
     stopped: bool,
 }
 
@@ -87,6 +89,7 @@ impl Sshd {
             settings: Mutex::new(Settings {
                 fault: SshFault::None,
                 connections: 0,
+                held: 0,
                 stopped: false,
             }),
         });
@@ -176,6 +179,14 @@ impl Sshd {
         self.state.settings().connections
     }
 
+    /// Waits until a client waits for what is held back.
+    #[track_caller]
+    pub fn wait_held(&self) {
+        super::wait_for("something to be held back", || {
+            (self.state.settings().held > 0).then_some(())
+        });
+    }
+
     /// What the server's processes wrote.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.path("sshd.log")).unwrap_or_default()
@@ -231,34 +242,57 @@ impl State {
     fn pass_down(&self, server: &mut UnixStream, client: &mut TcpStream) {
         let mut buffer = vec![0; 16 * 1024];
         let mut sent = 0;
-        loop {
-            let Ok(read @ 1..) = server.read(&mut buffer) else {
+        while let Ok(read @ 1..) = server.read(&mut buffer) {
+            if !self.pass(&buffer[..read], sent, client) {
                 return;
-            };
-            let mut from = 0;
-            loop {
-                let end = match self.settings().fault {
-                    SshFault::Refuse => return,
-                    SshFault::None => read,
-                    SshFault::Hang => from,
-                    SshFault::CutAfter(bytes) | SshFault::HoldAfter(bytes) => {
-                        bytes.saturating_sub(sent).clamp(from, read)
-                    }
-                };
-                if client.write_all(&buffer[from..end]).is_err() {
-                    return;
-                }
-                from = end;
-                if from == read {
-                    break;
-                }
-                if matches!(self.settings().fault, SshFault::CutAfter(_)) {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(10));
             }
             sent += read;
         }
+    }
+
+    /// Passes on what came after `sent` bytes; whether the connection goes on.
+    fn pass(&self, bytes: &[u8], sent: usize, client: &mut TcpStream) -> bool {
+        let mut passed = 0;
+        let mut held = None;
+        loop {
+            let fault = self.settings().fault;
+            let end = match fault {
+                SshFault::Refuse => return false,
+                SshFault::None => bytes.len(),
+                SshFault::Hang => passed,
+                SshFault::CutAfter(limit) | SshFault::HoldAfter(limit) => {
+                    limit.saturating_sub(sent).clamp(passed, bytes.len())
+                }
+            };
+            if client.write_all(&bytes[passed..end]).is_err() {
+                return false;
+            }
+            passed = end;
+            if passed == bytes.len() {
+                return true;
+            }
+            if matches!(fault, SshFault::CutAfter(_)) {
+                return false;
+            }
+            held.get_or_insert_with(|| Held::new(self));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Counts a connection among those on which something is held back.
+struct Held<'a>(&'a State);
+
+impl<'a> Held<'a> {
+    fn new(state: &'a State) -> Self {
+        state.settings().held += 1;
+        Self(state)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.settings().held -= 1;
     }
 }
 

@@ -92,6 +92,11 @@ variable "CARGO_CONFIG" {
   default     = ""
 }
 
+variable "CA" {
+  description = "File with certificates of your own authorities, trusted besides the public ones where crates come from"
+  default     = ""
+}
+
 variable "SSH" {
   description = "Whether private crates come over SSH: hands the agent of SSH_AUTH_SOCK to the build"
   default     = false
@@ -133,6 +138,7 @@ target "_common" {
     notequal(KNOWN_HOSTS, "") ? ["id=known_hosts,src=${KNOWN_HOSTS}"] : [],
     notequal(GITCONFIG, "") ? ["id=gitconfig,src=${GITCONFIG}"] : [],
     notequal(CARGO_CONFIG, "") ? ["id=cargo_config,src=${CARGO_CONFIG}"] : [],
+    notequal(CA, "") ? ["id=ca,src=${CA}"] : [],
   )
   # An attestation would turn the image into an index, which not every tool takes; release has them.
   attest = ["type=provenance,disabled=true", "type=sbom,disabled=true"]

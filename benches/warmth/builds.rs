@@ -15,6 +15,8 @@ pub struct Builds {
     pub service: PathBuf,
     folder: PathBuf,
     host: SocketAddr,
+    /// Of the authority of warmdock's certificate.
+    certificate: PathBuf,
 }
 
 /// Where a build's sources come from.
@@ -42,6 +44,7 @@ impl Builds {
             service,
             folder: folder.to_owned(),
             host: sources.host,
+            certificate: sources.certificate.clone(),
         })
     }
 
@@ -68,13 +71,13 @@ impl Builds {
     }
 
     fn build(&self, through: &Through, target: &str, options: &[String]) -> Result<Duration> {
-        let git_host = match through {
-            Through::Nothing => self.host,
-            Through::Link { git_host, .. } => *git_host,
-            Through::Warmdock(address) => *address,
+        let (scheme, git_host) = match through {
+            Through::Nothing => ("http", self.host),
+            Through::Link { git_host, .. } => ("http", *git_host),
+            Through::Warmdock(address) => ("https", *address),
         };
         let gitconfig = self.folder.join("gitconfig");
-        fs::write(&gitconfig, crate::sources::gitconfig(git_host))?;
+        fs::write(&gitconfig, crate::sources::gitconfig(scheme, git_host))?;
         let mut command = Command::new("docker");
         command
             .args([
@@ -97,10 +100,12 @@ impl Builds {
             Through::Warmdock(address) => {
                 let config = self.folder.join("cargo_config.toml");
                 let text = format!(
-                    "[source.crates-io]\nreplace-with = \"warmdock\"\n[source.warmdock]\nregistry = \"sparse+http://{address}/crates/crates.io/\"\n"
+                    "[source.crates-io]\nreplace-with = \"warmdock\"\n[source.warmdock]\nregistry = \"sparse+https://{address}/crates/crates.io/\"\n"
                 );
                 fs::write(&config, text)?;
-                command.arg(format!("--secret=id=cargo_config,src={}", config.display()));
+                command
+                    .arg(format!("--secret=id=cargo_config,src={}", config.display()))
+                    .arg(format!("--secret=id=ca,src={}", self.certificate.display()));
             }
         }
         let begin = Instant::now();

@@ -14,7 +14,10 @@ pub const HOST: &str = "git.corp.example";
 pub struct Sources {
     /// The Git host: another warmdock, on a folder of repositories.
     pub host: SocketAddr,
+    /// Over TLS, as cargo is faster there: it asks for everything at once.
     pub warmdock: SocketAddr,
+    /// The certificate of that one.
+    pub certificate: PathBuf,
     folder: PathBuf,
     running: [Child; 2],
 }
@@ -23,11 +26,19 @@ impl Sources {
     pub fn start(folder: &Path) -> Result<Self> {
         repository(&folder.join("repositories/team/audit.git"), folder)?;
         let upstream = format!("file://{}", folder.join("repositories").display());
-        let (host, first) = serve(folder, "host", &upstream)?;
-        let (warmdock, second) = serve(folder, "warmdock", &format!("http://{host}/git/{HOST}"))?;
+        let (host, first) = serve(folder, "host", &upstream, Value::Null)?;
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])
+            .context("cannot make a certificate")?;
+        let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        fs::write(&certificate, made.cert.pem())?;
+        fs::write(&key, made.signing_key.serialize_pem())?;
+        let upstream = format!("http://{host}/git/{HOST}");
+        let tls = json!({ "cert": certificate, "key": key });
+        let (warmdock, second) = serve(folder, "warmdock", &upstream, tls)?;
         Ok(Self {
             host,
             warmdock,
+            certificate,
             folder: folder.to_owned(),
             running: [first, second],
         })
@@ -36,7 +47,7 @@ impl Sources {
     /// Writes the service's Cargo.lock, for what its Cargo.toml says now.
     pub fn lock(&self, service: &Path) -> Result<()> {
         let config = self.folder.join("lock-gitconfig");
-        fs::write(&config, gitconfig(self.host))?;
+        fs::write(&config, gitconfig("http", self.host))?;
         let status = Command::new("cargo")
             .args(["metadata", "--quiet", "--format-version=1"])
             .current_dir(service)
@@ -60,8 +71,8 @@ impl Drop for Sources {
 }
 
 /// Sends git to a warmdock at `address`.
-pub fn gitconfig(address: SocketAddr) -> String {
-    format!("[url \"http://{address}/git/{HOST}/\"]\n\tinsteadOf = https://{HOST}/\n")
+pub fn gitconfig(scheme: &str, address: SocketAddr) -> String {
+    format!("[url \"{scheme}://{address}/git/{HOST}/\"]\n\tinsteadOf = https://{HOST}/\n")
 }
 
 /// A crate with a history: this project's, with the crate on top.
@@ -109,9 +120,9 @@ fn repository(target: &Path, folder: &Path) -> Result<()> {
 }
 
 /// A warmdock on a free port, which it says in its log.
-fn serve(folder: &Path, name: &str, upstream: &str) -> Result<(SocketAddr, Child)> {
+fn serve(folder: &Path, name: &str, upstream: &str, tls: Value) -> Result<(SocketAddr, Child)> {
     let configuration = json!({
-        "listen": { "http": "127.0.0.1:0" },
+        "listen": { "http": "127.0.0.1:0", "tls": tls },
         "data_dir": folder.join(name),
         "git": {
             "upstreams": [ { "host": HOST, "url": upstream } ],

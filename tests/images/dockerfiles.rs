@@ -224,7 +224,7 @@ fn rules_of_images() {
         let inline = begins("COPY ")
             .into_iter()
             .filter(|line| line.contains("<<"));
-        assert_eq!(inline.count(), 3, "{name}: scripts in stages of their own");
+        assert_eq!(inline.count(), 4, "{name}: scripts in stages of their own");
 
         // What the container is.
         assert_eq!(begins("USER "), ["USER 65532:65532"], "{name}");

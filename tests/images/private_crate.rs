@@ -1,9 +1,12 @@
 //! A service with private crates: what opens them is nowhere in what is made, and a warm service replaces their host.
 
+use serde_json::json;
+
 use crate::archive::Archive;
 use crate::corp::{Corp, HOST};
 use crate::docker::{self, Tag};
 use crate::support::sshd::SshFault;
+use crate::support::warmdock::{self, Builder, files_below};
 
 /// Where in an archive each secret was found. `markers` have to be found, or nothing was really searched.
 fn search(archive: &Archive, secrets: &[(&'static str, Vec<u8>)], markers: &[&str]) -> Vec<String> {
@@ -200,4 +203,61 @@ fn with_a_warm_service_and_the_host_away() {
     let markers = ["from a warm service", "https://slsa.dev/provenance"];
     let found = search(&Archive::open(&archive), &secrets, &markers);
     assert_eq!(found, Vec::<String>::new());
+}
+
+/// A service over TLS, whose certificate no public authority has signed.
+#[test]
+fn through_a_service_with_a_certificate_of_ones_own() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let tag = Tag("greeter:tls".to_owned());
+    corp.warm();
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (cert, key) = (corp.path("cert.pem"), corp.path("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let service = Builder::of(json!({
+        "listen": { "http": "127.0.0.1:0", "tls": { "cert": cert, "key": key } },
+        "git": { "upstreams": [{
+            "host": HOST,
+            "url": format!("http://{}/git/{HOST}", corp.warmdock.address()),
+            "token_file": corp.path("token"),
+        }] },
+        "crates": { "registries": [{ "name": "crates.io" }] },
+        "access": { "tokens": [{ "name": "builds", "token_file": corp.path("token") }] },
+    }))
+    .start();
+    let url = format!("https://{}", service.address());
+    let gitconfig = corp.gitconfig(&url);
+    let config = service.config_file();
+    let config = ["--config", config.to_str().unwrap(), "--url", &url];
+    let said = warmdock::run(&[&["client-config", "cargo"], &config[..]].concat());
+    let cargo_config = corp.path("cargo_config.toml");
+    std::fs::write(&cargo_config, said.ok().stdout).unwrap();
+    docker::prune(
+        &docker::cache_mounts("cargo-home")
+            .iter()
+            .collect::<Vec<_>>(),
+    );
+    let build = || {
+        corp.build(&project)
+            .secret("gitconfig", &gitconfig)
+            .secret("cargo_config", &cargo_config)
+            .option("--no-cache-filter=crates")
+            .option("--load")
+            .option(format!("--tag={}", tag.0))
+    };
+    build().run().fails_with(&[
+        "comes from an authority that the builder does not know",
+        "--secret id=ca",
+    ]);
+    build().secret("ca", &cert).run().ok();
+    assert_eq!(project.run(&tag.0), "hello from the private crate, 41");
+    for kept in [format!("git/{HOST}/team/greeting.git"), "blobs".into()] {
+        let files = files_below(&service.data().join(&kept));
+        assert!(
+            !files.is_empty(),
+            "nothing in {kept}: it went past the service"
+        );
+    }
 }

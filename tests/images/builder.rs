@@ -14,7 +14,7 @@ const FILES: [(&str, &str); 2] = [("git", "gitconfig"), ("cargo", "cargo_config.
 
 /// What `client-config` prints for a configuration and an address.
 #[track_caller]
-fn client_config(client: &str, config: &Path, url: &str) -> String {
+pub fn client_config(client: &str, config: &Path, url: &str) -> String {
     let config = ["--config", config.to_str().unwrap(), "--url", url];
     let output = warmdock::run(&[&["client-config", client], &config[..]].concat()).ok();
     String::from_utf8(output.stdout).unwrap()
@@ -50,11 +50,7 @@ fn crates_come_through_the_service() {
     let more = project.beside("port.json");
     std::fs::write(&more, json!({ "secrets": secrets }).to_string()).unwrap();
     // Nothing may be left from other builds.
-    docker::prune(
-        &docker::cache_mounts("cargo-home")
-            .iter()
-            .collect::<Vec<_>>(),
-    );
+    docker::forget_downloads();
     let tag = Tag(format!("{}:built-through-warmdock", project.name));
     let mut command = docker::command(&["compose", "--progress=plain"]);
     command

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
+use crate::builder::client_config;
 use crate::docker::Build;
 use crate::project::Project;
 use crate::support::ssh_door::{Agent, SshDoor};
@@ -178,17 +179,7 @@ impl Corp {
             }] } })
             .to_string(),
         );
-        let config = config.to_str().unwrap();
-        let mut text = crate::support::warmdock::run(&[
-            "client-config",
-            "git",
-            "--config",
-            config,
-            "--url",
-            url,
-        ])
-        .ok()
-        .text();
+        let mut text = client_config("git", &config, url);
         if url.starts_with("http") {
             text +=
                 &format!("\n[http \"{url}/\"]\n\textraHeader = Authorization: Bearer {TOKEN}\n");

@@ -350,6 +350,12 @@ pub fn cache_mounts(prefix: &str) -> Vec<String> {
         .collect()
 }
 
+/// Removes what builds keep of the crates that they fetched.
+#[track_caller]
+pub fn forget_downloads() {
+    prune(&cache_mounts("cargo-home").iter().collect::<Vec<_>>());
+}
+
 /// A path as Docker's arguments want it.
 pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()

@@ -176,11 +176,7 @@ fn a_build_after_the_cache_mounts_are_pruned() {
         build_and_run(&project, dockerfile);
         // Layers stay, with the crates that were fetched: only the mounts go, cargo's home as well.
         remove_target_mounts(&project);
-        docker::prune(
-            &docker::cache_mounts("cargo-home")
-                .iter()
-                .collect::<Vec<_>>(),
-        );
+        docker::forget_downloads();
         project.says("after");
         let (built, said) = build_and_run(&project, dockerfile);
         assert_eq!(said, "after 41", "{}", built.describe());

@@ -3,10 +3,11 @@
 use serde_json::json;
 
 use crate::archive::Archive;
+use crate::builder::client_config;
 use crate::corp::{Corp, HOST};
 use crate::docker::{self, Tag};
 use crate::support::sshd::SshFault;
-use crate::support::warmdock::{self, Builder, files_below};
+use crate::support::warmdock::{Builder, files_below};
 
 /// Where in an archive each secret was found. `markers` have to be found, or nothing was really searched.
 fn search(archive: &Archive, secrets: &[(&'static str, Vec<u8>)], markers: &[&str]) -> Vec<String> {
@@ -146,11 +147,7 @@ fn with_a_warm_service_and_the_host_away() {
     corp.warm();
     corp.sshd.fail(SshFault::Refuse);
     // Nothing of the crates may be left from other builds.
-    docker::prune(
-        &docker::cache_mounts("cargo-home")
-            .iter()
-            .collect::<Vec<_>>(),
-    );
+    docker::forget_downloads();
 
     // Over HTTP with a token.
     let gitconfig = corp.gitconfig(&format!("http://{}", corp.warmdock.address()));
@@ -171,11 +168,7 @@ fn with_a_warm_service_and_the_host_away() {
         known_hosts.replace("127.0.0.1", HOST),
     )
     .unwrap();
-    docker::prune(
-        &docker::cache_mounts("cargo-home")
-            .iter()
-            .collect::<Vec<_>>(),
-    );
+    docker::forget_downloads();
     let through_the_door = || {
         corp.build(&project)
             .secret("gitconfig", &gitconfig)
@@ -229,16 +222,10 @@ fn through_a_service_with_a_certificate_of_ones_own() {
     .start();
     let url = format!("https://{}", service.address());
     let gitconfig = corp.gitconfig(&url);
-    let config = service.config_file();
-    let config = ["--config", config.to_str().unwrap(), "--url", &url];
-    let said = warmdock::run(&[&["client-config", "cargo"], &config[..]].concat());
     let cargo_config = corp.path("cargo_config.toml");
-    std::fs::write(&cargo_config, said.ok().stdout).unwrap();
-    docker::prune(
-        &docker::cache_mounts("cargo-home")
-            .iter()
-            .collect::<Vec<_>>(),
-    );
+    let said = client_config("cargo", &service.config_file(), &url);
+    std::fs::write(&cargo_config, said).unwrap();
+    docker::forget_downloads();
     let build = || {
         corp.build(&project)
             .secret("gitconfig", &gitconfig)

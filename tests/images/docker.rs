@@ -91,7 +91,7 @@ impl Built {
         let errors = self.errors();
         assert_eq!(errors.len(), 1, "one sentence: {}", self.describe());
         for part in parts {
-            assert!(errors[0].contains(part), "no {part:?} in {:?}", errors[0]);
+            assert!(errors[0].contains(part), "no {part:?}: {}", self.describe());
         }
     }
 
@@ -326,34 +326,51 @@ pub fn cache_records() -> BTreeMap<String, String> {
     records
 }
 
-/// Removes records from the engine's build cache, and nothing else.
+/// Removes records from the engine's build cache.
+///
+/// The engine then forgets other steps as well, whose layers stay, and they run again: a test that is not about that
+/// takes `empty_mounts`.
 #[track_caller]
-pub fn prune(ids: &[&String]) {
-    let ids: Vec<_> = ids.iter().map(|id| id.as_str()).collect();
+pub fn prune(ids: &[String]) {
     let filter = format!("id=^({})$", ids.join("|"));
     // What another build uses at this moment stays.
     wait_for("records of the cache to be free, and then gone", || {
         run(&["buildx", "prune", "--force", "--all", "--filter", &filter]).ok();
         let left = cache_records();
-        ids.iter().all(|id| !left.contains_key(*id)).then_some(())
+        ids.iter().all(|id| !left.contains_key(id)).then_some(())
     });
 }
 
-/// The cache mounts whose id begins so.
+/// The cache mounts whose id begins so: their records with their ids.
 #[track_caller]
-pub fn cache_mounts(prefix: &str) -> Vec<String> {
-    let mark = format!("with id \"/{prefix}");
+pub fn cache_mounts(prefix: &str) -> BTreeMap<String, String> {
     cache_records()
         .into_iter()
-        .filter(|(_, what)| what.contains(&mark))
-        .map(|(id, _)| id)
+        .filter_map(|(record, what)| {
+            let (_, id) = what.strip_suffix('"')?.rsplit_once("with id \"/")?;
+            id.starts_with(prefix).then(|| (record, id.to_owned()))
+        })
         .collect()
 }
 
-/// Removes what builds keep of the crates that they fetched.
+/// Leaves nothing in the cache mounts whose id begins so.
+#[track_caller]
+pub fn empty_mounts(prefix: &str) {
+    let mounts: String = cache_mounts(prefix)
+        .values()
+        .map(|id| format!("--mount=type=cache,id={id},target=/mounts/{id} "))
+        .collect();
+    let empty = "mkdir -p /mounts && find /mounts -mindepth 2 -delete";
+    let dockerfile = format!("FROM debian:trixie-slim\nRUN {mounts}{empty}\n");
+    let mut build = command(&["buildx", "build", "--no-cache", "--output=type=cacheonly"]);
+    build.arg("-");
+    process::run(build, dockerfile.as_bytes(), LIMIT).ok();
+}
+
+/// Empties what builds keep of the crates that they fetched.
 #[track_caller]
 pub fn forget_downloads() {
-    prune(&cache_mounts("cargo-home").iter().collect::<Vec<_>>());
+    empty_mounts("cargo-home");
 }
 
 /// A path as Docker's arguments want it.

@@ -1,5 +1,6 @@
 //! Nothing stale ever ends in an image, and nothing is repeated that need not be.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
@@ -138,7 +139,7 @@ fn both_architectures_at_once_from_an_empty_cache() {
         project.says(
             &format!("round {round} {:?}", std::time::SystemTime::now()).replace(['{', '}'], ""),
         );
-        remove_target_mounts(&project);
+        docker::empty_mounts("target-hello-both-");
         project
             .build(dockerfile)
             .option("--platform=linux/amd64,linux/arm64")
@@ -160,14 +161,6 @@ fn both_architectures_at_once_from_an_empty_cache() {
     }
 }
 
-/// Removes the folders of compiled code that builds of a project left.
-fn remove_target_mounts(project: &Project) {
-    let mounts = docker::cache_mounts(&format!("target-{}-", project.name));
-    if !mounts.is_empty() {
-        docker::prune(&mounts.iter().collect::<Vec<_>>());
-    }
-}
-
 #[test]
 fn a_build_after_the_cache_mounts_are_pruned() {
     let project = Project::hello("hello-pruned");
@@ -175,8 +168,10 @@ fn a_build_after_the_cache_mounts_are_pruned() {
         project.says("before");
         build_and_run(&project, dockerfile);
         // Layers stay, with the crates that were fetched: only the mounts go, cargo's home as well.
-        remove_target_mounts(&project);
-        docker::forget_downloads();
+        let mounts = ["target-hello-pruned-", "cargo-home"].map(docker::cache_mounts);
+        let mounts: Vec<_> = mounts.into_iter().flat_map(BTreeMap::into_keys).collect();
+        assert!(mounts.len() >= 2, "{mounts:?}");
+        docker::prune(&mounts);
         project.says("after");
         let (built, said) = build_and_run(&project, dockerfile);
         assert_eq!(said, "after 41", "{}", built.describe());

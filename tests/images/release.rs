@@ -115,7 +115,7 @@ fn pushed_pulled_and_run() {
         .into_keys()
         .filter(|id| !before.contains_key(id))
         .collect();
-    docker::prune(&new.iter().collect::<Vec<_>>());
+    docker::prune(&new);
     // What is pushed is kept under these names as well.
     let _tags = VARIANTS.map(|(variant, _)| Tag(reference(&project, &registry, &tag_of(variant))));
     let again = release(&project, &registry);

@@ -10,9 +10,8 @@ fn two_builds_from_clean_caches_have_one_digest() {
         let digests = ["here", "elsewhere"].map(|place| {
             // Another checkout in another folder, with other times; on a builder that has none of it.
             let project = Project::hello("hello-twice");
-            let mut mounts = docker::cache_mounts("target-hello-twice-");
-            mounts.extend(docker::cache_mounts("cargo-home"));
-            docker::prune(&mounts.iter().collect::<Vec<_>>());
+            docker::forget_downloads();
+            docker::empty_mounts("target-hello-twice-");
             let archive = project.beside("image.tar");
             let built = project
                 .build(dockerfile)

@@ -60,6 +60,7 @@ each_way!(
     filter_with_depth,
     fetch_of_new_commits,
     fetch_of_a_new_branch_on_old_commits,
+    fetch_of_a_revert,
     fetch_with_local_commits,
     fetch_with_nothing_new,
     fetch_after_a_force_push,
@@ -376,6 +377,43 @@ fn fetch_of_a_new_branch_on_old_commits(way: Way) {
         .git(&["branch", "--delete", "--force", "feature/two"]);
     setup.git_both(&["fetch", "--quiet", "--prune"]);
     setup.assert_same(Objects::Reachable);
+}
+
+/// A tree comes back that is as it was before, with a file that is new to the client: neither the change nor its revert
+/// brings the file, but the commit before them.
+fn fetch_of_a_revert(way: Way) {
+    let setup = setup(way);
+    setup.clone_both(&["--bare"]);
+    setup
+        .repo
+        .commit("main", &[("revert/changed", b"1"), ("kept", b"1")]);
+    setup.git_both(&["fetch", "--quiet", "origin", "main:main"]);
+    for files in [("revert/new", "new"), ("revert/changed", "2")] {
+        setup.repo.commit("main", &[(files.0, files.1.as_bytes())]);
+    }
+    setup.repo.commit("main", &[("revert/changed", b"1")]);
+    setup.git_both(&["fetch", "--quiet", "origin", "main:main"]);
+    setup.assert_same(Objects::Exactly);
+
+    // The same for one that has nothing yet: by a single branch, and whole where something else is unreachable.
+    for garbage in [false, true] {
+        if garbage {
+            setup.repo.force_push("feature/one");
+            setup.client.git(&["ls-remote", &setup.url()]).ok();
+            setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
+        }
+        for (name, args) in [
+            ("whole", &["--mirror"][..]),
+            ("single", &["--bare", "--single-branch"]),
+        ] {
+            let into = [name, "-direct"].map(|side| format!("{name}{side}-{garbage}"));
+            let urls = [setup.url(), setup.upstream.direct(SAMPLE)];
+            for (url, into) in urls.iter().zip(&into) {
+                setup.client.clone(url, into, args).ok();
+            }
+            assert_same(&setup.client, &into[0], &into[1], Objects::Reachable);
+        }
+    }
 }
 
 /// The client has commits that nobody else has: many `have` lines before one that is common.

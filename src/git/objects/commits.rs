@@ -136,15 +136,40 @@ impl Commits {
         }
     }
 
-    /// The commits that are not in `these`.
-    pub fn all_but(&self, these: &CommitSet) -> CommitSet {
+    /// The commits that are not in `these`, and whose id is one of `among`.
+    pub fn all_but(&self, these: &CommitSet, among: impl Fn(&oid) -> bool) -> CommitSet {
         let mut others = self.no_commits();
         for number in (0..self.commits.len() as u32).map(CommitNumber) {
-            if !these.contains(number) {
+            if !these.contains(number) && among(&self.get(number).id) {
                 others.insert(number);
             }
         }
         others
+    }
+
+    /// The commits of `set`, each behind those of its parents that are in the set as well.
+    pub fn parents_first(&self, set: &CommitSet) -> Vec<CommitNumber> {
+        let mut order = Vec::with_capacity(set.len());
+        let mut seen = self.no_commits();
+        // Commits whose parents are looked at, and how many of them were.
+        let mut path: Vec<(CommitNumber, usize)> = Vec::new();
+        for start in set.iter() {
+            if seen.insert(start) {
+                path.push((start, 0));
+            }
+            while let Some((commit, looked_at)) = path.last_mut() {
+                let Some(parent) = self.get(*commit).parents.get(*looked_at) else {
+                    order.push(*commit);
+                    path.pop();
+                    continue;
+                };
+                *looked_at += 1;
+                if set.contains(*parent) && seen.insert(*parent) {
+                    path.push((*parent, 0));
+                }
+            }
+        }
+        order
     }
 
     /// The commits that `tips` reach, tips included. A commit in `cuts` is reached, its parents are not through it.
@@ -177,7 +202,7 @@ impl Commits {
     }
 }
 
-/// A set of commits that remembers the order in which they were added.
+/// A set of commits.
 #[derive(Clone, Default)]
 pub struct CommitSet {
     seen: Vec<bool>,
@@ -206,10 +231,6 @@ impl CommitSet {
     }
 
     /// In the order in which they were added.
-    pub fn members(&self) -> &[CommitNumber] {
-        &self.members
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = CommitNumber> + '_ {
         self.members.iter().copied()
     }

@@ -316,6 +316,9 @@ pub struct CommitToAdd {
 /// Calls `each` for every commit of `included`. A parent is in `included` as well or in `theirs`; a commit in `cuts`
 /// counts as without parents.
 ///
+/// Parents come first: what a commit shares with them counts as added, and a tree that was added before is not looked at
+/// again. In another order a change and its revert would each leave to the other what both share.
+///
 /// History is looked at in slices, so that a fetch that has to add to it never waits for a whole walk.
 ///
 /// # Errors
@@ -327,7 +330,8 @@ pub fn for_each_commit<'h, H: std::ops::Deref<Target = Commits> + 'h>(
     cuts: &CommitSet,
     mut each: impl FnMut(&CommitToAdd) -> Result<(), ObjectError>,
 ) -> Result<(), ObjectError> {
-    for slice in included.members().chunks(SLICE) {
+    let order = history().parents_first(included);
+    for slice in order.chunks(SLICE) {
         let to_add: Vec<CommitToAdd> = {
             let commits = history();
             let base = |parent: &CommitNumber| Base {

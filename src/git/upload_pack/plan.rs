@@ -365,7 +365,8 @@ impl Exact {
             for commit in self.included.iter() {
                 had.insert(commit);
             }
-            commits.all_but(&had)
+            // History is shared with later snapshots, and may have commits by now that this one lacks.
+            commits.all_but(&had, |id| snapshot.packs.contains(id))
         };
         // What nothing reaches is in no commit's trees, so there is no telling who has it.
         if lacking.len() > MOST_LACKING || snapshot.has_garbage() {
@@ -436,7 +437,7 @@ impl KeyBuilder {
     /// The version changes when the bytes that are made for equal requests do.
     fn new(kind: &str) -> Self {
         let mut key = Self(digest::Context::new(&digest::SHA256));
-        key.add(concat!("1 ", env!("CARGO_PKG_VERSION")).as_bytes());
+        key.add(concat!("2 ", env!("CARGO_PKG_VERSION")).as_bytes());
         key.add(kind.as_bytes());
         key
     }

@@ -33,7 +33,7 @@ pub fn file_at(
         return Ok(None);
     };
     let number = packs.require(&id)?;
-    if !mode.is_blob() || reader.header(number)?.1 > limit {
+    if !mode.is_blob() || reader.header(number)?.object_size > limit {
         return Ok(None);
     }
     reader.read_kind(&id, Kind::Blob, &mut object)?;

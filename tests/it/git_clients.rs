@@ -3,7 +3,7 @@
 
 use crate::support::compare::{Objects, assert_same, shallow};
 use crate::support::process::Output;
-use crate::support::repo::{DAY, FIRST_DAY};
+use crate::support::repo::{DAY, FIRST_DAY, Rng};
 use crate::support::ssh_door::SshDoor;
 use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, warmdock};
 
@@ -60,6 +60,7 @@ each_way!(
     filter_with_depth,
     fetch_of_new_commits,
     fetch_of_a_new_branch_on_old_commits,
+    fetch_of_new_versions,
     fetch_of_a_revert,
     fetch_with_local_commits,
     fetch_with_nothing_new,
@@ -379,6 +380,41 @@ fn fetch_of_a_new_branch_on_old_commits(way: Way) {
     setup.assert_same(Objects::Reachable);
 }
 
+/// A pack from `git gc` has the newest version whole and the older ones as deltas of it. To a client with an older one
+/// the newest goes as a delta all the same.
+fn fetch_of_new_versions(way: Way) {
+    let mut rng = Rng(11);
+    let mut content = rng.bytes(200_000);
+    let names: Vec<String> = (0..2000).map(|n| format!("many/{n:04}")).collect();
+    let setup = setup_with(way, |path| {
+        let repo = Repo::empty(path);
+        let mut files: Vec<(&str, &[u8])> = vec![("large", &content)];
+        files.extend(names.iter().map(|name| (name.as_str(), name.as_bytes())));
+        repo.commit("main", &files);
+        repo
+    });
+    for clone in ["ours", "direct"] {
+        let url = setup.upstream.direct(SAMPLE);
+        setup.client.clone(&url, clone, &["--bare"]).ok();
+    }
+    for version in 0..4 {
+        let at = 20_000 + version * 30_000;
+        content.splice(at..at + 50, rng.bytes(100));
+        let files: [(&str, &[u8]); 2] = [("large", &content), ("many/0777", &content[at..][..9])];
+        setup.repo.commit("main", &files);
+    }
+    setup.repo.git(&["repack", "-adfq"]);
+    setup
+        .ours(&["remote", "set-url", "origin", &setup.url()])
+        .ok();
+    setup.git_both(&FETCH_INTO_A_PACK);
+    setup.assert_same(Objects::Exactly);
+    let sent = setup
+        .warmdock
+        .metric(|sample| sample.starts_with("warmdock_git_answer_bytes"));
+    assert!((500.0..10_000.0).contains(&sent), "{sent} bytes");
+}
+
 /// A tree comes back that is as it was before, with a file that is new to the client: neither the change nor its revert
 /// brings the file, but the commit before them.
 fn fetch_of_a_revert(way: Way) {
@@ -414,6 +450,56 @@ fn fetch_of_a_revert(way: Way) {
             assert_same(&setup.client, &into[0], &into[1], Objects::Reachable);
         }
     }
+}
+
+/// Small fetches as well, which git would unpack otherwise.
+const FETCH_INTO_A_PACK: [&str; 6] = [
+    "-c",
+    "fetch.unpackLimit=1",
+    "fetch",
+    "--quiet",
+    "origin",
+    "main:main",
+];
+
+/// The new place's content is sent although the client has it, as a delta of what replaced it in the old place. Neither
+/// may become the base of the other's base.
+#[test]
+fn fetch_of_a_file_that_moved_and_its_successor() {
+    let way = Way {
+        protocol: 2,
+        door: Door::Http,
+    };
+    let mut content = Rng(12).bytes(100_000);
+    let setup = setup_with(way, |path| {
+        let repo = Repo::empty(path);
+        repo.commit("main", &[("b", &content)]);
+        repo.commit("topic", &[("topic", b"first")]);
+        repo
+    });
+    for clone in ["ours", "direct"] {
+        let url = setup.upstream.direct(SAMPLE);
+        setup.client.clone(&url, clone, &["--bare"]).ok();
+    }
+    let before = content.clone();
+    content.extend(b"more, so that git keeps this one whole");
+    setup
+        .repo
+        .commit("main", &[("a", &before), ("b", &content)]);
+    setup.repo.git(&["repack", "-adfq"]);
+    setup.client.git(&["ls-remote", &setup.url()]).ok();
+    setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
+    // Objects that nothing reaches: there is no telling any more what else the client has.
+    setup
+        .repo
+        .commit_to("refs/heads/topic", None, &[("topic", b"second")]);
+    setup.client.git(&["ls-remote", &setup.url()]).ok();
+    setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
+    setup
+        .ours(&["remote", "set-url", "origin", &setup.url()])
+        .ok();
+    setup.git_both(&FETCH_INTO_A_PACK);
+    setup.assert_same(Objects::Exactly);
 }
 
 /// The client has commits that nobody else has: many `have` lines before one that is common.

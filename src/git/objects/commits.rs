@@ -268,7 +268,7 @@ pub fn peel(id: ObjectId, reader: &mut Reader<'_>) -> Result<Peeled, ObjectError
     let mut buffer = Vec::new();
     loop {
         let number = reader.packs().require(&peeled.id)?;
-        peeled.kind = reader.header(number)?.0;
+        peeled.kind = reader.header(number)?.kind;
         if peeled.kind != Kind::Tag {
             return Ok(peeled);
         }

@@ -2,8 +2,10 @@
 //! they are written as a new pack. Knows no protocol, no network and no references.
 
 pub mod commits;
+mod delta;
 pub mod packs;
 pub mod set;
+mod versions;
 pub mod walk;
 pub mod writer;
 

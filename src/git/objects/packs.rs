@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use aws_lc_rs::digest;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
 use gix_pack::data::decode::entry::ResolvedBase;
+use gix_pack::data::decode::header::{self, Outcome};
 use gix_pack::data::entry::Header;
 
 use super::ObjectError;
@@ -411,6 +412,30 @@ impl<'a> Reader<'a> {
         Ok(outcome.kind)
     }
 
+    /// Decodes `object` as [`Reader::read`] does, and makes sure that it is what its id says: for what others are made
+    /// of, whose stored bytes no checksum was compared with.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`].
+    pub fn read_checked(
+        &mut self,
+        object: ObjectNumber,
+        out: &mut Vec<u8>,
+    ) -> Result<gix_object::Kind, ObjectError> {
+        let kind = self.read(object, out)?;
+        let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+        sum.update(&gix_object::encode::loose_header(kind, out.len() as u64));
+        sum.update(out);
+        let id = self.packs.id(object);
+        if sum.finish().as_ref() != id.as_slice() {
+            let (pack, _) = self.packs.locate(object);
+            return Err(
+                self.packs.packs[pack].damaged(&format!("object {id} does not have its checksum"))
+            );
+        }
+        Ok(kind)
+    }
+
     /// Decodes the object `id`, which must be of kind `expected`.
     ///
     /// # Errors
@@ -432,24 +457,25 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// The kind and size of `object`, without decoding all of it.
+    /// The kind and size of `object`, and of how many deltas it is made, without decoding all of it.
     ///
     /// # Errors
     /// [`ObjectError::Damaged`].
-    pub fn header(&mut self, object: ObjectNumber) -> Result<(gix_object::Kind, u64), ObjectError> {
-        use gix_pack::data::decode::header::ResolvedBase;
+    pub fn header(&mut self, object: ObjectNumber) -> Result<Outcome, ObjectError> {
         let (pack, position) = self.packs.locate(object);
         let pack = &self.packs.packs[pack];
         let entry = pack.entry(pack.index.pack_offset_at_index(position))?;
         if let Some(kind) = entry.header.as_kind() {
-            return Ok((kind, entry.decompressed_size));
+            return Ok(Outcome {
+                kind,
+                object_size: entry.decompressed_size,
+                num_deltas: 0,
+            });
         }
-        let in_pack = |id: &oid| Ok(pack.entry_of(id)?.map(ResolvedBase::InPack));
-        let outcome = pack
-            .data
+        let in_pack = |id: &oid| Ok(pack.entry_of(id)?.map(header::ResolvedBase::InPack));
+        pack.data
             .decode_header(entry, &mut self.inflate, &in_pack)
-            .map_err(|err| pack.damaged(&err.to_string()))?;
-        Ok((outcome.kind, outcome.object_size))
+            .map_err(|err| pack.damaged(&err.to_string()))
     }
 }
 

@@ -12,6 +12,7 @@ use super::ObjectError;
 use super::commits::{CommitNumber, CommitSet, Commits, Peeled, peel};
 use super::packs::{ObjectNumber, Reader};
 use super::set::ObjectSet;
+use super::versions::Versions;
 
 /// What a partial clone leaves out (`git rev-list --filter`). Filters combine: an object must pass all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,6 +48,26 @@ pub struct Walked {
     pub objects: ObjectSet,
     /// Objects met on the way that the other side has: bases for a thin pack.
     pub known: ObjectSet,
+    /// What the objects replace, where [`Walk::note_versions`] asked for that.
+    versions: Versions,
+}
+
+impl Walked {
+    /// To be called once all that is to be sent is found, and before a thin pack is written.
+    pub fn settle(&mut self) {
+        // What is sent as well may itself be a delta of what it is to be the base of.
+        self.known.subtract(&self.objects);
+        self.versions.settle(&self.objects);
+        // They come from the trees of commits that the other side has or gets, and so does whatever is not sent of them.
+        for version in self.versions.all() {
+            self.known.insert(version);
+        }
+    }
+
+    /// The last version of `object` that the other side has, once that is settled.
+    pub(super) fn known_version(&self, object: ObjectNumber) -> Option<ObjectNumber> {
+        self.versions.before(object)
+    }
 }
 
 /// Collects the objects to send.
@@ -79,12 +100,18 @@ impl<'w, 'p> Walk<'w, 'p> {
             found: Walked {
                 objects: ObjectSet::with_room_for(room),
                 known: ObjectSet::with_room_for(room),
+                versions: Versions::default(),
             },
             depths: HashMap::new(),
             trees: TreeCache::new(),
             cancelled,
             steps: 0,
         }
+    }
+
+    /// From now on it is kept what the added trees and blobs replace.
+    pub fn note_versions(&mut self) {
+        self.found.versions = Versions::with_room_for(self.reader.packs().room());
     }
 
     pub fn finish(self) -> Walked {
@@ -113,7 +140,7 @@ impl<'w, 'p> Walk<'w, 'p> {
     /// [`ObjectError`] when an object is missing or damaged.
     pub fn add_object(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
         let number = self.reader.packs().require(id)?;
-        if self.reader.header(number)?.0 == Kind::Tree && self.filter.walks_trees() {
+        if self.reader.header(number)?.kind == Kind::Tree && self.filter.walks_trees() {
             self.add_tree(id, &[], 0)?;
         }
         self.found.objects.insert(number);
@@ -194,11 +221,12 @@ impl<'w, 'p> Walk<'w, 'p> {
         let tree = self.tree(number, id)?;
         let mut base_trees = Vec::with_capacity(bases.len());
         for base in bases {
-            let number = self.reader.packs().require(&base.tree)?;
+            let base_number = self.reader.packs().require(&base.tree)?;
             if base.theirs {
-                self.found.known.insert(number);
+                self.found.known.insert(base_number);
             }
-            base_trees.push((self.tree(number, &base.tree)?, base.theirs));
+            self.found.versions.note(number, base_number);
+            base_trees.push((self.tree(base_number, &base.tree)?, base.theirs));
         }
         let mut base_entries: Vec<_> = base_trees
             .iter()
@@ -209,6 +237,7 @@ impl<'w, 'p> Walk<'w, 'p> {
             // The entries of the same name in the bases; the entry is old when one of them is the same.
             let mut old = false;
             let mut below = Vec::new();
+            let mut before = None;
             for (entries, theirs) in &mut base_entries {
                 while entries
                     .peek()
@@ -229,8 +258,14 @@ impl<'w, 'p> Walk<'w, 'p> {
                         tree: other.id,
                         theirs: *theirs,
                     });
-                } else if *theirs && let Some(base) = self.reader.packs().find(&other.id) {
-                    self.found.known.insert(base);
+                } else if other.kind != EntryKind::Commit
+                    && (*theirs || (before.is_none() && self.found.versions.are_kept()))
+                    && let Some(base) = self.reader.packs().find(&other.id)
+                {
+                    if *theirs {
+                        self.found.known.insert(base);
+                    }
+                    before = before.or(Some(base));
                 }
             }
             if old {
@@ -239,13 +274,18 @@ impl<'w, 'p> Walk<'w, 'p> {
             match entry.kind {
                 EntryKind::Commit => {}
                 EntryKind::Tree => self.add_tree(&entry.id, &below, depth + 1)?,
-                _ => self.add_blob(&entry.id, depth + 1)?,
+                _ => self.add_blob(&entry.id, before, depth + 1)?,
             }
         }
         Ok(())
     }
 
-    fn add_blob(&mut self, id: &ObjectId, depth: u64) -> Result<(), ObjectError> {
+    fn add_blob(
+        &mut self,
+        id: &ObjectId,
+        before: Option<ObjectNumber>,
+        depth: u64,
+    ) -> Result<(), ObjectError> {
         if !self.filter.takes(Kind::Blob)
             || !self.filter.reaches(depth)
             || self.filter.blob_limit == Some(0)
@@ -257,11 +297,14 @@ impl<'w, 'p> Walk<'w, 'p> {
             return Ok(());
         }
         if let Some(limit) = self.filter.blob_limit
-            && self.reader.header(number)?.1 >= limit
+            && self.reader.header(number)?.object_size >= limit
         {
             return Ok(());
         }
         self.found.objects.insert(number);
+        if let Some(before) = before {
+            self.found.versions.note(number, before);
+        }
         Ok(())
     }
 

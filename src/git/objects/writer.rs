@@ -1,5 +1,6 @@
 //! Writes a set of objects as a pack. What is stored well is copied as it is: no delta is thrown away that the other
-//! side can resolve, and none is computed.
+//! side can resolve. New ones are made only for what the other side has an older version of, and would get whole: a
+//! pack from `git gc` has the newest version whole and the older ones as deltas of it.
 
 use std::io::Write;
 
@@ -7,19 +8,20 @@ use aws_lc_rs::digest;
 use flate2::Compression;
 use gix_pack::data::entry::Header;
 
-use super::ObjectError;
 use super::packs::{
     LARGE_WINDOW, ObjectNumber, Pack, PackSet, Reader, SMALL_WINDOW, Window, base_position,
 };
 use super::set::ObjectSet;
+use super::walk::Walked;
+use super::{ObjectError, delta};
 
 /// What the reader of the pack can take.
 #[derive(Clone, Copy)]
 pub struct PackFormat<'s> {
     /// Deltas may name their base by the distance to it; else by its id.
     pub ofs_delta: bool,
-    /// Objects that the other side has: they may be bases without being sent (a thin pack).
-    pub thin_bases: Option<&'s ObjectSet>,
+    /// What the other side has: bases that are not sent (a thin pack).
+    pub thin: Option<&'s Walked>,
 }
 
 /// What a pack came to.
@@ -28,16 +30,25 @@ pub struct PackStats {
     pub objects: u64,
     /// Bytes with header and trailer.
     pub bytes: u64,
-    /// Objects that had to be compressed anew, since their delta's base is not sent.
+    /// Objects that had to be compressed anew, since their delta's base is not sent, or with a delta made for this pack.
     pub reencoded: u64,
 }
 
 /// Objects whose delta cannot be used are compressed quickly: they are few, and someone waits.
 const REENCODE_LEVEL: u32 = 3;
+/// An entry of so many bytes is no longer than one with the id of its base.
+const WORTH_A_DELTA: usize = 64;
+/// Bytes of an object and its base, which have to be in memory for a new delta. Source code has far less.
+const LARGEST_FOR_DELTA: u64 = 16 << 20;
+/// Deltas that make up an object: each takes the time of the whole object. Git makes 50 in a row.
+const DEEPEST_FOR_DELTA: u32 = 64;
+/// Bytes of objects and bases for all new deltas of a pack, a second or two: then what is stored has to do.
+const EFFORT_FOR_DELTAS: u64 = 512 << 20;
 
 /// Writes `objects` as a pack of version 2 to `out`: header, entries in the order in which they are stored, SHA-1.
 ///
-/// Every entry's CRC-32 is compared with its index before it is copied, so a byte that rotted on disk is never sent.
+/// Every entry's CRC-32 is compared with its index before it is copied, and the id of every object that is encoded anew
+/// with its content, so a byte that rotted on disk is never sent.
 ///
 /// # Errors
 /// [`ObjectError::Damaged`], [`ObjectError::Io`] of `out`, or [`ObjectError::Cancelled`] once `cancelled` says so.
@@ -59,6 +70,7 @@ pub fn write_pack(
         packs,
         objects,
         format,
+        effort: EFFORT_FOR_DELTAS,
         offsets: vec![0; packs.room() as usize],
     };
     let mut reencoded = 0;
@@ -84,9 +96,15 @@ pub fn write_pack(
                     out.write(&head)?;
                     out.write(&bytes[entry.header_size()..])?;
                 }
-                Encoding::Whole => {
-                    out.write(&whole(reader, number)?)?;
-                    reencoded += 1;
+                Encoding::Whole { stored } => {
+                    let stored = stored.then_some(bytes);
+                    match job.anew(reader, number, stored, cancelled)? {
+                        Some(entry) => {
+                            out.write(&entry)?;
+                            reencoded += 1;
+                        }
+                        None => out.write(bytes)?,
+                    }
                 }
             }
         }
@@ -102,13 +120,18 @@ pub fn write_pack(
 enum Encoding {
     Verbatim,
     OtherHeader(Header),
-    Whole,
+    /// No stored delta serves: the object is stored whole, or it is a delta of what the other side lacks.
+    Whole {
+        stored: bool,
+    },
 }
 
 struct Job<'s> {
     packs: &'s PackSet,
     objects: &'s ObjectSet,
     format: PackFormat<'s>,
+    /// Bytes of objects and bases that new deltas may still be made of.
+    effort: u64,
     /// Where each object starts in the new pack; 0 for what was not written yet.
     offsets: Vec<u64>,
 }
@@ -123,7 +146,7 @@ impl Job<'_> {
         here: u64,
     ) -> Result<Encoding, ObjectError> {
         let Some(position) = base_position(pack, entry)? else {
-            return Ok(Encoding::Verbatim);
+            return Ok(Encoding::Whole { stored: true });
         };
         let base = self.packs.canonical(at, position);
         let by_id = || match entry.header {
@@ -135,9 +158,12 @@ impl Job<'_> {
         if !self.objects.contains(base) {
             let thin = self
                 .format
-                .thin_bases
-                .is_some_and(|known| known.contains(base));
-            return Ok(if thin { by_id() } else { Encoding::Whole });
+                .thin
+                .is_some_and(|theirs| theirs.known.contains(base));
+            return Ok(match thin {
+                true => by_id(),
+                false => Encoding::Whole { stored: false },
+            });
         }
         let base_offset = self.offsets[base.0 as usize];
         if !self.format.ofs_delta || base_offset == 0 {
@@ -151,22 +177,91 @@ impl Job<'_> {
             _ => Encoding::OtherHeader(Header::OfsDelta { base_distance }),
         })
     }
+
+    /// The entry of `number`, made for this pack: a delta of the version that the other side has, or else the whole
+    /// object; none when what is `stored` does as well.
+    fn anew(
+        &mut self,
+        reader: &mut Reader<'_>,
+        number: ObjectNumber,
+        stored: Option<&[u8]>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<u8>>, ObjectError> {
+        let version = self
+            .format
+            .thin
+            .and_then(|theirs| theirs.known_version(number));
+        if version.is_none() && stored.is_some() {
+            return Ok(None);
+        }
+        // Either takes its time.
+        if cancelled() {
+            return Err(ObjectError::Cancelled);
+        }
+        let most = stored.map_or(usize::MAX, <[u8]>::len);
+        let delta = match version.filter(|_| most > WORTH_A_DELTA) {
+            Some(version) => match self.new_delta(reader, number, version, most) {
+                // Nobody needs it: what has to be sent will tell whether it is damaged.
+                Err(ObjectError::Damaged { .. }) => None,
+                made => made?,
+            },
+            None => None,
+        };
+        match (delta, stored) {
+            (None, None) => whole(reader, number).map(Some),
+            (delta, _) => Ok(delta),
+        }
+    }
+
+    /// The entry of `number` as a delta of `version`, if it is shorter than `most` bytes and does not cost too much.
+    fn new_delta(
+        &mut self,
+        reader: &mut Reader<'_>,
+        number: ObjectNumber,
+        version: ObjectNumber,
+        most: usize,
+    ) -> Result<Option<Vec<u8>>, ObjectError> {
+        let (of, from) = (reader.header(number)?, reader.header(version)?);
+        let cost = of.object_size.saturating_add(from.object_size);
+        if of.kind != from.kind
+            || of.num_deltas.max(from.num_deltas) > DEEPEST_FOR_DELTA
+            || cost > self.effort.min(LARGEST_FOR_DELTA)
+        {
+            return Ok(None);
+        }
+        self.effort -= cost;
+        let (mut base, mut object) = (Vec::new(), Vec::new());
+        reader.read_checked(version, &mut base)?;
+        reader.read_checked(number, &mut object)?;
+        // Half of an object in new bytes is as much as the compressed object.
+        let Some(delta) = delta::between(&base, &object, most.min(object.len() / 2)) else {
+            return Ok(None);
+        };
+        let base_id = self.packs.id(version);
+        let entry = compressed(Header::RefDelta { base_id }, &delta)?;
+        Ok((entry.len() < most).then_some(entry))
+    }
 }
 
 fn whole(reader: &mut Reader<'_>, number: ObjectNumber) -> Result<Vec<u8>, ObjectError> {
     let mut data = Vec::new();
-    let kind = reader.read(number, &mut data)?;
+    let kind = reader.read_checked(number, &mut data)?;
     let header = match kind {
         gix_object::Kind::Commit => Header::Commit,
         gix_object::Kind::Tree => Header::Tree,
         gix_object::Kind::Blob => Header::Blob,
         gix_object::Kind::Tag => Header::Tag,
     };
+    Ok(compressed(header, &data)?)
+}
+
+/// An entry of a pack.
+fn compressed(header: Header, data: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(data.len() / 2 + 32);
     header.write_to(data.len() as u64, &mut bytes)?;
     let mut encoder = flate2::write::ZlibEncoder::new(bytes, Compression::new(REENCODE_LEVEL));
-    encoder.write_all(&data)?;
-    Ok(encoder.finish()?)
+    encoder.write_all(data)?;
+    encoder.finish()
 }
 
 /// Hashes what is written, and writes it in larger parts than entries are.

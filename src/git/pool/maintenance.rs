@@ -135,7 +135,7 @@ fn rewrite(
             let mut out = BufWriter::with_capacity(1 << 20, input);
             let format = PackFormat {
                 ofs_delta: true,
-                thin_bases: None,
+                thin: None,
             };
             write_pack(&mut Reader::new(source), objects, format, &mut out, &|| {
                 stop.load(Ordering::Relaxed)

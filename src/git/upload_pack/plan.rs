@@ -215,7 +215,7 @@ impl Plan {
             Content::Whole => {
                 let format = PackFormat {
                     ofs_delta: true,
-                    thin_bases: None,
+                    thin: None,
                 };
                 let live = snapshot.live_objects(&mut reader, cancelled)?;
                 return write_pack(&mut reader, live, format, out, cancelled);
@@ -223,13 +223,12 @@ impl Plan {
             Content::Exact(exact) => exact,
         };
         let walked = exact.walk(snapshot, &mut reader, cancelled)?;
-        let thin_bases = exact.thin.then_some(&walked.known);
         write_pack(
             &mut reader,
             &walked.objects,
             PackFormat {
                 ofs_delta: self.ofs_delta,
-                thin_bases,
+                thin: exact.thin.then_some(&walked),
             },
             out,
             cancelled,
@@ -300,6 +299,9 @@ impl Exact {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Walked, ObjectError> {
         let mut walk = Walk::filtered(reader, self.filter, cancelled);
+        if self.thin {
+            walk.note_versions();
+        }
         let edges: Vec<ObjectId> = {
             let commits = snapshot.commits();
             self.edges
@@ -346,6 +348,7 @@ impl Exact {
         let mut walked = walk.finish();
         if self.thin {
             self.find_bases(snapshot, reader, &mut walked, cancelled)?;
+            walked.settle();
         }
         Ok(walked)
     }
@@ -395,7 +398,6 @@ impl Exact {
             }
         }
         let mut known = snapshot.packs.all();
-        known.subtract(&walked.objects);
         known.subtract(&walk.finish().objects);
         walked.known = known;
         Ok(())

@@ -88,12 +88,11 @@ impl Refs {
         Self { kept, ..new }
     }
 
-    /// Whether `next`, which follows `self`, gives up a tip that was kept.
+    /// Whether `next`, which follows `self`, gives up a tip: one that was kept, or any where nothing is kept.
     pub fn has_forgotten(&self, next: &Self) -> bool {
         let current: HashSet<ObjectId> = next.tips().collect();
-        self.kept
-            .keys()
-            .any(|kept| !next.kept.contains_key(kept) && !current.contains(kept))
+        let mut tips = self.kept.keys().copied().chain(self.tips());
+        tips.any(|tip| !next.kept.contains_key(&tip) && !current.contains(&tip))
     }
 
     /// Reads the references of the bare repository `folder`.
@@ -274,7 +273,12 @@ mod tests {
         );
         let later = after.replaced_by(new.clone(), start + day / 2, day);
         assert_eq!(later.kept.len(), 2);
-        assert!(later.replaced_by(new, start + day, day).kept.is_empty());
+        let over = later.replaced_by(new.clone(), start + day, day);
+        assert!(over.kept.is_empty());
+        assert!(!old.has_forgotten(&after) && !after.has_forgotten(&later));
+        assert!(later.has_forgotten(&over));
+        // Where nothing is kept, it is forgotten at once.
+        assert!(old.has_forgotten(&old.replaced_by(new, start, Duration::ZERO)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The git command line against the service, with each protocol version and through each door. What a clone through the service has is
 //! compared with a clone straight from the upstream.
 
+use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, shallow};
 use crate::support::process::Output;
 use crate::support::repo::{DAY, FIRST_DAY, Rng};
@@ -450,6 +451,31 @@ fn fetch_of_a_revert(way: Way) {
             assert_same(&setup.client, &into[0], &into[1], Objects::Reachable);
         }
     }
+}
+
+/// Nobody has the commit of a submodule in this repository, although a file here may have the same id.
+#[test]
+fn fetch_of_a_file_in_the_place_of_a_submodule_with_its_id() {
+    let way = Way {
+        protocol: 2,
+        door: Door::Http,
+    };
+    let setup = setup(way);
+    setup.clone_both(&["--bare", "--single-branch", "--branch=main"]);
+    setup.repo.commit("side", &[("file", b"of another branch")]);
+    let id = gix::ObjectId::from_hex(setup.repo.id("side:file").as_bytes()).unwrap();
+    for mode in ["160000", "100644"] {
+        // `git mktree` would not make the first of them.
+        let entry = [format!("{mode} place\0").as_bytes(), id.as_slice()].concat();
+        let write = ["hash-object", "-t", "tree", "-w", "--stdin"];
+        let tree = git_at(&setup.repo.path, &write, &entry).ok().text();
+        let somebody = ["-c", "user.name=A", "-c", "user.email=a@example.test"];
+        let commit = ["commit-tree", "-m", "place", "-p", "main", &tree];
+        let commit = setup.repo.git(&[&somebody[..], &commit].concat());
+        setup.repo.git(&["update-ref", "refs/heads/main", &commit]);
+    }
+    setup.git_both(&FETCH_INTO_A_PACK);
+    setup.assert_same(Objects::Exactly);
 }
 
 /// Small fetches as well, which git would unpack otherwise.

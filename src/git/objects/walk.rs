@@ -58,7 +58,7 @@ impl Walked {
         // What is sent as well may itself be a delta of what it is to be the base of.
         self.known.subtract(&self.objects);
         self.versions.settle(&self.objects);
-        // They come from the trees of commits that the other side has or gets, and so does whatever is not sent of them.
+        // Each is in a parent's tree, all of which is sent or the other side's: what is not sent, it has.
         for version in self.versions.all() {
             self.known.insert(version);
         }
@@ -251,7 +251,9 @@ impl<'w, 'p> Walk<'w, 'p> {
                 else {
                     continue;
                 };
-                if other.id == entry.id {
+                // A submodule's commit is not here, whatever else has its id.
+                let both_here = other.kind != EntryKind::Commit && entry.kind != EntryKind::Commit;
+                if other.id == entry.id && both_here {
                     old = true;
                 } else if entry.kind == EntryKind::Tree && other.kind == EntryKind::Tree {
                     below.push(Base {
@@ -356,8 +358,8 @@ pub struct CommitToAdd {
     pub parents: Vec<Base>,
 }
 
-/// Calls `each` for every commit of `included`. A parent is in `included` as well or in `theirs`; a commit in `cuts`
-/// counts as without parents.
+/// Calls `each` for every commit of `included`. A parent is in `included` as well or in `theirs`, or what it has does not
+/// matter; a commit in `cuts` counts as without parents.
 ///
 /// Parents come first: what a commit shares with them counts as added, and a tree that was added before is not looked at
 /// again. In another order a change and its revert would each leave to the other what both share.

@@ -34,7 +34,7 @@ pub struct PackStats {
     pub reencoded: u64,
 }
 
-/// Objects whose delta cannot be used are compressed quickly: they are few, and someone waits.
+/// What is encoded anew is compressed quickly: someone waits.
 const REENCODE_LEVEL: u32 = 3;
 /// An entry of so many bytes is no longer than one with the id of its base.
 const WORTH_A_DELTA: usize = 64;
@@ -42,8 +42,8 @@ const WORTH_A_DELTA: usize = 64;
 const LARGEST_FOR_DELTA: u64 = 16 << 20;
 /// Deltas that make up an object: each takes the time of the whole object. Git makes 50 in a row.
 const DEEPEST_FOR_DELTA: u32 = 64;
-/// Bytes of objects and bases for all new deltas of a pack, a second or two: then what is stored has to do.
-const EFFORT_FOR_DELTAS: u64 = 512 << 20;
+/// Bytes that are decoded for all new deltas of a pack, a few seconds: then what is stored has to do.
+const EFFORT_FOR_DELTAS: u64 = 2 << 30;
 
 /// Writes `objects` as a pack of version 2 to `out`: header, entries in the order in which they are stored, SHA-1.
 ///
@@ -130,7 +130,7 @@ struct Job<'s> {
     packs: &'s PackSet,
     objects: &'s ObjectSet,
     format: PackFormat<'s>,
-    /// Bytes of objects and bases that new deltas may still be made of.
+    /// Bytes that may still be decoded for new deltas.
     effort: u64,
     /// Where each object starts in the new pack; 0 for what was not written yet.
     offsets: Vec<u64>,
@@ -222,14 +222,20 @@ impl Job<'_> {
         most: usize,
     ) -> Result<Option<Vec<u8>>, ObjectError> {
         let (of, from) = (reader.header(number)?, reader.header(version)?);
-        let cost = of.object_size.saturating_add(from.object_size);
         if of.kind != from.kind
             || of.num_deltas.max(from.num_deltas) > DEEPEST_FOR_DELTA
-            || cost > self.effort.min(LARGEST_FOR_DELTA)
+            || of.object_size.saturating_add(from.object_size) > LARGEST_FOR_DELTA
         {
             return Ok(None);
         }
-        self.effort -= cost;
+        let effort: u64 = [of, from]
+            .map(|object| object.object_size * (1 + u64::from(object.num_deltas)))
+            .iter()
+            .sum();
+        let Some(left) = self.effort.checked_sub(effort) else {
+            return Ok(None);
+        };
+        self.effort = left;
         let (mut base, mut object) = (Vec::new(), Vec::new());
         reader.read_checked(version, &mut base)?;
         reader.read_checked(number, &mut object)?;

@@ -353,8 +353,8 @@ impl Exact {
         Ok(walked)
     }
 
-    /// Finds what else the client has: all that is not sent and that no commit brings which it lacks. The walk itself
-    /// meets only what the sent objects replace, but deltas build on any older object.
+    /// Finds what else the client has: all that no commit brings which it lacks, less what is sent. The walk itself meets
+    /// only what the sent objects replace, but deltas build on any older object.
     fn find_bases(
         &self,
         snapshot: &Snapshot,

@@ -1,6 +1,6 @@
 //! Docker's command line: builds with their steps, and whatever else, each with a limit in time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -356,9 +356,10 @@ pub fn cache_mounts(prefix: &str) -> BTreeMap<String, String> {
 /// Leaves nothing in the cache mounts whose id begins so.
 #[track_caller]
 pub fn empty_mounts(prefix: &str) {
-    let mounts: String = cache_mounts(prefix)
-        .values()
-        .map(|id| format!("--mount=type=cache,id={id},target=/mounts/{id} "))
+    let ids: BTreeSet<String> = cache_mounts(prefix).into_values().collect();
+    let mounts: String = ids
+        .iter()
+        .map(|id| format!("--mount=type=cache,id={id},sharing=locked,target=/mounts/{id} "))
         .collect();
     let empty = "mkdir -p /mounts && find /mounts -mindepth 2 -delete";
     let dockerfile = format!("FROM debian:trixie-slim\nRUN {mounts}{empty}\n");

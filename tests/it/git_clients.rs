@@ -1,6 +1,8 @@
 //! The git command line against the service, with each protocol version and through each door. What a clone through the service has is
 //! compared with a clone straight from the upstream.
 
+use std::collections::BTreeMap;
+
 use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, shallow};
 use crate::support::process::Output;
@@ -476,6 +478,86 @@ fn fetch_of_a_file_in_the_place_of_a_submodule_with_its_id() {
     }
     setup.git_both(&FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
+}
+
+/// Histories in which contents come back, files move to each other's places, and branches are merged any way. Git looks
+/// for every object of what it fetched.
+#[test]
+fn fetches_in_random_histories() {
+    for seed in 0..4 {
+        let mut rng = Rng(seed);
+        let upstream = Upstream::start();
+        let repo = Repo::empty(&upstream.path(SAMPLE));
+        let commits = 60;
+        let history = random_history(&mut rng, commits);
+        let import = ["fast-import", "--quiet", "--force"];
+        git_at(&repo.path, &import, history.as_bytes()).ok();
+        repo.git(&["repack", "-adfq"]);
+        let warmdock = warmdock::over_files(&upstream);
+        let client = Client::new(2);
+        for pair in 0..12 {
+            let [has, wants] = [1, 1].map(|first| first + rng.below(commits));
+            let into = format!("clone-{pair}");
+            client.git(&["init", "--quiet", "--bare", &into]).ok();
+            let urls = [upstream.direct(SAMPLE), warmdock.url(SAMPLE)];
+            for (url, commit) in urls.iter().zip([has, wants]) {
+                let what = format!("refs/tags/c{commit}:refs/heads/c{commit}");
+                let args = [
+                    "-c",
+                    "fetch.unpackLimit=1",
+                    "fetch",
+                    "--no-tags",
+                    url,
+                    &what,
+                ];
+                client.git_in(&into, &args).ok();
+            }
+            client.git_in(&into, &["fsck", "--strict"]).ok();
+        }
+    }
+}
+
+/// In the format of `git fast-import`: so many commits, each with a tag `c` and its number.
+fn random_history(rng: &mut Rng, commits: u64) -> String {
+    const PATHS: [&str; 6] = ["a", "b", "d/a", "d/b", "d/e/a", "d/e/b"];
+    // The files of each commit, and its first parent; 0 is none.
+    let mut made = vec![(BTreeMap::new(), 0)];
+    let mut stream = String::new();
+    for commit in 1..=commits {
+        stream += &format!(
+            "commit refs/tags/c{commit}\nmark :{commit}\ncommitter A <a@example.test> {commit} +0000\ndata 0\n"
+        );
+        let mut near = || (commit - 1).saturating_sub(rng.below(3));
+        let (first, second) = (near(), near());
+        if first > 0 {
+            stream += &format!("from :{first}\n");
+        }
+        if first > 0 && second > 0 && second != first && rng.below(3) == 0 {
+            stream += &format!("merge :{second}\n");
+        }
+        let (mut files, before) = made[first as usize].clone();
+        let path = PATHS[rng.below(6) as usize];
+        match rng.below(4) {
+            // A revert, a file that moves, and a new one.
+            0 => files = made[before].0.clone(),
+            1 => {
+                if let Some(content) = files.remove(PATHS[rng.below(6) as usize]) {
+                    files.insert(path, content);
+                }
+            }
+            _ => {
+                // Long enough for deltas.
+                let lines = (0..20).map(|line| format!("{path}, line {line} of {commit}\n"));
+                files.insert(path, lines.collect::<String>());
+            }
+        }
+        stream += "deleteall\n";
+        for (path, content) in &files {
+            stream += &format!("M 100644 inline {path}\ndata {}\n{content}", content.len());
+        }
+        made.push((files, first as usize));
+    }
+    stream
 }
 
 /// Small fetches as well, which git would unpack otherwise.

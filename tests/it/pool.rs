@@ -25,6 +25,10 @@ fn mirrored(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warm
     let warm = json!([format!("{HOST}/{SAMPLE}")]);
     let warmdock = configure(builder(&upstream.url()).set("/git/warm", warm)).start();
     warmdock.wait_mirrored(SAMPLE, &repo);
+    // Who asks before that shares this fetch, and hears what the upstream said at its beginning.
+    warmdock.wait_log("the first fetch to end", |line| {
+        line["message"] == "fetched"
+    });
     (upstream, repo, warmdock)
 }
 

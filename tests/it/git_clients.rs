@@ -34,7 +34,7 @@ macro_rules! each_way {
     };
     ($module:ident, $protocol:literal, $door:ident, $($scenario:ident),*) => {
         mod $module {
-            const WAY: super::Way = super::Way { protocol: $protocol, door: super::Door::$door };
+            pub(super) const WAY: super::Way = super::Way { protocol: $protocol, door: super::Door::$door };
             $(#[test] fn $scenario() { super::$scenario(WAY); })*
         }
     };
@@ -139,6 +139,17 @@ impl Setup {
         self.client.clone(&self.url(), "ours", args).ok();
         self.client
             .clone(&self.upstream.direct(SAMPLE), "direct", args)
+            .ok();
+    }
+
+    /// Clones straight to both, and lets `ours` fetch through the service from now on, which has no mirror yet.
+    #[track_caller]
+    fn clone_past_the_service(&self) {
+        for clone in ["ours", "direct"] {
+            let url = self.upstream.direct(SAMPLE);
+            self.client.clone(&url, clone, &["--bare"]).ok();
+        }
+        self.ours(&["remote", "set-url", "origin", &self.url()])
             .ok();
     }
 
@@ -396,10 +407,7 @@ fn fetch_of_new_versions(way: Way) {
         repo.commit("main", &files);
         repo
     });
-    for clone in ["ours", "direct"] {
-        let url = setup.upstream.direct(SAMPLE);
-        setup.client.clone(&url, clone, &["--bare"]).ok();
-    }
+    setup.clone_past_the_service();
     for version in 0..4 {
         let at = 20_000 + version * 30_000;
         content.splice(at..at + 50, rng.bytes(100));
@@ -407,9 +415,6 @@ fn fetch_of_new_versions(way: Way) {
         setup.repo.commit("main", &files);
     }
     setup.repo.git(&["repack", "-adfq"]);
-    setup
-        .ours(&["remote", "set-url", "origin", &setup.url()])
-        .ok();
     setup.git_both(&FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
     let sent = setup
@@ -458,11 +463,7 @@ fn fetch_of_a_revert(way: Way) {
 /// Nobody has the commit of a submodule in this repository, although a file here may have the same id.
 #[test]
 fn fetch_of_a_file_in_the_place_of_a_submodule_with_its_id() {
-    let way = Way {
-        protocol: 2,
-        door: Door::Http,
-    };
-    let setup = setup(way);
+    let setup = setup(v2::WAY);
     setup.clone_both(&["--bare", "--single-branch", "--branch=main"]);
     setup.repo.commit("side", &[("file", b"of another branch")]);
     let id = gix::ObjectId::from_hex(setup.repo.id("side:file").as_bytes()).unwrap();
@@ -574,21 +575,14 @@ const FETCH_INTO_A_PACK: [&str; 6] = [
 /// may become the base of the other's base.
 #[test]
 fn fetch_of_a_file_that_moved_and_its_successor() {
-    let way = Way {
-        protocol: 2,
-        door: Door::Http,
-    };
     let mut content = Rng(12).bytes(100_000);
-    let setup = setup_with(way, |path| {
+    let setup = setup_with(v2::WAY, |path| {
         let repo = Repo::empty(path);
         repo.commit("main", &[("b", &content)]);
         repo.commit("topic", &[("topic", b"first")]);
         repo
     });
-    for clone in ["ours", "direct"] {
-        let url = setup.upstream.direct(SAMPLE);
-        setup.client.clone(&url, clone, &["--bare"]).ok();
-    }
+    setup.clone_past_the_service();
     let before = content.clone();
     content.extend(b"more, so that git keeps this one whole");
     setup
@@ -603,9 +597,6 @@ fn fetch_of_a_file_that_moved_and_its_successor() {
         .commit_to("refs/heads/topic", None, &[("topic", b"second")]);
     setup.client.git(&["ls-remote", &setup.url()]).ok();
     setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
-    setup
-        .ours(&["remote", "set-url", "origin", &setup.url()])
-        .ok();
     setup.git_both(&FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
 }

@@ -8,7 +8,7 @@ use gix_object::Kind;
 
 use crate::git::objects::ObjectError;
 use crate::git::objects::commits::{CommitNumber, CommitSet, Commits, closure, peel};
-use crate::git::objects::packs::{PackSet, Reader};
+use crate::git::objects::packs::{Pack, PackSet, Reader};
 use crate::git::objects::set::ObjectSet;
 use crate::git::refs::Refs;
 use crate::git::upload_pack::advertise::Advertisements;
@@ -111,6 +111,23 @@ impl Snapshot {
     /// The commits that advertised references reach.
     pub fn live(&self) -> &CommitSet {
         &self.live
+    }
+
+    /// Whether all commits of `pack`, which is one of the packs, belong to this history. Others may come from an upstream
+    /// that sends more than was asked for, as this service does where a client wants nearly everything.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`].
+    pub fn knows_all_of(&self, pack: &Pack) -> Result<bool, ObjectError> {
+        let commits = pack.commits()?;
+        let history = self.commits();
+        Ok(commits.iter().all(|id| history.number(id).is_some()))
+    }
+
+    /// Says that the packs hold objects which nothing reaches.
+    pub fn set_garbage(&mut self) {
+        self.garbage = true;
+        self.all_live = false;
     }
 
     /// Whether the packs hold objects that nothing reaches.

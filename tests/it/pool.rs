@@ -360,6 +360,33 @@ fn many_small_packs_are_consolidated() {
     clone_is_whole(&upstream, &warmdock, SAMPLE);
 }
 
+/// An upstream may send more than was asked for, as this service does to whoever wants nearly everything. What nothing
+/// reaches here is found out and goes, so that a thin pack never builds on it.
+#[test]
+fn what_an_upstream_sends_too_much_goes() {
+    let (upstream, repo) = Upstream::with_sample();
+    let refs = json!(["refs/heads/*", "refs/tags/*", "refs/pull/*"]);
+    let first = builder(&upstream.url()).set("/git/refs", refs).start();
+    let pull = repo.commit_to(
+        "refs/pull/7/head",
+        Some(&repo.id("main")),
+        &[("pull.txt", b"pull\n")],
+    );
+    let client = Client::new(2);
+    client.git(&["ls-remote", &first.url(SAMPLE)]).ok();
+    first.wait_mirrored(SAMPLE, &repo);
+
+    let second = builder(first.url("").trim_end_matches(".git")).start();
+    client.git(&["ls-remote", &second.url(SAMPLE)]).ok();
+    second.wait_log("consolidation", |event| {
+        event["message"] == "consolidated packs" && event.to_string().contains(SAMPLE)
+    });
+    let pull = git_at(&second.mirror(SAMPLE), &["cat-file", "-e", &pull], b"");
+    assert!(!pull.status.success());
+    second.fsck_mirror(SAMPLE);
+    clone_is_whole(&upstream, &second, SAMPLE);
+}
+
 #[test]
 fn restart_keeps_the_mirrors() {
     let (upstream, repo) = Upstream::with_sample();

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::digest;
 use gix_hash::{Kind as HashKind, ObjectId, oid};
+use gix_object::Kind;
 use gix_pack::data::decode::entry::ResolvedBase;
 use gix_pack::data::decode::header::{self, Outcome};
 use gix_pack::data::entry::Header;
@@ -88,6 +89,40 @@ impl Pack {
 
     pub fn objects(&self) -> u32 {
         self.index.num_objects()
+    }
+
+    /// The ids of the commits in it, in the order in which they are stored. Looks at the head of every entry.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`].
+    pub fn commits(&self) -> Result<Vec<&oid>, ObjectError> {
+        let mut kinds: Vec<Option<Kind>> = vec![None; self.objects() as usize];
+        let mut commits = Vec::new();
+        let mut deltas = Vec::new();
+        for (_, position) in self.by_offset() {
+            let mut at = *position as usize;
+            // A base mostly comes before its deltas, so this is a step or two.
+            let kind = loop {
+                if let Some(kind) = kinds[at] {
+                    break kind;
+                }
+                let entry = self.entry(self.index.pack_offset_at_index(at as u32))?;
+                if let Some(kind) = entry.header.as_kind() {
+                    kinds[at] = Some(kind);
+                    break kind;
+                }
+                deltas.push(at);
+                let base = base_position(self, &entry)?.filter(|_| deltas.len() < kinds.len());
+                at = base.ok_or_else(|| self.damaged("deltas go round in a circle"))? as usize;
+            };
+            for delta in deltas.drain(..) {
+                kinds[delta] = Some(kind);
+            }
+            if kind == Kind::Commit {
+                commits.push(self.id_at(*position));
+            }
+        }
+        Ok(commits)
     }
 
     /// Reads the whole pack and compares its checksum and every entry's.
@@ -390,11 +425,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Errors
     /// [`ObjectError::Damaged`] when it does not decode.
-    pub fn read(
-        &mut self,
-        object: ObjectNumber,
-        out: &mut Vec<u8>,
-    ) -> Result<gix_object::Kind, ObjectError> {
+    pub fn read(&mut self, object: ObjectNumber, out: &mut Vec<u8>) -> Result<Kind, ObjectError> {
         let (pack, position) = self.packs.locate(object);
         let pack = &self.packs.packs[pack];
         let entry = pack.entry(pack.index.pack_offset_at_index(position))?;
@@ -421,7 +452,7 @@ impl<'a> Reader<'a> {
         &mut self,
         object: ObjectNumber,
         out: &mut Vec<u8>,
-    ) -> Result<gix_object::Kind, ObjectError> {
+    ) -> Result<Kind, ObjectError> {
         let kind = self.read(object, out)?;
         let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
         sum.update(&gix_object::encode::loose_header(kind, out.len() as u64));
@@ -443,7 +474,7 @@ impl<'a> Reader<'a> {
     pub fn read_kind(
         &mut self,
         id: &oid,
-        expected: gix_object::Kind,
+        expected: Kind,
         out: &mut Vec<u8>,
     ) -> Result<(), ObjectError> {
         let found = self.read(self.packs.require(id)?, out)?;

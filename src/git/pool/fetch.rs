@@ -14,6 +14,7 @@ use super::entry::Entry;
 use super::flight::Flight;
 use crate::durable;
 use crate::git::mirror::MirrorFolder;
+use crate::git::objects::ObjectError;
 use crate::git::objects::packs::{Pack, PackSet};
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
@@ -130,15 +131,25 @@ fn update(
             .set_garbage(true)
             .map_err(UpstreamError::unwritable)?;
         let path = folder.install(index).map_err(UpstreamError::unwritable)?;
-        packs.push(Arc::new(Pack::open(&path).map_err(unusable)?));
-        installed = Some(path);
+        let pack = Arc::new(Pack::open(&path).map_err(unusable)?);
+        packs.push(Arc::clone(&pack));
+        installed = Some((path, pack));
     }
-    let snapshot = match Snapshot::new(PackSet::new(packs), refs, before.shared_commits(), garbage)
-    {
+    let make = || -> Result<Snapshot, ObjectError> {
+        let commits = before.shared_commits();
+        let mut snapshot = Snapshot::new(PackSet::new(packs), refs, commits, garbage)?;
+        if let Some((_, pack)) = &installed
+            && !snapshot.knows_all_of(pack)?
+        {
+            snapshot.set_garbage();
+        }
+        Ok(snapshot)
+    };
+    let snapshot = match make() {
         Ok(snapshot) => snapshot,
         Err(error) => {
             // The references are still the old ones, so nobody needs the pack.
-            if let Some(installed) = installed {
+            if let Some((installed, _)) = installed {
                 folder
                     .remove_pack(&installed)
                     .map_err(UpstreamError::unwritable)?;
@@ -151,7 +162,7 @@ fn update(
         .write(folder.path())
         .map_err(UpstreamError::unwritable)?;
     folder
-        .set_garbage(garbage)
+        .set_garbage(snapshot.has_garbage())
         .map_err(UpstreamError::unwritable)?;
     Ok(Arc::new(snapshot))
 }
@@ -173,9 +184,14 @@ fn create(
     make(&fetched.refs).map_err(UpstreamError::unwritable)?;
     // Checked before it is put into place: every reference is there, and history is whole.
     let packs = PackSet::open(&new.packs()).map_err(unusable)?;
-    let commits = Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()), false)
-        .map_err(unusable)?
-        .shared_commits();
+    let checked =
+        Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()), false).map_err(unusable)?;
+    let mut garbage = false;
+    for pack in checked.packs.packs() {
+        garbage |= !checked.knows_all_of(pack).map_err(unusable)?;
+    }
+    new.set_garbage(garbage)
+        .map_err(UpstreamError::unwritable)?;
 
     let place = || -> io::Result<()> {
         let parent = folder
@@ -190,11 +206,11 @@ fn create(
     };
     place().map_err(UpstreamError::unwritable)?;
     let (packs, refs) = folder.open().map_err(unusable)?;
-    Snapshot::new(packs, refs, commits, false)
+    Snapshot::new(packs, refs, checked.shared_commits(), garbage)
         .map(Arc::new)
         .map_err(unusable)
 }
 
-fn unusable(error: crate::git::objects::ObjectError) -> UpstreamError {
+fn unusable(error: ObjectError) -> UpstreamError {
     UpstreamError::Failed(format!("what the upstream sent is not whole: {error}"))
 }

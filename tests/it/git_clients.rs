@@ -2,6 +2,7 @@
 //! compared with a clone straight from the upstream.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, shallow};
@@ -64,6 +65,7 @@ each_way!(
     fetch_of_new_commits,
     fetch_of_a_new_branch_on_old_commits,
     fetch_of_new_versions,
+    fetch_of_a_folder_that_moved,
     fetch_of_a_revert,
     fetch_with_local_commits,
     fetch_with_nothing_new,
@@ -417,10 +419,15 @@ fn fetch_of_new_versions(way: Way) {
     setup.repo.git(&["repack", "-adfq"]);
     setup.git_both(&FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
+    assert_sent(&setup, 500.0..10_000.0);
+}
+
+#[track_caller]
+fn assert_sent(setup: &Setup, expected: Range<f64>) {
     let sent = setup
         .warmdock
         .metric(|sample| sample.starts_with("warmdock_git_answer_bytes"));
-    assert!((500.0..10_000.0).contains(&sent), "{sent} bytes");
+    assert!(expected.contains(&sent), "{sent} bytes");
 }
 
 /// A tree comes back that is as it was before, with a file that is new to the client: neither the change nor its revert
@@ -571,8 +578,30 @@ const FETCH_INTO_A_PACK: [&str; 6] = [
     "main:main",
 ];
 
-/// The new place's content is sent although the client has it, as a delta of what replaced it in the old place. Neither
-/// may become the base of the other's base.
+/// What only moved, the client has: neither contents nor the folder's tree are sent again.
+fn fetch_of_a_folder_that_moved(way: Way) {
+    let mut rng = Rng(13);
+    let setup = setup_with(way, |path| {
+        let repo = Repo::empty(path);
+        let (one, two) = (rng.bytes(50_000), rng.bytes(50_000));
+        repo.commit("main", &[("src/one/a", &one), ("src/one/b", &two)]);
+        repo
+    });
+    setup.clone_past_the_service();
+    let moves = "commit refs/heads/main\ncommitter A <a@example.test> 1 +0000\ndata 0\nfrom refs/heads/main^0\n\
+                 R src/one lib/two\n";
+    git_at(
+        &setup.repo.path,
+        &["fast-import", "--quiet"],
+        moves.as_bytes(),
+    )
+    .ok();
+    setup.git_both(&FETCH_INTO_A_PACK);
+    setup.assert_same(Objects::Exactly);
+    assert_sent(&setup, 100.0..1_000.0);
+}
+
+/// A file that moved, and another one in its place: nothing is made a delta of its own delta.
 #[test]
 fn fetch_of_a_file_that_moved_and_its_successor() {
     let mut content = Rng(12).bytes(100_000);
@@ -599,6 +628,7 @@ fn fetch_of_a_file_that_moved_and_its_successor() {
     setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
     setup.git_both(&FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
+    assert_sent(&setup, 100.0..1_000.0);
 }
 
 /// The client has commits that nobody else has: many `have` lines before one that is common.

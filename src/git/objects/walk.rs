@@ -154,6 +154,7 @@ impl<'w, 'p> Walk<'w, 'p> {
     pub fn mark_known_tree(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
         let mut todo = vec![*id];
         while let Some(id) = todo.pop() {
+            self.step()?;
             let number = self.reader.packs().require(&id)?;
             if !self.found.known.insert(number) {
                 continue;
@@ -201,10 +202,7 @@ impl<'w, 'p> Walk<'w, 'p> {
     }
 
     fn add_tree(&mut self, id: &ObjectId, bases: &[Base], depth: u64) -> Result<(), ObjectError> {
-        self.steps = self.steps.wrapping_add(1);
-        if self.steps.is_multiple_of(256) && (self.cancelled)() {
-            return Err(ObjectError::Cancelled);
-        }
+        self.step()?;
         if depth > DEEPEST_TREE {
             return Err(ObjectError::TooDeep(*id));
         }
@@ -278,6 +276,14 @@ impl<'w, 'p> Walk<'w, 'p> {
                 EntryKind::Tree => self.add_tree(&entry.id, &below, depth + 1)?,
                 _ => self.add_blob(&entry.id, before, depth + 1)?,
             }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<(), ObjectError> {
+        self.steps = self.steps.wrapping_add(1);
+        if self.steps.is_multiple_of(256) && (self.cancelled)() {
+            return Err(ObjectError::Cancelled);
         }
         Ok(())
     }

@@ -61,8 +61,8 @@ struct Exact {
     /// The commits that the client has.
     theirs: CommitSet,
     cuts: CommitSet,
-    /// Commits of the client's, behind which history grows: it has their trees.
-    edges: Vec<CommitNumber>,
+    /// Commits of the client's, at which what is sent begins: it has their trees, and what only moved is not sent again.
+    edges: CommitSet,
     filter: Filter,
     thin: bool,
 }
@@ -254,12 +254,17 @@ impl Exact {
         let behind = moved.flat_map(|edge| commits.get(edge).parents.iter().copied());
         let starts = starts.iter().copied().chain(behind);
         let included = commits.reachable_without(starts, &boundary.cuts, &theirs);
-        let moves = request.deepen.is_asked() || !request.shallow.is_empty();
-        let edges = boundary
-            .client_cuts
+        // A partial clone may lack what has moved.
+        let whole = request.filter == Filter::default();
+        let parents = included
             .iter()
-            .filter(|edge| moves && theirs.contains(*edge))
-            .collect();
+            .filter(|_| whole)
+            .flat_map(|commit| commits.get(commit).parents.iter().copied());
+        let ends = boundary.client_cuts.iter();
+        let mut edges = commits.no_commits();
+        for edge in ends.chain(parents).filter(|edge| theirs.contains(*edge)) {
+            edges.insert(edge);
+        }
         let tags = snapshot
             .refs
             .names
@@ -306,7 +311,7 @@ impl Exact {
             let commits = snapshot.commits();
             self.edges
                 .iter()
-                .map(|edge| commits.get(*edge).tree)
+                .map(|edge| commits.get(edge).tree)
                 .collect()
         };
         for tree in &edges {
@@ -439,7 +444,7 @@ impl KeyBuilder {
     /// The version changes when the bytes that are made for equal requests do.
     fn new(kind: &str) -> Self {
         let mut key = Self(digest::Context::new(&digest::SHA256));
-        key.add(concat!("2 ", env!("CARGO_PKG_VERSION")).as_bytes());
+        key.add(concat!("3 ", env!("CARGO_PKG_VERSION")).as_bytes());
         key.add(kind.as_bytes());
         key
     }

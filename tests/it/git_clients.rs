@@ -422,6 +422,33 @@ fn fetch_of_new_versions(way: Way) {
     assert_sent(&setup, 500.0..10_000.0);
 }
 
+/// The pack has the new version as a delta of one that the client's history has as well, but that is much older than the
+/// client's own: what both have in common is not sent again.
+#[test]
+fn fetch_of_a_version_stored_as_a_delta_of_an_old_one() {
+    let mut rng = Rng(14);
+    let (common, only_old, later) = (rng.bytes(60_000), rng.bytes(20_000), rng.bytes(15_000));
+    let old = [&common[..], &only_old].concat();
+    let mut of_client = [&common[..], &later].concat();
+    let new = of_client.clone();
+    of_client.splice(100..150, rng.bytes(70));
+    let setup = setup_with(v2::WAY, |path| {
+        let repo = Repo::empty(path);
+        repo.commit("main", &[("file", &old)]);
+        repo.commit("side", &[("file", &new)]);
+        repo.git(&["repack", "-adfq"]);
+        repo.commit("main", &[("file", &of_client)]);
+        repo.git(&["branch", "--delete", "--force", "side"]);
+        repo
+    });
+    setup.clone_past_the_service();
+    setup.repo.commit("main", &[("file", &new)]);
+    setup.repo.git(&["repack", "-adq"]);
+    setup.git_both(&FETCH_INTO_A_PACK);
+    setup.assert_same(Objects::Exactly);
+    assert_sent(&setup, 100.0..1_000.0);
+}
+
 #[track_caller]
 fn assert_sent(setup: &Setup, expected: Range<f64>) {
     let sent = setup

@@ -3,6 +3,7 @@
 
 pub mod commits;
 mod delta;
+mod encoding;
 pub mod packs;
 pub mod set;
 mod versions;

@@ -16,7 +16,7 @@ pub struct MirrorFolder {
     path: PathBuf,
 }
 
-/// Its presence says that objects lie in the packs which no reference reaches any more.
+/// Its presence says that objects may lie in the packs which no reference reaches.
 const GARBAGE: &str = "warmdock-garbage";
 /// Its time is when the mirror was last used.
 const LAST_USED: &str = "warmdock-last-used";

@@ -1,14 +1,14 @@
 //! A mirror at one moment: what upload-pack reads while the next fetch goes on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
-use gix_hash::ObjectId;
+use gix_hash::{ObjectId, oid};
 use gix_object::Kind;
 
 use crate::git::objects::ObjectError;
 use crate::git::objects::commits::{CommitNumber, CommitSet, Commits, closure, peel};
-use crate::git::objects::packs::{Pack, PackSet, Reader};
+use crate::git::objects::packs::{PackSet, Reader};
 use crate::git::objects::set::ObjectSet;
 use crate::git::refs::Refs;
 use crate::git::upload_pack::advertise::Advertisements;
@@ -113,15 +113,29 @@ impl Snapshot {
         &self.live
     }
 
-    /// Whether all commits of `pack`, which is one of the packs, belong to this history. Others may come from an upstream
+    /// Whether `new`, commits and annotated tags of a pack, all belong to this history. Others may come from an upstream
     /// that sends more than was asked for, as this service does where a client wants nearly everything.
     ///
     /// # Errors
-    /// [`ObjectError::Damaged`].
-    pub fn knows_all_of(&self, pack: &Pack) -> Result<bool, ObjectError> {
-        let commits = pack.commits()?;
-        let history = self.commits();
-        Ok(commits.iter().all(|id| history.number(id).is_some()))
+    /// [`ObjectError`] when a tag is damaged.
+    pub fn knows(&self, new: &[&oid]) -> Result<bool, ObjectError> {
+        let mut strangers: HashSet<&oid> = {
+            let history = self.commits();
+            let unknown =
+                |id: &&oid| history.number(id).is_none() && !self.peeled.contains_key(*id);
+            new.iter().copied().filter(unknown).collect()
+        };
+        if strangers.is_empty() {
+            return Ok(true);
+        }
+        // A tag may stand between another one and what that comes to.
+        let mut reader = Reader::new(&self.packs);
+        for tip in self.refs.tips().chain(self.refs.kept.keys().copied()) {
+            for tag in peel(tip, &mut reader)?.tags {
+                strangers.remove(&*tag);
+            }
+        }
+        Ok(strangers.is_empty())
     }
 
     /// Says that the packs hold objects which nothing reaches.

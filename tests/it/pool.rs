@@ -344,10 +344,17 @@ fn a_mirror_is_a_bare_repository() {
     );
 }
 
-/// Small packs from many fetches are put together in the background, and nothing is lost by it.
+/// Small packs from many fetches are put together in the background, and nothing is lost by it. A pack that a fetch left
+/// which failed goes as well.
 #[test]
 fn many_small_packs_are_consolidated() {
     let (upstream, repo, warmdock) = mirrored(|builder| builder);
+    let first = &warmdock.packs(SAMPLE)[0];
+    let left = first.with_file_name("pack-0000000000000000000000000000000000000000.pack");
+    for extension in ["pack", "idx"] {
+        let from = first.with_extension(extension);
+        std::fs::copy(from, left.with_extension(extension)).unwrap();
+    }
     for number in 0..60 {
         repo.commit("main", &[("counter.txt", format!("{number}\n").as_bytes())]);
         assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
@@ -355,9 +362,45 @@ fn many_small_packs_are_consolidated() {
     warmdock.wait_log("consolidation", |event| {
         event["message"] == "consolidated packs" && event.to_string().contains(SAMPLE)
     });
-    assert!(warmdock.packs(SAMPLE).len() < 60);
+    assert!(warmdock.packs(SAMPLE).len() < 60 && !left.exists());
     warmdock.fsck_mirror(SAMPLE);
     clone_is_whole(&upstream, &warmdock, SAMPLE);
+}
+
+/// What only tags reach is nobody's who did not ask for them: here another service, which mirrors branches alone.
+#[test]
+fn whoever_asks_for_branches_gets_nothing_of_tags() {
+    let (upstream, repo) = Upstream::with_sample();
+    let write = ["hash-object", "-t", "blob", "-w", "--stdin"];
+    let key = git_at(&repo.path, &write, b"a key\n").ok().text();
+    repo.git(&["tag", "key", &key]);
+    let who = ["-c", "user.name=T", "-c", "user.email=t@example.test"];
+    let tag = [
+        "tag",
+        "--annotate",
+        "--message=of main",
+        "annotated",
+        "main",
+    ];
+    repo.git(&[&who[..], &tag].concat());
+    let annotated = repo.id("annotated");
+    let first = warmdock::over_http(&upstream);
+    let client = Client::new(2);
+    client.git(&["ls-remote", &first.url(SAMPLE)]).ok();
+    first.wait_mirrored(SAMPLE, &repo);
+
+    let second = builder(first.url("").trim_end_matches(".git"))
+        .set("/git/refs", json!(["refs/heads/*"]))
+        .start();
+    client.git(&["ls-remote", &second.url(SAMPLE)]).ok();
+    second.wait_log("the fetch to end", |line| line["message"] == "fetched");
+    for id in [&repo.id("main"), &annotated, &key] {
+        let found = git_at(&second.mirror(SAMPLE), &["cat-file", "-e", id], b"");
+        assert_eq!(found.status.success(), *id == repo.id("main"), "{id}");
+    }
+    // Nor was there anything of it to clean up.
+    let marker = second.mirror(SAMPLE).join("warmdock-garbage");
+    assert!(!marker.exists() && !second.log().contains("consolidated packs"));
 }
 
 /// An upstream may send more than was asked for, as this service does to whoever wants nearly everything. What nothing

@@ -20,8 +20,8 @@ const REENCODE_LEVEL: u32 = 3;
 const WORTH_A_DELTA: usize = 64;
 /// A delta that is shorter than this many bytes is not replaced by one of a newer version.
 const WORTH_ANOTHER_DELTA: usize = 300;
-/// Bytes of objects that may be read for each byte of such a delta: one of 2 kB is replaced where the file has up to
-/// 16 kB. That is some 16 MB less to send for each second that it takes, so it pays off on lines up to 100 Mbit/s.
+/// Bytes that object and version may have for each byte of such a delta: one of 2 kB is replaced where the file has up to
+/// 16 kB. With cargo's history that is some 16 MB less to send for each second that it takes.
 const BYTES_FOR_A_BYTE: u64 = 16;
 /// Bytes of an object and its base, which have to be in memory for a new delta. Source code has far less.
 const LARGEST_FOR_DELTA: u64 = 16 << 20;
@@ -29,6 +29,8 @@ const LARGEST_FOR_DELTA: u64 = 16 << 20;
 const DEEPEST_FOR_DELTA: u32 = 64;
 /// Bytes that are decoded for all new deltas of a pack, a few seconds: then what is stored has to do.
 const EFFORT_FOR_DELTAS: u64 = 2 << 30;
+/// What of it is left for objects that would go whole, which saves most.
+const EFFORT_FOR_WHOLE: u64 = EFFORT_FOR_DELTAS / 2;
 
 /// What a stored entry can do for the new pack.
 pub struct Stored {
@@ -47,6 +49,16 @@ enum Base {
     Theirs(ObjectNumber),
     /// Neither, so the delta is of no use.
     Lacking,
+}
+
+/// What a new delta may cost.
+struct Limits {
+    /// Bytes of the object and the version.
+    largest: u64,
+    /// Of the pack's effort, what has to be left.
+    left: u64,
+    /// Its entry has fewer bytes.
+    most: usize,
 }
 
 /// The new pack, as far as it is written.
@@ -138,18 +150,29 @@ impl<'s> NewPack<'s> {
         length: usize,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<u8>>, ObjectError> {
-        // From how many bytes on an entry is worth another one, and how much may be read for that.
-        let (worth, largest) = match stored.base {
-            Base::None => (WORTH_A_DELTA, LARGEST_FOR_DELTA),
+        let useless = stored.base == Base::Lacking;
+        let limits = Limits {
+            largest: LARGEST_FOR_DELTA,
+            left: 0,
+            most: if useless { usize::MAX } else { length },
+        };
+        let (worth, limits) = match stored.base {
+            Base::None => (WORTH_A_DELTA, limits),
+            Base::Lacking => (0, limits),
             Base::Theirs(_) => {
-                let largest = length as u64 * BYTES_FOR_A_BYTE;
-                (WORTH_ANOTHER_DELTA, largest.min(LARGEST_FOR_DELTA))
+                let largest = LARGEST_FOR_DELTA.min(length as u64 * BYTES_FOR_A_BYTE);
+                let left = EFFORT_FOR_WHOLE;
+                (
+                    WORTH_ANOTHER_DELTA,
+                    Limits {
+                        largest,
+                        left,
+                        ..limits
+                    },
+                )
             }
-            Base::Lacking => (0, LARGEST_FOR_DELTA),
             Base::Sent => return Ok(None),
         };
-        let useless = stored.base == Base::Lacking;
-        let most = if useless { usize::MAX } else { length };
         let version = self
             .format
             .thin
@@ -163,7 +186,7 @@ impl<'s> NewPack<'s> {
             return Err(ObjectError::Cancelled);
         }
         if let Some(version) = version {
-            match self.new_delta(reader, number, version, largest, most) {
+            match self.new_delta(reader, number, version, limits) {
                 // Nobody needs it: what has to be sent will tell whether it is damaged.
                 Ok(None) | Err(ObjectError::Damaged { .. }) => {}
                 made => return made,
@@ -172,20 +195,18 @@ impl<'s> NewPack<'s> {
         useless.then(|| self.whole(reader, number)).transpose()
     }
 
-    /// The entry of `number` as a delta of `version`, if it is shorter than `most` bytes, both objects have no more than
-    /// `largest`, and it does not cost too much.
+    /// The entry of `number` as a delta of `version`, if that is within the limits.
     fn new_delta(
         &mut self,
         reader: &mut Reader<'_>,
         number: ObjectNumber,
         version: ObjectNumber,
-        largest: u64,
-        most: usize,
+        limits: Limits,
     ) -> Result<Option<Vec<u8>>, ObjectError> {
         let (of, from) = (reader.header(number)?, reader.header(version)?);
         if of.kind != from.kind
             || of.num_deltas.max(from.num_deltas) > DEEPEST_FOR_DELTA
-            || of.object_size.saturating_add(from.object_size) > largest
+            || of.object_size.saturating_add(from.object_size) > limits.largest
         {
             return Ok(None);
         }
@@ -193,7 +214,8 @@ impl<'s> NewPack<'s> {
             .map(|object| object.object_size * (1 + u64::from(object.num_deltas)))
             .iter()
             .sum();
-        let Some(left) = self.effort.checked_sub(effort) else {
+        let left = self.effort.checked_sub(effort);
+        let Some(left) = left.filter(|left| *left >= limits.left) else {
             return Ok(None);
         };
         self.effort = left;
@@ -201,12 +223,12 @@ impl<'s> NewPack<'s> {
         reader.read_checked(version, &mut base)?;
         reader.read_checked(number, &mut object)?;
         // Half of an object in new bytes is as much as the compressed object.
-        let Some(delta) = delta::between(&base, &object, most.min(object.len() / 2)) else {
+        let Some(delta) = delta::between(&base, &object, limits.most.min(object.len() / 2)) else {
             return Ok(None);
         };
         let base_id = self.packs.id(version);
         let entry = self.encoder.entry(Header::RefDelta { base_id }, &delta)?;
-        Ok((entry.len() < most).then_some(entry))
+        Ok((entry.len() < limits.most).then_some(entry))
     }
 
     fn whole(
@@ -240,7 +262,7 @@ impl Encoder {
     fn entry(&mut self, header: Header, data: &[u8]) -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(data.len() / 2 + 32);
         header.write_to(data.len() as u64, &mut bytes)?;
-        self.0.reset(bytes)?;
+        *self.0.get_mut() = bytes;
         self.0.write_all(data)?;
         self.0.reset(Vec::new())
     }

@@ -91,38 +91,40 @@ impl Pack {
         self.index.num_objects()
     }
 
-    /// The ids of the commits in it, in the order in which they are stored. Looks at the head of every entry.
+    /// The ids of the commits and annotated tags in it, in the order in which they are stored. Looks at the head of every
+    /// entry.
     ///
     /// # Errors
     /// [`ObjectError::Damaged`].
-    pub fn commits(&self) -> Result<Vec<&oid>, ObjectError> {
+    pub fn history(&self) -> Result<Vec<&oid>, ObjectError> {
+        let mut window = Window::over(self, LARGE_WINDOW);
         let mut kinds: Vec<Option<Kind>> = vec![None; self.objects() as usize];
-        let mut commits = Vec::new();
+        let mut history = Vec::new();
         let mut deltas = Vec::new();
         for (_, position) in self.by_offset() {
-            let mut at = *position as usize;
+            let mut at = *position;
             // A base mostly comes before its deltas, so this is a step or two.
             let kind = loop {
-                if let Some(kind) = kinds[at] {
+                if let Some(kind) = kinds[at as usize] {
                     break kind;
                 }
-                let entry = self.entry(self.index.pack_offset_at_index(at as u32))?;
+                let entry = window.head(self.index.pack_offset_at_index(at))?;
                 if let Some(kind) = entry.header.as_kind() {
-                    kinds[at] = Some(kind);
+                    kinds[at as usize] = Some(kind);
                     break kind;
                 }
                 deltas.push(at);
                 let base = base_position(self, &entry)?.filter(|_| deltas.len() < kinds.len());
-                at = base.ok_or_else(|| self.damaged("deltas go round in a circle"))? as usize;
+                at = base.ok_or_else(|| self.damaged("deltas go round in a circle"))?;
             };
             for delta in deltas.drain(..) {
-                kinds[delta] = Some(kind);
+                kinds[delta as usize] = Some(kind);
             }
-            if kind == Kind::Commit {
-                commits.push(self.id_at(*position));
+            if matches!(kind, Kind::Commit | Kind::Tag) {
+                history.push(self.id_at(*position));
             }
         }
-        Ok(commits)
+        Ok(history)
     }
 
     /// Reads the whole pack and compares its checksum and every entry's.
@@ -204,6 +206,9 @@ impl Pack {
 pub(super) const LARGE_WINDOW: usize = 1 << 20;
 pub(super) const SMALL_WINDOW: usize = 32 << 10;
 
+/// The size of an object with 7 bits a byte, and the id of its base.
+const LONGEST_HEADER: u64 = 10 + 20;
+
 /// A part of a pack in memory, which moves forward.
 pub(super) struct Window<'p> {
     pack: &'p Pack,
@@ -237,6 +242,13 @@ impl<'p> Window<'p> {
         }
         let start = (range.start - self.start) as usize;
         Ok(&self.bytes[start..start + (range.end - range.start) as usize])
+    }
+
+    /// The entry that starts at `offset`, as far as its header tells.
+    fn head(&mut self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
+        let pack = self.pack;
+        let end = (offset + LONGEST_HEADER).min(pack.data.pack_end() as u64);
+        pack.parse_entry(self.bytes(offset..end)?, offset)
     }
 
     /// The bytes of the `nth` entry by offset, header and compressed data, after comparing their CRC-32 with the index.

@@ -70,6 +70,9 @@ impl Walked {
     }
 }
 
+/// Trees of the other side that are looked at for what moved. Linux has some 5,000.
+const MOST_MARKED: u32 = 10_000;
+
 /// Collects the objects to send.
 pub struct Walk<'w, 'p> {
     reader: &'w mut Reader<'p>,
@@ -80,6 +83,8 @@ pub struct Walk<'w, 'p> {
     trees: TreeCache,
     cancelled: &'w dyn Fn() -> bool,
     steps: u32,
+    /// Trees that [`Walk::mark_known_tree`] has looked at.
+    marked: u32,
 }
 
 impl<'w, 'p> Walk<'w, 'p> {
@@ -106,6 +111,7 @@ impl<'w, 'p> Walk<'w, 'p> {
             trees: TreeCache::new(),
             cancelled,
             steps: 0,
+            marked: 0,
         }
     }
 
@@ -147,7 +153,8 @@ impl<'w, 'p> Walk<'w, 'p> {
         Ok(())
     }
 
-    /// Says that the other side has the tree `id` and all below it.
+    /// Says that the other side has the tree `id` and all below it; to be called before anything is added. After
+    /// [`MOST_MARKED`] trees in all it looks at no more, and what is below them may be sent again.
     ///
     /// # Errors
     /// [`ObjectError`] when an object is missing or damaged.
@@ -158,6 +165,10 @@ impl<'w, 'p> Walk<'w, 'p> {
             let number = self.reader.packs().require(&id)?;
             if !self.found.known.insert(number) {
                 continue;
+            }
+            self.marked += 1;
+            if self.marked > MOST_MARKED {
+                return Ok(());
             }
             let tree = self.tree(number, &id)?;
             for entry in Entries::of(&tree) {

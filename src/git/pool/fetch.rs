@@ -122,25 +122,29 @@ fn update(
     if fetched.index.is_none() && refs == before.refs {
         return Ok(Arc::clone(before));
     }
-    let garbage = folder.has_garbage() || before.refs.has_forgotten(&refs);
+    let had_garbage = folder.has_garbage();
+    let garbage = had_garbage || before.refs.has_forgotten(&refs);
     let mut packs = before.packs.packs().to_vec();
-    let mut installed = None;
-    if let Some(index) = &fetched.index {
-        // Should we die before the references are written, nothing reaches what is in the pack.
+    // Should we die before all is written, something may be there that nothing reaches.
+    if garbage || fetched.index.is_some() {
         folder
             .set_garbage(true)
             .map_err(UpstreamError::unwritable)?;
-        let path = folder.install(index).map_err(UpstreamError::unwritable)?;
-        let pack = Arc::new(Pack::open(&path).map_err(unusable)?);
-        packs.push(Arc::clone(&pack));
-        installed = Some((path, pack));
     }
+    let installed = match &fetched.index {
+        Some(index) => Some(folder.install(index).map_err(UpstreamError::unwritable)?),
+        None => None,
+    };
     let make = || -> Result<Snapshot, ObjectError> {
+        let pack = installed.as_deref().map(Pack::open).transpose()?;
+        let pack = pack.map(Arc::new);
+        let new = pack
+            .as_ref()
+            .map_or(Ok(Vec::new()), |pack| pack.history())?;
+        packs.extend(pack.clone());
         let commits = before.shared_commits();
         let mut snapshot = Snapshot::new(PackSet::new(packs), refs, commits, garbage)?;
-        if let Some((_, pack)) = &installed
-            && !snapshot.knows_all_of(pack)?
-        {
+        if !snapshot.knows(&new)? {
             snapshot.set_garbage();
         }
         Ok(snapshot)
@@ -149,11 +153,13 @@ fn update(
         Ok(snapshot) => snapshot,
         Err(error) => {
             // The references are still the old ones, so nobody needs the pack.
-            if let Some((installed, _)) = installed {
-                folder
-                    .remove_pack(&installed)
-                    .map_err(UpstreamError::unwritable)?;
-            }
+            let undo = || -> io::Result<()> {
+                if let Some(installed) = &installed {
+                    folder.remove_pack(installed)?;
+                }
+                folder.set_garbage(had_garbage)
+            };
+            undo().map_err(UpstreamError::unwritable)?;
             return Err(unusable(error));
         }
     };
@@ -188,7 +194,8 @@ fn create(
         Snapshot::new(packs, fetched.refs, Arc::new(RwLock::default()), false).map_err(unusable)?;
     let mut garbage = false;
     for pack in checked.packs.packs() {
-        garbage |= !checked.knows_all_of(pack).map_err(unusable)?;
+        let new = pack.history().map_err(unusable)?;
+        garbage |= !checked.knows(&new).map_err(unusable)?;
     }
     new.set_garbage(garbage)
         .map_err(UpstreamError::unwritable)?;

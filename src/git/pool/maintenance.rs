@@ -59,7 +59,7 @@ pub(super) enum Trouble {
 /// Does it. The snapshot that is returned has the same references and new packs. The caller holds `entry.busy`.
 ///
 /// # Errors
-/// What went wrong; the mirror is then as it was.
+/// What went wrong; the mirror is then as it was, but for packs that are there twice until the next attempt.
 pub(super) fn consolidate(
     work: Work,
     folder: &MirrorFolder,
@@ -103,15 +103,13 @@ pub(super) fn consolidate(
         before.shared_commits()
     };
     let snapshot = Snapshot::new(PackSet::new(packs), before.refs.clone(), commits, false)?;
-    for pack in merged {
-        // A pack with the same objects has the same name, and is the new one.
-        if !snapshot
-            .packs
-            .packs()
-            .iter()
-            .any(|new| new.path() == pack.path())
-        {
-            folder.remove_pack(pack.path())?;
+    // All others go: those that were put together, and what an attempt that failed has left. A pack with the same objects
+    // has the same name, and is the new one.
+    let packs = snapshot.packs.packs();
+    for index in folder.indices()? {
+        let pack = index.with_extension("pack");
+        if !packs.iter().any(|new| new.path() == pack) {
+            folder.remove_pack(&pack)?;
         }
     }
     if work == Work::Rewrite {

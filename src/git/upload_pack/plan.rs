@@ -1,11 +1,14 @@
 //! What a pack will hold, and the name under which its bytes can be found again.
 
+use std::cell::LazyCell;
+use std::collections::HashSet;
 use std::fmt;
 use std::io::Write;
 
 use aws_lc_rs::digest;
 use gix_hash::ObjectId;
 use gix_object::Kind;
+use gix_object::bstr::BString;
 
 use super::negotiate::Common;
 use super::pktline;
@@ -17,6 +20,7 @@ use crate::git::objects::packs::Reader;
 use crate::git::objects::walk::{Filter, Walk, Walked, for_each_commit};
 use crate::git::objects::writer::{PackFormat, PackStats, write_pack};
 use crate::git::objects::{ObjectError, commits};
+use crate::git::refs::Target;
 use crate::git::snapshot::Snapshot;
 
 /// The name of an answer: equal requests to one repository have equal keys, and what a key stands for never changes.
@@ -62,6 +66,7 @@ struct Exact {
     theirs: CommitSet,
     cuts: CommitSet,
     /// Commits of the client's, at which what is sent begins: it has their trees, and what only moved is not sent again.
+    /// With a filter only those at which its history ends.
     edges: CommitSet,
     filter: Filter,
     thin: bool,
@@ -86,12 +91,8 @@ pub fn check_wants(
 ) -> Result<Vec<CommitNumber>, Refusal> {
     let mut reader = None;
     let mut found = Vec::with_capacity(wants.len());
-    let tips = (policy == WantPolicy::Advertised).then(|| {
-        snapshot
-            .refs
-            .tips()
-            .collect::<std::collections::HashSet<ObjectId>>()
-    });
+    let tips = (policy == WantPolicy::Advertised)
+        .then(|| snapshot.refs.tips().collect::<HashSet<ObjectId>>());
     for want in wants {
         if tips.as_ref().is_some_and(|tips| !tips.contains(want)) || !snapshot.packs.contains(want)
         {
@@ -163,14 +164,22 @@ fn wants_nearly_all(
     commits: &Commits,
 ) -> bool {
     let reached = commits.reachable(wants.iter().copied(), &commits.no_commits());
-    // Git takes every tag whose commit it got: nobody is to get tags by way of what was not asked for.
-    let tags = snapshot
-        .refs
-        .names
-        .iter()
-        .filter(|(name, _)| name.starts_with(b"refs/tags/"));
-    let mut tagged = tags.filter_map(|(_, tag)| snapshot.commit_of(&tag.id, commits));
-    if !tagged.all(|commit| reached.contains(commit)) {
+    // Git takes every tag whose commit it got: nobody is to get tags by way of what was not asked for, nor what they name
+    // beside commits.
+    let asked = LazyCell::new(|| request.wants.iter().collect::<HashSet<_>>());
+    let is_due = |name: &BString, target: &Target| {
+        let commit = snapshot.commit_of(&target.id, commits);
+        let Some(commit) = commit else {
+            return asked.contains(&target.id);
+        };
+        if target.peeled.is_some() {
+            reached.contains(commit) && (request.include_tag || asked.contains(&target.id))
+        } else {
+            reached.contains(commit) || !name.starts_with(b"refs/tags/")
+        }
+    };
+    let mut names = snapshot.refs.names.iter();
+    if !names.all(|(name, target)| is_due(name, target)) {
         return false;
     }
     let live = snapshot.live().len() as f64;
@@ -432,7 +441,7 @@ impl Exact {
                 key.add(id.as_slice());
             }
         }
-        key.add(&[!self.edges.is_empty(), self.thin, request.ofs_delta].map(u8::from));
+        key.add(&[self.thin, request.ofs_delta].map(u8::from));
         key.add(format!("{:?}", self.filter).as_bytes());
         key.finish()
     }

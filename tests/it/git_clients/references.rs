@@ -1,0 +1,230 @@
+//! References and tags, and repositories that have unusual ones or none; and a push, which is refused.
+
+use super::{Door, Way, setup, setup_with};
+use crate::support::compare::{Objects, assert_same};
+use crate::support::{Repo, SAMPLE};
+
+each_way!(
+    no_tags,
+    tags_come_with_their_commits,
+    ls_remote,
+    ls_remote_with_patterns,
+    empty_repository,
+    detached_head,
+    head_is_another_branch,
+    tags_of_tags_trees_and_blobs,
+    many_references,
+    push_is_refused,
+);
+
+fn no_tags(way: Way) {
+    let setup = setup(way);
+    setup.clone_both(&["--bare", "--no-tags"]);
+    setup.assert_same(Objects::Reachable);
+    assert_eq!(setup.ours(&["tag"]).ok().text(), "");
+}
+
+/// `include-tag`: a tag that points into what is fetched comes along with it.
+fn tags_come_with_their_commits(way: Way) {
+    let setup = setup(way);
+    setup.clone_both(&["--single-branch"]);
+    let commit = setup.repo.commit("main", &[("released.txt", b"1.2\n")]);
+    setup.repo.git(&[
+        "-c",
+        "user.name=T",
+        "-c",
+        "user.email=t@example.test",
+        "tag",
+        "-a",
+        "-m",
+        "1.2",
+        "v1.2",
+        &commit,
+    ]);
+    setup.repo.git(&["tag", "light", &commit]);
+    setup.git_both(&["fetch", "--quiet", "origin"]);
+    setup.assert_same(Objects::Reachable);
+    setup.ours(&["rev-parse", "--verify", "v1.2^{tag}"]).ok();
+}
+
+fn ls_remote(way: Way) {
+    let setup = setup(way);
+    for args in [&["ls-remote"][..], &["ls-remote", "--symref"]] {
+        let ours = setup
+            .client
+            .git(&[args, &[&setup.url()]].concat())
+            .ok()
+            .text();
+        let direct = setup
+            .client
+            .git(&[args, &[&setup.upstream.direct(SAMPLE)]].concat())
+            .ok()
+            .text();
+        assert_eq!(ours, direct);
+        assert!(ours.contains("refs/tags/v1.0^{}"));
+    }
+}
+
+fn ls_remote_with_patterns(way: Way) {
+    let setup = setup(way);
+    let patterns: [&[&str]; 6] = [
+        &["main"],
+        &["refs/heads/feature/*"],
+        &["v1.*", "HEAD"],
+        &["refs/heads/main", "refs/heads/absent"],
+        &["nothing-like-this"],
+        &[
+            "refs/heads/main",
+            "refs/heads/main^{}",
+            "refs/tags/main",
+            "refs/tags/main^{}",
+        ],
+    ];
+    for pattern in patterns {
+        for options in [
+            &["ls-remote"][..],
+            &["ls-remote", "--heads"],
+            &["ls-remote", "--tags"],
+        ] {
+            let ask = |url: String| {
+                setup
+                    .client
+                    .git(&[options, &[url.as_str()], pattern].concat())
+                    .ok()
+                    .text()
+            };
+            assert_eq!(
+                ask(setup.url()),
+                ask(setup.upstream.direct(SAMPLE)),
+                "{options:?} {pattern:?}"
+            );
+        }
+    }
+}
+
+fn empty_repository(way: Way) {
+    let setup = setup_with(way, |path| Repo::init(path, &["--initial-branch=trunk"]));
+    setup.clone_both(&[]);
+    assert_eq!(setup.ours(&["for-each-ref"]).ok().text(), "");
+    let head = |repo| {
+        setup
+            .client
+            .git_in(repo, &["symbolic-ref", "HEAD"])
+            .ok()
+            .text()
+    };
+    assert_eq!(head("ours"), head("direct"));
+    if way.protocol == 2 {
+        assert_eq!(head("ours"), "refs/heads/trunk");
+    }
+    // Its first commit arrives.
+    setup.repo.commit("trunk", &[("first.txt", b"first\n")]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn detached_head(way: Way) {
+    let setup = setup(way);
+    let id = setup.repo.id("main~3");
+    std::fs::write(setup.repo.path.join("HEAD"), format!("{id}\n")).unwrap();
+    setup.clone_both(&[]);
+    setup.assert_same(Objects::Exactly);
+    assert_eq!(setup.ours(&["rev-parse", "HEAD"]).ok().text(), id);
+    setup.ours(&["symbolic-ref", "HEAD"]).failed();
+}
+
+fn head_is_another_branch(way: Way) {
+    let setup = setup(way);
+    setup
+        .repo
+        .git(&["symbolic-ref", "HEAD", "refs/heads/release/1.0"]);
+    setup.clone_both(&[]);
+    setup.assert_same(Objects::Exactly);
+    assert_eq!(
+        setup.ours(&["symbolic-ref", "HEAD"]).ok().text(),
+        "refs/heads/release/1.0"
+    );
+}
+
+fn tags_of_tags_trees_and_blobs(way: Way) {
+    let setup = setup(way);
+    let tag = |name: &str, target: &str| {
+        let who = ["-c", "user.name=T", "-c", "user.email=t@example.test"];
+        setup.repo.git(
+            &[
+                &who[..],
+                &["tag", "--annotate", "--message", name, name, target],
+            ]
+            .concat(),
+        );
+    };
+    tag("of-tag", "v1.0");
+    tag("of-tag-of-tag", "of-tag");
+    tag("between", "v1.0");
+    tag("of-tag-without-a-name", "between");
+    setup.repo.git(&["tag", "--delete", "between"]);
+    tag("of-tree", "main:src");
+    tag("of-blob", "main:bin/run");
+    setup.repo.git(&["tag", "light-of-tree", "main~9^{tree}"]);
+    setup.repo.git(&["tag", "light-of-tag", "v0.2"]);
+    setup.clone_both(&["--mirror"]);
+    setup.assert_same(Objects::Exactly);
+    let list = |url: String| setup.client.git(&["ls-remote", &url]).ok().text();
+    assert_eq!(list(setup.url()), list(setup.upstream.direct(SAMPLE)));
+    setup
+        .client
+        .clone(&setup.url(), "shallow", &["--mirror", "--depth", "1"])
+        .ok();
+    setup
+        .client
+        .clone(
+            &setup.upstream.direct(SAMPLE),
+            "shallow-direct",
+            &["--mirror", "--depth", "1"],
+        )
+        .ok();
+    assert_same(&setup.client, "shallow", "shallow-direct", Objects::Exactly);
+    // All of it is reached, so there is nothing to clean up.
+    let marker = setup.warmdock.mirror(SAMPLE).join("warmdock-garbage");
+    assert!(!marker.exists() && !setup.warmdock.log().contains("consolidated packs"));
+}
+
+/// Request bodies become so large that git compresses them, and sends them as chunks.
+fn many_references(way: Way) {
+    let setup = setup(way);
+    setup.repo.tag_often(2000);
+    // The smallest that git takes: above it a body is sent in chunks.
+    setup
+        .client
+        .git(&["config", "--global", "http.postBuffer", "70000"])
+        .ok();
+    setup.clone_both(&["--mirror"]);
+    setup.assert_same(Objects::Exactly);
+    setup.repo.commit("topic", &[("x", b"x\n")]);
+    setup.git_both(&["fetch", "--quiet"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+fn push_is_refused(way: Way) {
+    let setup = setup(way);
+    setup.client.clone(&setup.url(), "ours", &[]).ok();
+    setup
+        .ours(&["commit", "--quiet", "--allow-empty", "-m", "mine"])
+        .ok();
+    let output = setup
+        .ours(&["push", "origin", "HEAD:refs/heads/mine"])
+        .failed();
+    let (status, remote) = match way.door {
+        Door::Http => ("403", "remote: "),
+        Door::Ssh => ("warmdock is read-only", "warmdock: "),
+    };
+    assert!(output.stderr.contains(status), "{}", output.describe());
+    assert!(
+        output
+            .stderr
+            .lines()
+            .any(|line| line.starts_with(remote) && line.contains("push")),
+        "git shows the person no reason: {}",
+        output.describe()
+    );
+}

@@ -73,6 +73,11 @@ impl Refs {
         self.names.values().map(|target| target.id).chain(detached)
     }
 
+    /// What has to stay in a mirror, with all that it reaches: [`Refs::tips`], and those that are kept for a while.
+    pub fn held(&self) -> impl Iterator<Item = ObjectId> + '_ {
+        self.tips().chain(self.kept.keys().copied())
+    }
+
     /// The references that follow `self` when the upstream says `new`: what was dropped or moved is kept from `now`
     /// on, and what was kept longer than `keep` goes.
     #[must_use]
@@ -91,8 +96,8 @@ impl Refs {
     /// Whether `next`, which follows `self`, gives up a tip: one that was kept, or any where nothing is kept.
     pub fn has_forgotten(&self, next: &Self) -> bool {
         let current: HashSet<ObjectId> = next.tips().collect();
-        let mut tips = self.kept.keys().copied().chain(self.tips());
-        tips.any(|tip| !next.kept.contains_key(&tip) && !current.contains(&tip))
+        self.held()
+            .any(|tip| !next.kept.contains_key(&tip) && !current.contains(&tip))
     }
 
     /// Reads the references of the bare repository `folder`.

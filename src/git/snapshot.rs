@@ -52,7 +52,7 @@ impl Snapshot {
         let mut tips = Vec::new();
         {
             let known = commits.read().unwrap_or_else(PoisonError::into_inner);
-            for tip in refs.tips().chain(refs.kept.keys().copied()) {
+            for tip in refs.held() {
                 let tip = peeled.get(&tip).copied().unwrap_or(tip);
                 if known.number(&tip).is_some() && packs.contains(&tip) {
                     continue;
@@ -130,7 +130,7 @@ impl Snapshot {
         }
         // A tag may stand between another one and what that comes to.
         let mut reader = Reader::new(&self.packs);
-        for tip in self.refs.tips().chain(self.refs.kept.keys().copied()) {
+        for tip in self.refs.held() {
             for tag in peel(tip, &mut reader)?.tags {
                 strangers.remove(&*tag);
             }

@@ -16,10 +16,9 @@ fn service() -> (Upstream, Repo, Warmdock) {
     repo.git(&["read-tree", "main"]);
     let link = format!("160000,{commit},vendor/lib");
     repo.git(&["update-index", "--add", "--cacheinfo", &link]);
-    let who = ["-c", "user.name=T", "-c", "user.email=t@example.test"];
     let tree = repo.git(&["write-tree"]);
     let commit = ["commit-tree", "-p", "main", "-m", "A submodule", &tree];
-    let commit = repo.git(&[&who[..], &commit].concat());
+    let commit = repo.git(&commit);
     repo.git(&["update-ref", "refs/heads/main", &commit]);
     repo.commit(
         "main",
@@ -32,7 +31,7 @@ fn service() -> (Upstream, Repo, Warmdock) {
         ],
     );
     let tag = ["tag", "--annotate", "--message=first", "v9", "main"];
-    repo.git(&[&who[..], &tag].concat());
+    repo.git(&tag);
     repo.commit("main", &[("content.txt", b"second\n")]);
     let warmdock = over_http(&upstream);
     // The first clone is passed through; what follows comes from the mirror.

@@ -46,18 +46,7 @@ fn setup_with(over_http: bool, open: impl FnOnce(Builder) -> Warmdock) -> Setup 
     };
     let rev = commit("trunk", "rev");
     let tag = commit("trunk", "tag");
-    leaf.git(&[
-        "-c",
-        "user.name=T",
-        "-c",
-        "user.email=t@example.test",
-        "tag",
-        "-a",
-        "-m",
-        "1.0",
-        "v1.0",
-        &tag,
-    ]);
+    leaf.git(&["tag", "-a", "-m", "1.0", "v1.0", &tag]);
     leaf.git(&["branch", "stable", &rev]);
     commit("stable", "branch");
     commit("trunk", "default");

@@ -77,11 +77,7 @@ pub(super) fn consolidate(
     let mut reader = Reader::new(&source);
     let objects = match work {
         Work::Rewrite => {
-            let tips: Vec<_> = before
-                .refs
-                .tips()
-                .chain(before.refs.kept.keys().copied())
-                .collect();
+            let tips: Vec<_> = before.refs.held().collect();
             closure(|| before.commits(), &tips, &mut reader, &|| {
                 stop.load(Ordering::Relaxed)
             })?

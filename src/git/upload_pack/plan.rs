@@ -399,11 +399,7 @@ impl Exact {
             |commit| walk.add_commit(commit),
         )?;
         // Tags, and what they name beside commits, belong to no history.
-        for tip in snapshot
-            .refs
-            .tips()
-            .chain(snapshot.refs.kept.keys().copied())
-        {
+        for tip in snapshot.refs.held() {
             if snapshot.commits().number(&tip).is_none() {
                 let peeled = walk.peel_into(tip)?;
                 if peeled.kind != Kind::Commit {

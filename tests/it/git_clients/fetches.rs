@@ -134,8 +134,7 @@ fn fetch_of_a_revert(way: Way) {
     for garbage in [false, true] {
         if garbage {
             setup.repo.force_push("feature/one");
-            setup.client.git(&["ls-remote", &setup.url()]).ok();
-            setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
+            setup.refresh();
         }
         for (name, args) in [
             ("whole", &["--mirror"][..]),
@@ -163,9 +162,8 @@ fn fetch_of_a_file_in_the_place_of_a_submodule_with_its_id() {
         let entry = [format!("{mode} place\0").as_bytes(), id.as_slice()].concat();
         let write = ["hash-object", "-t", "tree", "-w", "--stdin"];
         let tree = git_at(&setup.repo.path, &write, &entry).ok().text();
-        let somebody = ["-c", "user.name=A", "-c", "user.email=a@example.test"];
         let commit = ["commit-tree", "-m", "place", "-p", "main", &tree];
-        let commit = setup.repo.git(&[&somebody[..], &commit].concat());
+        let commit = setup.repo.git(&commit);
         setup.repo.git(&["update-ref", "refs/heads/main", &commit]);
     }
     setup.git_both(&FETCH_INTO_A_PACK);
@@ -302,14 +300,12 @@ fn fetch_of_a_file_that_moved_and_its_successor() {
         .repo
         .commit("main", &[("a", &before), ("b", &content)]);
     setup.repo.git(&["repack", "-adfq"]);
-    setup.client.git(&["ls-remote", &setup.url()]).ok();
-    setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
+    setup.refresh();
     // Objects that nothing reaches: there is no telling any more what else the client has.
     setup
         .repo
         .commit_to("refs/heads/topic", None, &[("topic", b"second")]);
-    setup.client.git(&["ls-remote", &setup.url()]).ok();
-    setup.warmdock.wait_mirrored(SAMPLE, &setup.repo);
+    setup.refresh();
     setup.git_both(&FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
     assert_sent(&setup, 100.0..1_000.0);

@@ -110,6 +110,13 @@ impl Setup {
             .ok();
     }
 
+    /// Lets the service have what its upstream has now.
+    #[track_caller]
+    fn refresh(&self) {
+        self.client.git(&["ls-remote", &self.url()]).ok();
+        self.warmdock.wait_mirrored(SAMPLE, &self.repo);
+    }
+
     /// Runs the same git command in both clones.
     #[track_caller]
     fn git_both(&self, args: &[&str]) {

@@ -36,6 +36,8 @@ impl Repo {
             ("uploadpack.allowAnySHA1InWant", "true"),
             ("gc.auto", "0"),
             ("receive.autogc", "false"),
+            ("user.name", "T"),
+            ("user.email", "t@example.test"),
         ] {
             repo.git(&["config", key, value]);
         }

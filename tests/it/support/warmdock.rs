@@ -194,6 +194,11 @@ impl Warmdock {
         format!("http://{}{}", self.address, target(name))
     }
 
+    /// The address of [`HOST`]'s repositories, for another service behind this one.
+    pub fn as_upstream(&self) -> String {
+        format!("http://{}/git/{HOST}", self.address)
+    }
+
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -235,6 +240,12 @@ impl Warmdock {
             let refs = git_at(&mirror, &[&["for-each-ref"], &namespaces[..]].concat(), b"");
             (refs.status.success() && refs.text() == expected).then_some(())
         });
+    }
+
+    /// Whether a mirror holds what nothing reaches, or held that until packs were consolidated.
+    pub fn has_had_garbage(&self, name: &str) -> bool {
+        self.mirror(name).join("warmdock-garbage").exists()
+            || self.log().contains("consolidated packs")
     }
 
     /// `git fsck --strict` over a mirror, by stock git.

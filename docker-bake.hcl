@@ -38,6 +38,11 @@ variable "RUST_VERSION" {
   }
 }
 
+variable "BUILD_PACKAGES" {
+  description = "Debian packages that the build needs, separated by spaces: protobuf-compiler cmake"
+  default     = ""
+}
+
 variable "REGISTRY" {
   description = "Where release pushes to: registry.example/team, without the image's name"
   default     = ""
@@ -64,7 +69,7 @@ variable "REVISION" {
 
 variable "LICENSES" {
   description = "Label: SPDX expression"
-  default     = "Apache-2.0"
+  default     = equal(PACKAGE, "warmdock") ? "Apache-2.0" : ""
 }
 
 variable "SOURCE_DATE_EPOCH" {
@@ -124,6 +129,7 @@ target "_common" {
     FEATURES          = FEATURES
     PROFILE           = PROFILE
     RUST_VERSION      = RUST_VERSION
+    BUILD_PACKAGES    = BUILD_PACKAGES
     SOURCE            = SOURCE
     REVISION          = REVISION
     VERSION           = TAG
@@ -140,12 +146,16 @@ target "_common" {
     notequal(CARGO_CONFIG, "") ? ["id=cargo_config,src=${CARGO_CONFIG}"] : [],
     notequal(CA, "") ? ["id=ca,src=${CA}"] : [],
   )
+  # Builders of buildx's own would keep what they made to themselves.
+  output = ["type=docker"]
   # An attestation would turn the image into an index, which not every tool takes; release has them.
   attest = ["type=provenance,disabled=true", "type=sbom,disabled=true"]
 }
 
 target "_both" {
   platforms = ["linux/amd64", "linux/arm64"]
+  # Whatever the builder does by itself: an archive of two architectures is not for every Docker.
+  output = []
 }
 
 target "musl" {

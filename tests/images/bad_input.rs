@@ -81,6 +81,45 @@ fn no_lock_file() {
 }
 
 #[test]
+fn another_compiler_than_the_one_that_is_pinned() {
+    for (file, text, pinned) in [
+        (
+            "rust-toolchain.toml",
+            "[toolchain]\nchannel = \"1.90.0\"\n",
+            "1.90.0",
+        ),
+        ("rust-toolchain", "nightly-2026-01-01\n", "nightly"),
+    ] {
+        let project = Project::hello("hello-wrong");
+        project.write(file, text);
+        for dockerfile in DOCKERFILES {
+            let built = project.build(dockerfile).run();
+            let argument = format!("--build-arg RUST_VERSION={pinned}");
+            built.fails_with(&[file, pinned, &argument, "--build-context"]);
+            assert!(!built.ran("/step/fetch-crates"), "{}", built.describe());
+        }
+    }
+}
+
+#[test]
+fn one_version_of_a_crate_from_two_sources() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let manifest = project.read("Cargo.toml");
+    // Another branch of the same repository, with the same version.
+    corp.publish_greeting_on("next", "what comes next");
+    let line = manifest.lines().find(|line| line.starts_with("greeting"));
+    let next = line.unwrap().replace(
+        "greeting = {",
+        "next = { package = \"greeting\", branch = \"next\",",
+    );
+    project.write("Cargo.toml", &format!("{manifest}{next}\n"));
+    corp.lock(&project);
+    let built = corp.build_directly(&project).run();
+    built.fails_with(&["one version of a crate from two sources"]);
+}
+
+#[test]
 fn a_source_that_does_not_compile() {
     let project = Project::hello("hello-wrong");
     project.write("src/main.rs", "fn main() { nonesuch() }\n");

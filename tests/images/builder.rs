@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::docker::{self, ROOT, Tag};
 use crate::project::Project;
-use crate::support::process;
 use crate::support::warmdock::{self, Builder};
+use crate::support::{HOST, Repo, process, temporary_folder};
 
 const FILES: [(&str, &str); 2] = [("git", "gitconfig"), ("cargo", "cargo_config.toml")];
 
@@ -31,14 +31,37 @@ fn its_files_are_what_the_service_says() {
 }
 
 #[test]
-fn crates_come_through_the_service() {
+fn repositories_and_crates_come_through_the_service() {
+    let folder = temporary_folder();
+    Repo::empty(&folder.path().join("team/word.git")).commit(
+        "main",
+        &[
+            (
+                "Cargo.toml",
+                b"[package]\nname = \"word\"\nversion = \"0.1.0\"\n",
+            ),
+            ("src/lib.rs", b"pub const WORD: &str = \"warm\";\n"),
+        ],
+    );
+    let upstream = format!("file://{}", folder.path().display());
     let service = Builder::of(json!({
         "listen": { "http": "127.0.0.1:0" },
-        "git": { "upstreams": [] },
+        "git": { "upstreams": [{ "host": HOST, "url": upstream }] },
         "crates": { "registries": [{ "name": "crates.io" }] },
     }))
     .start();
     let project = Project::hello("hello-builder");
+    let manifest = project.read("Cargo.toml");
+    let word = format!("word = {{ git = \"https://{HOST}/team/word.git\" }}\n");
+    project.write("Cargo.toml", &format!("{manifest}{word}"));
+    project.write(
+        "src/main.rs",
+        "fn main() {\n    println!(\"{} {}\", word::WORD, itoa::Buffer::new().format(41));\n}\n",
+    );
+    project.lock(&[(
+        &format!("url.{upstream}/.insteadOf"),
+        &format!("https://{HOST}/"),
+    )]);
     let url = format!("http://{}", service.address());
     let mut secrets = json!({});
     for (client, name) in FILES {
@@ -67,7 +90,9 @@ fn crates_come_through_the_service() {
     let manifest = project.read("Cargo.toml");
     project.write("Cargo.toml", &format!("{manifest}\n# {url}\n"));
     process::run(command, b"", Duration::from_secs(600)).ok();
-    assert_eq!(project.run(&tag.0), "hello 41");
+    assert_eq!(project.run(&tag.0), "warm 41");
     let sent = service.metric(|sample| sample.starts_with("warmdock_crates_answers"));
     assert!(sent > 0.0, "nobody asked: {}", service.metrics());
+    let mirror = service.data().join(format!("git/{HOST}/team/word.git"));
+    assert!(mirror.exists(), "nobody fetched: {}", service.metrics());
 }

@@ -192,10 +192,23 @@ fn serves_locked_down_and_stops_at_once() {
             "no limit {limit}"
         );
     }
-    for mount in container["Mounts"].as_array().unwrap() {
+    let mounts = container["Mounts"].as_array().unwrap();
+    for mount in mounts {
         let data = mount["Destination"] == "/var/lib/warmdock";
         assert_eq!(mount["RW"] == true, data, "{mount}");
     }
+    for secret in ["github_token", "ci_token"] {
+        let place = format!("/run/secrets/{secret}");
+        assert!(
+            mounts.iter().any(|mount| mount["Destination"] == *place),
+            "no {place}"
+        );
+    }
+    assert_eq!(container["Config"]["StopTimeout"], 65);
+    assert_eq!(
+        host["RestartPolicy"],
+        json!({ "Name": "on-failure", "MaximumRetryCount": 5 })
+    );
 
     // The limit is a promise: nobody waits for ten seconds because PID 1 knows no SIGTERM.
     let begin = Instant::now();

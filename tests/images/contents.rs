@@ -2,18 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object::elf;
 use serde_json::{Value, json};
 
 use crate::archive::{Archive, Binary, Image};
 use crate::docker::{self, Build, Container, Tag, text};
-use crate::support::process;
-use crate::support::{Client, Repo, temporary_folder, wait_for};
+use crate::support::{Client, Repo, http, process, temporary_folder, wait_for};
 
 const MEGABYTE: u64 = 1_000_000;
 const BINARY: &str = "usr/local/bin/warmdock";
@@ -239,24 +239,35 @@ fn runs_emulated(image: &Image) {
         "{}",
         checked.describe()
     );
-    let mut serve = emulated("serve");
-    serve
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut running = Running(
-        serve
-            .spawn()
-            .expect("qemu-aarch64-static starts: of Debian's qemu-user-static"),
-    );
-    let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines();
-    let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
-        let event: Value = serde_json::from_str(&line).ok()?;
-        (event["message"] == "listening").then(|| event["address"].as_str().unwrap().to_owned())
-    });
-    // Whatever it logs later must have a reader.
-    std::thread::spawn(move || lines.for_each(drop));
-    clone(&address.expect("it listens"), &repo);
+    let running = Serving::start(emulated("serve"));
+    clone(&running.address.to_string(), &repo);
+}
+
+/// A service that says where it listens.
+struct Serving {
+    process: Running,
+    address: SocketAddr,
+}
+
+impl Serving {
+    #[track_caller]
+    fn start(mut command: Command) -> Self {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let started = command.spawn();
+        let mut process = Running(started.unwrap_or_else(|error| panic!("{command:?}: {error}")));
+        let mut lines = BufReader::new(process.0.stderr.take().unwrap()).lines();
+        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let event: Value = serde_json::from_str(&line).ok()?;
+            (event["message"] == "listening").then(|| event["address"].as_str().unwrap().to_owned())
+        });
+        // Whatever it logs later must have a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = address.expect("it listens").parse().expect("an address");
+        Self { process, address }
+    }
 }
 
 impl Image {
@@ -313,7 +324,57 @@ fn musl() {
         assert_eq!(names, ["etc/ssl/certs/ca-certificates.crt", BINARY]);
     }
     runs_in_a_container("musl");
+    is_quick_and_small(&archive.image("amd64"));
     runs_emulated(&archive.image("arm64"));
+}
+
+/// Starts the binary of this machine's architecture with an empty data folder: the comparison measures the same.
+#[track_caller]
+fn is_quick_and_small(image: &Image) {
+    let folder = temporary_folder();
+    let root = folder.path().join("root");
+    image.extract(&root);
+    let config = folder.path().join("app_config.json");
+    let text = json!({
+        "listen": { "http": "127.0.0.1:0" },
+        "data_dir": folder.path().join("data"),
+        "git": { "upstreams": [] },
+    });
+    std::fs::write(&config, text.to_string()).unwrap();
+    let mut ready = Vec::new();
+    let mut resident = 0;
+    for _ in 0..5 {
+        let begin = Instant::now();
+        let mut serve = Command::new(root.join(BINARY));
+        serve.args(["serve", "--config"]).arg(&config);
+        let running = Serving::start(serve);
+        while http::get(running.address, "/readyz").status != 200 {
+            assert!(begin.elapsed() < Duration::from_secs(10), "not ready");
+        }
+        ready.push(begin.elapsed());
+        std::thread::sleep(Duration::from_millis(300));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.process.0.id()));
+        let status = status.unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes: u64 = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        resident = resident.max(kibibytes * 1024);
+    }
+    // The machine may be busy with something else; the program is as quick as the quickest start.
+    let quickest = ready.iter().min().unwrap();
+    eprintln!("ready after {quickest:?}, {resident} bytes in memory when idle");
+    assert!(
+        *quickest <= Duration::from_millis(50),
+        "ready after {ready:?}"
+    );
+    assert!(
+        resident <= 20 * MEGABYTE,
+        "{resident} bytes in memory when idle"
+    );
 }
 
 #[test]

@@ -97,9 +97,13 @@ impl Corp {
 
     /// A new commit of the crate `greeting`, under the same version.
     pub fn publish_greeting(&self, text: &str) {
+        self.publish_greeting_on("main", text);
+    }
+
+    pub fn publish_greeting_on(&self, branch: &str, text: &str) {
         let source = format!("pub fn hello() -> &'static str {{\n    \"{text}\"\n}}\n");
         self.greeting.commit(
-            "main",
+            branch,
             &[
                 ("Cargo.toml", manifest("greeting").as_bytes()),
                 ("src/lib.rs", source.as_bytes()),

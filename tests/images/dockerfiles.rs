@@ -75,6 +75,48 @@ fn buildkit_finds_nothing() {
     }
 }
 
+/// What is pushed where a registry is, and what tests of a release on Docker's own builder have to leave out.
+#[test]
+fn a_release_is_attested_reproducible_and_cached() {
+    let mut command = docker::command(&["buildx", "bake", "--print", "release"]);
+    command
+        .env("REGISTRY", "registry.example/team")
+        .env("TAG", "1.2.3")
+        .env("SOURCE_DATE_EPOCH", "1700000000");
+    let said = process::run(command, b"", Duration::from_secs(60)).ok();
+    let printed: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    for (variant, suffix) in [
+        ("musl", ""),
+        ("musl-distroless", "-musl-distroless"),
+        ("debian", "-debian"),
+    ] {
+        let target = &printed["target"][format!("release-{variant}")];
+        assert_eq!(target["platforms"], json!(["linux/amd64", "linux/arm64"]));
+        assert_eq!(
+            target["tags"],
+            json!([format!("registry.example/team/warmdock:1.2.3{suffix}")])
+        );
+        assert_eq!(
+            target["attest"],
+            json!([{ "type": "provenance", "mode": "max" }, { "type": "sbom" }])
+        );
+        assert_eq!(
+            target["output"],
+            json!([{ "type": "image", "push": "true", "rewrite-timestamp": "true" }])
+        );
+        let cache = format!("registry.example/team/warmdock:cache-{variant}");
+        assert_eq!(
+            target["cache-from"],
+            json!([{ "type": "registry", "ref": cache }])
+        );
+        assert_eq!(
+            target["cache-to"],
+            json!([{ "type": "registry", "ref": cache, "mode": "max", "ignore-error": "true" }])
+        );
+        assert_eq!(target["args"]["SOURCE_DATE_EPOCH"], "1700000000");
+    }
+}
+
 /// The bake file that a CI's metadata action writes comes after ours.
 #[test]
 fn labels_and_tags_of_a_ci() {
@@ -152,6 +194,8 @@ fn versions_are_those_of_the_toolchain_file() {
     }
     let bake = include_str!("../../docker-bake.hcl");
     assert!(bake.contains(&format!("\"{version}\"")));
+    let stand_in = include_str!("stand-ins/rust/Dockerfile");
+    assert!(stand_in.contains(&format!("RUST_VERSION={version}\n")));
 }
 
 /// The instructions of a Dockerfile with their lines joined, without comments and inline files.

@@ -27,6 +27,7 @@ mod contents;
 mod dockerfiles;
 mod freshness;
 mod kubernetes;
+mod own_service;
 mod private_crate;
 mod release;
 mod reproducible;

@@ -7,7 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use rustix::io::{ReadWriteFlags, preadv2};
 
 /// Memory for one piece of a file. Dropped, it serves the next: an allocator would keep some for each thread that ever had one.
-pub struct Buffer(Vec<u8>);
+pub struct Buffer {
+    /// As long as the longest piece that was ever in it: growing writes zeros, which are overwritten a moment later.
+    memory: Vec<u8>,
+    length: usize,
+}
 
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
@@ -21,9 +25,11 @@ impl Buffer {
     /// A buffer of `length` bytes, at most [`CAPACITY`], with whatever was in it.
     pub fn of(length: usize) -> Self {
         let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut bytes = spare.unwrap_or_else(|| Vec::with_capacity(CAPACITY));
-        bytes.resize(length, 0);
-        Self(bytes)
+        let mut memory = spare.unwrap_or_else(|| Vec::with_capacity(CAPACITY));
+        if memory.len() < length {
+            memory.resize(length, 0);
+        }
+        Self { memory, length }
     }
 }
 
@@ -31,20 +37,20 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < MOST_SPARE {
-            spare.push(std::mem::take(&mut self.0));
+            spare.push(std::mem::take(&mut self.memory));
         }
     }
 }
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.memory[..self.length]
     }
 }
 
 impl AsMut<[u8]> for Buffer {
     fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.memory[..self.length]
     }
 }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -52,6 +52,9 @@ pub struct Peer {
 const HTTP2_WINDOW: u32 = 1 << 20;
 /// What waits in memory for a client's window, per stream: some pieces of a pack, so that a fast client never waits.
 const HTTP2_SEND_BUFFER: usize = 512 << 10;
+/// What of a response goes into a frame of HTTP/2, so that with its header it fills one TLS record: larger frames end in
+/// a second record of nine bytes.
+const HTTP2_PIECE: usize = (16 << 10) - 9;
 /// Git opens one stream at a time, browsers some.
 const HTTP2_STREAMS: u32 = 100;
 /// Finds clients that are gone without having said so, while we are the ones who wait.
@@ -168,15 +171,28 @@ async fn answer(
     peer: Peer,
     times: Times,
 ) -> Result<Response<Tracked>, Infallible> {
+    let largest = match request.version() {
+        Version::HTTP_2 => HTTP2_PIECE,
+        _ => usize::MAX,
+    };
     let mut request = request.map(|body| Body::new(RequestBody::new(body, times.body_idle)));
     request.extensions_mut().insert(peer);
     let response = router.oneshot(request).await?;
-    Ok(response.map(|inner| Tracked { inner, exchange }))
+    Ok(response.map(|inner| Tracked {
+        inner,
+        rest: Bytes::new(),
+        largest,
+        exchange,
+    }))
 }
 
-/// A response body that reports how it is taken.
+/// A response body in pieces of a certain size, which reports how they are taken.
 struct Tracked {
     inner: Body,
+    /// Of what the body gave last.
+    rest: Bytes,
+    /// Bytes in a piece.
+    largest: usize,
     exchange: Exchange,
 }
 
@@ -189,19 +205,33 @@ impl http_body::Body for Tracked {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.exchange.asked();
-        let frame = Pin::new(&mut self.inner).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(_))) = &frame {
-            self.exchange.given();
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.inner).poll_frame(cx)?) {
+                Some(frame) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                None => return Poll::Ready(None),
+            }
         }
-        frame
+        let length = self.rest.len().min(self.largest);
+        let piece = self.rest.split_to(length);
+        self.exchange.given();
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.rest.is_empty() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let mut hint = self.inner.size_hint();
+        let rest = self.rest.len() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint.set_lower(hint.lower() + rest);
+        hint
     }
 }
 

@@ -49,14 +49,21 @@ impl Breaker {
 
     /// It did not. Returns whether the breaker is open since now.
     pub fn failed(&self) -> bool {
+        self.failed_at(Instant::now())
+    }
+
+    fn failed_at(&self, now: Instant) -> bool {
         let mut state = self.state();
+        // Some ask without looking at the breaker, and may fail all the time. Who is to try has his turn anyway.
+        if state.until.is_some() {
+            return false;
+        }
         state.failures += 1;
         if state.failures < FAILURES {
             return false;
         }
-        let was_open = state.until.is_some();
-        state.until = Some(Instant::now() + PAUSE);
-        !was_open
+        state.until = Some(now + PAUSE);
+        true
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -83,5 +90,22 @@ mod tests {
         assert!(!breaker.allows_at(later), "one alone");
         assert!(breaker.succeeded());
         assert!(breaker.allows() && !breaker.is_open());
+    }
+
+    #[test]
+    fn failures_while_it_is_open_do_not_keep_it_open() {
+        let (breaker, begin) = (Breaker::default(), Instant::now());
+        assert!(!breaker.failed_at(begin));
+        assert!(breaker.failed_at(begin));
+        for second in 1..PAUSE.as_secs() {
+            let now = begin + Duration::from_secs(second);
+            assert!(!breaker.failed_at(now) && !breaker.allows_at(now));
+        }
+        let until = begin + PAUSE;
+        assert!(breaker.allows_at(until));
+        // Nor does the failure of the one who tries then.
+        assert!(!breaker.failed_at(until + PAUSE / 2));
+        assert!(!breaker.allows_at(until + PAUSE / 2));
+        assert!(breaker.allows_at(until + PAUSE));
     }
 }

@@ -1,9 +1,10 @@
 //! The limit on disk space: whoever writes reserves first, and what was not used for longest goes.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::Notify;
@@ -80,7 +81,8 @@ impl From<StorageFull> for io::Error {
 
 /// Something that can give space back.
 pub trait Evict: Send + Sync {
-    /// Frees about `bytes`, least recently used first. Blocks on the disk.
+    /// Frees about `bytes`, least recently used first. Blocks on the disk. What it frees is given back before it
+    /// returns, and by the same thread: otherwise it counts as having nothing to give.
     fn evict(&self, bytes: u64);
 
     /// When what would go first was last used. `None` for what is cheap to make again, and goes before all else.
@@ -93,7 +95,13 @@ pub trait Evict: Send + Sync {
 pub struct Storage {
     limit: AtomicU64,
     used: [AtomicU64; Part::ALL.len()],
+    /// The sum of `used`: one number, so that it can be compared with the limit and exchanged in one step.
+    in_all: AtomicU64,
     evictors: Mutex<Vec<Weak<dyn Evict>>>,
+    /// Held while something is evicted: two who evict for the same lack would evict twice as much.
+    evicting: Mutex<()>,
+    /// Held while waiting for `evicting`.
+    next: Mutex<()>,
     /// Somebody had to evict to write.
     crowded: Notify,
 }
@@ -104,12 +112,21 @@ const EVICT_TO_PERCENT: u64 = 80;
 /// What is asked of one evictor before it is looked again which has the oldest.
 const SLICE: u64 = 64 << 20;
 
+thread_local! {
+    /// Bytes that this thread gave back since it began. So it is known what an evictor gave, whatever others take and
+    /// give back meanwhile.
+    static GIVEN_BACK: Cell<u64> = const { Cell::new(0) };
+}
+
 impl Storage {
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit: limit.into(),
             used: Default::default(),
+            in_all: AtomicU64::new(0),
             evictors: Mutex::default(),
+            evicting: Mutex::default(),
+            next: Mutex::default(),
             crowded: Notify::new(),
         })
     }
@@ -129,19 +146,16 @@ impl Storage {
     }
 
     pub fn used_in_all(&self) -> u64 {
-        Part::ALL.iter().map(|part| self.used(*part)).sum()
+        self.in_all.load(Ordering::Acquire)
     }
 
     pub fn add_evictor(&self, evictor: Weak<dyn Evict>) {
-        self.evictors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(evictor);
+        lock(&self.evictors).push(evictor);
     }
 
     /// Space that is used already, whatever the limit: what lies on disk at start.
     pub fn count(self: &Arc<Self>, part: Part, bytes: u64) -> Reservation {
-        self.used[part as usize].fetch_add(bytes, Ordering::Relaxed);
+        self.add(part, bytes);
         Reservation {
             storage: Arc::clone(self),
             part,
@@ -180,42 +194,100 @@ impl Storage {
         self.limit() / 100 * EVICT_TO_PERCENT
     }
 
-    fn try_take(&self, part: Part, bytes: u64) -> bool {
-        // Two threads may both add before they look; then both take back, and at worst evict once too often.
+    fn add(&self, part: Part, bytes: u64) {
         self.used[part as usize].fetch_add(bytes, Ordering::Relaxed);
-        if self.used_in_all() <= self.limit() {
-            return true;
-        }
-        self.used[part as usize].fetch_sub(bytes, Ordering::Relaxed);
-        false
+        self.in_all.fetch_add(bytes, Ordering::Release);
     }
 
-    /// What is cheap to make again goes first, then what was not used for longest, whichever part it is of.
+    fn give_back(&self, part: Part, bytes: u64) {
+        self.used[part as usize].fetch_sub(bytes, Ordering::Relaxed);
+        self.in_all.fetch_sub(bytes, Ordering::Release);
+        GIVEN_BACK.set(GIVEN_BACK.get() + bytes);
+    }
+
+    /// Takes all or nothing, and nobody sees an attempt that fails.
+    ///
+    /// # Errors
+    /// How many bytes are missing, at least one.
+    fn try_take(&self, part: Part, bytes: u64) -> Result<(), u64> {
+        let mut used = self.used_in_all();
+        loop {
+            let limit = self.limit();
+            let after = used.saturating_add(bytes);
+            if after > limit {
+                return Err(after - limit);
+            }
+            let exchanged =
+                self.in_all
+                    .compare_exchange_weak(used, after, Ordering::AcqRel, Ordering::Acquire);
+            match exchanged {
+                Ok(_) => break,
+                Err(now) => used = now,
+            }
+        }
+        self.used[part as usize].fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn evict_down_to(&self, target: u64) {
-        let excess = || self.used_in_all().saturating_sub(target);
-        let mut evictors: Vec<_> = self
-            .evictors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect();
-        while excess() > 0 {
+        self.evict_until(|| match self.used_in_all().saturating_sub(target) {
+            0 => Ok(()),
+            excess => Err(excess),
+        });
+    }
+
+    /// Evicts for as long as `enough` says how many bytes are missing and somebody gives some; returns whether it was
+    /// enough in the end.
+    /// What is cheap to make again goes first, then what was not used for longest, whichever part it is of.
+    fn evict_until(&self, enough: impl Fn() -> Result<(), u64>) -> bool {
+        let mut evictors = self.evictors();
+        let mut some_given = false;
+        loop {
+            let _turn = self.turn();
+            // Only now: whoever had the turn before may have made room.
+            let Err(missing) = enough() else {
+                return true;
+            };
             let ages = evictors
                 .iter()
                 .enumerate()
                 .map(|(at, evictor)| (evictor.oldest(), at));
             let Some((oldest, at)) = ages.min() else {
-                return;
+                if !some_given {
+                    return false;
+                }
+                // Others took what was given, and what they have finished since can be evicted as well.
+                some_given = false;
+                evictors = self.evictors();
+                continue;
             };
-            let before = self.used_in_all();
+            let before = GIVEN_BACK.get();
             let slice = if oldest.is_some() { SLICE } else { u64::MAX };
-            evictors[at].evict(excess().min(slice));
-            if self.used_in_all() >= before || oldest.is_none() {
+            evictors[at].evict(missing.min(slice));
+            let given = GIVEN_BACK.get() > before;
+            some_given |= given;
+            if !given || oldest.is_none() {
                 evictors.remove(at);
             }
         }
     }
+
+    fn evictors(&self) -> Vec<Arc<dyn Evict>> {
+        let evictors = lock(&self.evictors);
+        evictors.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Waits until nobody else evicts. Whoever waits first is the next, even when the one that has the turn wants it
+    /// again at once: a writer waits for one slice of what is evicted in the background, not for all of it.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        let _next = lock(&self.next);
+        lock(&self.evicting)
+    }
+}
+
+/// A panic leaves nothing half changed behind these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Space that is taken until this is dropped.
@@ -235,16 +307,15 @@ impl Reservation {
     /// # Errors
     /// [`StorageFull`] when evicting did not make room.
     pub fn grow(&mut self, more: u64) -> Result<(), StorageFull> {
-        if !self.storage.try_take(self.part, more) {
-            let limit = self.storage.limit();
-            self.storage.evict_down_to(limit.saturating_sub(more));
-            let taken = self.storage.try_take(self.part, more);
-            self.storage.crowded.notify_one();
+        let storage = &self.storage;
+        if storage.try_take(self.part, more).is_err() {
+            let taken = storage.evict_until(|| storage.try_take(self.part, more));
+            storage.crowded.notify_one();
             if !taken {
                 return Err(StorageFull::Limit {
                     wanted: more,
-                    used: self.storage.used_in_all(),
-                    limit,
+                    used: storage.used_in_all(),
+                    limit: storage.limit(),
                 });
             }
         }
@@ -260,11 +331,10 @@ impl Reservation {
 
     /// Gives back what is above `bytes`, or counts what is below.
     pub fn set(&mut self, bytes: u64) {
-        let used = &self.storage.used[self.part as usize];
         if bytes > self.bytes {
-            used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+            self.storage.add(self.part, bytes - self.bytes);
         } else {
-            used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            self.storage.give_back(self.part, self.bytes - bytes);
         }
         self.bytes = bytes;
     }
@@ -278,6 +348,8 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
     use crate::git::objects::ObjectError;
 
@@ -346,6 +418,92 @@ mod tests {
         keeping.abort();
         assert_eq!(storage.used(Part::Answers), 70);
         assert!(storage.nothing(Part::Git).grow(101).is_err());
+    }
+
+    fn add_evictor<T: Evict + 'static>(storage: &Storage, evictor: &Arc<T>) {
+        let weak: Weak<dyn Evict> = Arc::downgrade(evictor) as _;
+        storage.add_evictor(weak);
+    }
+
+    /// Another writer is quicker to take what it frees, a few times.
+    struct Snatched {
+        storage: Arc<Storage>,
+        held: Holder,
+        others: Mutex<Vec<Reservation>>,
+    }
+
+    impl Evict for Snatched {
+        fn evict(&self, bytes: u64) {
+            self.held.evict(bytes);
+            let mut others = self.others.lock().unwrap();
+            if others.len() < 3 {
+                let mut other = self.storage.nothing(Part::Git);
+                other.grow(bytes).unwrap();
+                others.push(other);
+            }
+        }
+
+        fn oldest(&self) -> Option<SystemTime> {
+            Some(SystemTime::UNIX_EPOCH)
+        }
+    }
+
+    #[test]
+    fn what_others_snatch_is_evicted_again() {
+        let storage = Storage::new(100);
+        let held = (0..10).map(|_| storage.count(Part::Blobs, 10)).collect();
+        let snatched = Arc::new(Snatched {
+            storage: Arc::clone(&storage),
+            held: Holder(Mutex::new(held)),
+            others: Mutex::default(),
+        });
+        add_evictor(&storage, &snatched);
+        let mut new = storage.nothing(Part::Blobs);
+        new.grow(10).unwrap();
+        assert_eq!(storage.used(Part::Git), 30);
+        assert_eq!(storage.used_in_all(), 100);
+        new.grow(60).unwrap();
+        assert!(new.grow(1).is_err());
+        assert_eq!((new.bytes(), storage.used_in_all()), (70, 100));
+    }
+
+    /// Lets others run between what it frees and what is done with it.
+    struct Slow(Holder);
+
+    impl Evict for Slow {
+        fn evict(&self, bytes: u64) {
+            self.0.evict(bytes);
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn writers_that_meet_at_the_limit_all_get_room() {
+        const WRITERS: usize = 8;
+        let storage = Storage::new(1000);
+        let held = (0..10).map(|_| storage.count(Part::Blobs, 100)).collect();
+        let slow = Arc::new(Slow(Holder(Mutex::new(held))));
+        add_evictor(&storage, &slow);
+        let together = Barrier::new(WRITERS);
+        let (refused, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..WRITERS {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        together.wait();
+                        let mut new = storage.nothing(Part::Blobs);
+                        // A panic would leave the others waiting.
+                        if new.grow(100).is_err() {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                        }
+                        most.fetch_max(storage.used_in_all(), Ordering::Relaxed);
+                        slow.0.0.lock().unwrap().push(new);
+                    }
+                });
+            }
+        });
+        assert_eq!(refused.into_inner(), 0);
+        assert_eq!(most.into_inner(), 1000);
     }
 
     struct Aged(Holder, u64);

@@ -12,6 +12,7 @@ use crate::storage::Part;
 impl Blobs {
     /// Finds what is on disk, with the time of its last use, and then evicts what is too much. Blocks.
     pub fn load(&self) {
+        self.shorten_quarantine();
         let spaces = fs::read_dir(&self.root).into_iter().flatten().flatten();
         for space in spaces
             .map(|entry| entry.path())

@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -278,10 +279,37 @@ impl Blobs {
         match moved {
             Ok(()) => tracing::error!(
                 blob = %id.digest, space = %id.space, folder = %aside.display(),
-                "a file does not fit its checksum: set aside, it is fetched again; is the disk failing?"
+                "a file is damaged: set aside, it is fetched again; is the disk failing?"
             ),
             Err(error) => {
                 tracing::error!(blob = %id.digest, space = %id.space, %error, "a damaged file cannot be set aside");
+            }
+        }
+        self.shorten_quarantine();
+    }
+
+    /// Removes all but the newest files in quarantine. Blocks.
+    fn shorten_quarantine(&self) {
+        let mut aside: Vec<_> = fs::read_dir(self.root.join(QUARANTINE))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let (digest, seconds) = name.to_str()?.rsplit_once('-')?;
+                // What somebody else put there is left alone.
+                Digest::from_str(digest).ok()?;
+                Some((seconds.parse::<u64>().ok()?, entry.path()))
+            })
+            .collect();
+        aside.sort_unstable();
+        let too_many = aside.len().saturating_sub(MOST_ASIDE);
+        for (_, path) in &aside[..too_many] {
+            // Another thread may do the same.
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::error!(path = %path.display(), %error, "a file in quarantine cannot be removed");
             }
         }
     }
@@ -305,6 +333,10 @@ impl Blobs {
 /// Beside the spaces, whose names are longer.
 const TEMPORARY: &str = "tmp";
 const QUARANTINE: &str = "quarantine";
+
+/// Files in quarantine: enough to see what a disk does to them. They do not count against `storage.max_size`, as eviction
+/// does not free them; only this number bounds them, and a disk that fails damages one after another.
+const MOST_ASIDE: usize = 16;
 
 /// Whether a folder below the root is a space.
 fn is_space(path: &Path) -> bool {

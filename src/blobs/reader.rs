@@ -18,12 +18,14 @@ static READS: Semaphore = Semaphore::const_new(8);
 /// Why a blob cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// A block on disk is not what was written. Give the blob to [`super::Blobs::set_aside`] and ask for it again.
+    /// A block on disk is not what was written, or cannot be read. Give the blob to [`super::Blobs::set_aside`] and ask
+    /// for it again.
     #[error("a kept file is damaged on disk, please try again")]
     Damaged(Arc<Kept>),
     #[error("{0}")]
     Writing(Failed),
-    #[error("a kept file cannot be read: {0}")]
+    /// A file that is still being written cannot be read, or the service stops.
+    #[error("a file cannot be read: {0}")]
     Io(#[from] io::Error),
 }
 
@@ -75,12 +77,14 @@ impl BlobReader {
         if at >= self.left.end {
             return Ok(None);
         }
+        // SECURITY: of a part as well, the last byte goes out only when the whole is known to be right.
+        let held_back = self.left.end - 1;
         let (end, released) = {
             let state = state
-                .wait_for(|state| state.end.is_some() || state.released() > at)
+                .wait_for(|state| state.end.is_some() || state.released().min(held_back) > at)
                 .await
                 .map_err(|_| ReadError::Writing(Failed::gone()))?;
-            (state.end.clone(), state.released())
+            (state.end.clone(), state.released().min(held_back))
         };
         match end {
             Some(Err(failed)) => Err(ReadError::Writing(failed)),
@@ -94,7 +98,7 @@ impl BlobReader {
                 bytes
             }
             None => {
-                let length = (self.left.end.min(released) - at).min(BLOCK as u64) as usize;
+                let length = (released - at).min(BLOCK as u64) as usize;
                 let bytes = read_written(coming, at, length).await?;
                 self.left.start += bytes.len() as u64;
                 Ok(Some(bytes))
@@ -130,11 +134,14 @@ async fn read_block(kept: &Arc<Kept>, block: u64) -> Result<Bytes, ReadError> {
         });
         buffer = match read.await.map_err(io::Error::other)? {
             Ok(buffer) => buffer,
-            // Somebody cut it short.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            // A disk tells of rot by an error more often than by wrong bytes, and reading again would not help.
+            Err(error) => {
+                tracing::error!(
+                    blob = %kept.id.digest, space = %kept.id.space, offset = start, %error,
+                    "a kept file cannot be read"
+                );
                 return Err(ReadError::Damaged(Arc::clone(kept)));
             }
-            Err(error) => return Err(error.into()),
         };
     }
     if kept.checks.get(block as usize) != Some(&crc32fast::hash(buffer.as_ref())) {

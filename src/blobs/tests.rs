@@ -202,6 +202,60 @@ async fn damage_is_found_at_every_place_and_set_aside() {
 }
 
 #[tokio::test]
+async fn what_the_disk_refuses_to_read_is_set_aside() {
+    let store = store(1 << 30);
+    let id = store.write(&content(70_000)).await;
+    let path = store.blobs.path(&id);
+    let whole = store.kept(&id).await.unwrap();
+    // Not open for reading, so that reading it fails with an error, and not for its end.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    let broken = Arc::new(Kept {
+        id: id.clone(),
+        file: Arc::new(file),
+        size: whole.size,
+        checks: Arc::clone(&whole.checks),
+    });
+    let open = (Arc::clone(&broken), u64::MAX);
+    store.blobs.index().open.insert(id.clone(), open);
+    let Err(ReadError::Damaged(damaged)) = BlobReader::kept(broken, 0..70_000).next().await else {
+        panic!("not damaged")
+    };
+    store.blobs.set_aside(&damaged);
+    assert!(!path.exists());
+    assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
+}
+
+#[tokio::test]
+async fn only_the_newest_stay_in_quarantine() {
+    let mut store = store(1 << 30);
+    let folder = store.folder.path().join("blobs").join(QUARANTINE);
+    fs::create_dir_all(&folder).unwrap();
+    let path_of = |seconds: usize| {
+        let digest = Digest::of(&seconds.to_le_bytes());
+        folder.join(format!("{digest}-{seconds}"))
+    };
+    let left = || -> Vec<usize> {
+        let all = 0..30;
+        all.filter(|seconds| path_of(*seconds).exists()).collect()
+    };
+    for seconds in 0..30 {
+        fs::write(path_of(seconds), "damaged").unwrap();
+    }
+    let of_others = folder.join("notes-1");
+    fs::write(&of_others, "not ours").unwrap();
+    store.again();
+    store.blobs.load();
+    assert_eq!(left(), Vec::from_iter(30 - MOST_ASIDE..30));
+    let id = store.write(b"content").await;
+    let kept = store.kept(&id).await.unwrap();
+    store.blobs.set_aside(&kept);
+    // The one that was added now is the newest.
+    assert_eq!(left(), Vec::from_iter(30 - MOST_ASIDE + 1..30));
+    assert!(of_others.exists());
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), MOST_ASIDE + 1);
+}
+
+#[tokio::test]
 async fn evicts_the_least_recently_used_and_nothing_that_is_read() {
     let store = store(400);
     let mut ids = Vec::new();

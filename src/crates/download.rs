@@ -65,9 +65,9 @@ impl Crates {
     }
 
     async fn pass(&self, registry: &Registry, file: &CrateFile) -> Result<Passing, Failed> {
-        let turn = Arc::clone(&self.downloads).acquire_owned().await;
-        let turn = turn.map_err(|_| Failed::Source("the service is stopping".into()))?;
-        let passing = Passing::begin(Arc::clone(&registry.upstream), file, turn).await;
+        // Not for as long as the client reads: one that stalls would take the place of others.
+        let _turn = registry.downloads.acquire().await;
+        let passing = Passing::begin(Arc::clone(&registry.upstream), file).await;
         passing.map_err(of_trouble)
     }
 
@@ -76,7 +76,7 @@ impl Crates {
         let (crates, registry, file) = (Arc::clone(self), Arc::clone(registry), file.clone());
         self.tasks.spawn(async move {
             let fetching = async {
-                let _turn = crates.downloads.acquire().await;
+                let _turn = registry.downloads.acquire().await;
                 crates.fetched(&registry, &file, writer).await;
             };
             // What is half there when the service stops is fetched by the next one.
@@ -122,6 +122,11 @@ impl Crates {
             let path = self.blobs.path(&id);
             return self.second_tier.offer(id, path);
         };
+        self.report(registry, file, &why);
+    }
+
+    /// Tells the operator of a file that did not come whole.
+    fn report(&self, registry: &Registry, file: &CrateFile, why: &Failed) {
         if matches!(why, Failed::Wrong(_)) {
             self.counters.mismatch();
         }
@@ -255,7 +260,13 @@ impl Reading {
         let bytes = loop {
             let reader = match &mut self.source {
                 Source::Blob(reader) => reader,
-                Source::Registry(passing) => break passing.next().await.map_err(of_trouble)?,
+                Source::Registry(passing) => {
+                    let next = passing.next().await;
+                    if let Err(why) = &next {
+                        self.crates.report(&self.registry, &self.file, why);
+                    }
+                    break next?;
+                }
             };
             match reader.next().await {
                 Ok(bytes) => break bytes,
@@ -292,7 +303,7 @@ async fn on_disk<T: Send + 'static>(
     done.map_err(|error| Failed::Source(error.to_string().into()))
 }
 
-fn of_trouble(trouble: Trouble) -> Failed {
+pub(super) fn of_trouble(trouble: Trouble) -> Failed {
     match trouble {
         Trouble::NotFound => Failed::NotFound,
         Trouble::Failed(why) => Failed::Source(why),

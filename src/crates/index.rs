@@ -2,7 +2,7 @@
 //! who wait share, and old ones when it cannot be asked.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::counters::From;
 use super::entries::Entries;
 use super::entry::{Entry, MOST_BYTES, Received};
 use super::name::CrateName;
-use super::upstream::{Trouble, Upstream, failed};
+use super::upstream::{NoAnswer, Trouble, Upstream, failed};
 use crate::breaker::Breaker;
 use crate::config::WhenUpstreamFails;
 
@@ -74,7 +74,15 @@ enum Known {
     Failed(Instant, Trouble),
 }
 
-type Flight = Shared<BoxFuture<'static, Result<(Answer, From), Trouble>>>;
+type Landed = Result<(Answer, From), Trouble>;
+
+/// A question that is under way.
+#[derive(Clone)]
+struct Flight {
+    lands: Shared<BoxFuture<'static, Landed>>,
+    /// It counts against the registry already: once, however many wait for it.
+    blamed: Arc<AtomicBool>,
+}
 
 /// What an index says of a crate.
 #[derive(Clone, Debug)]
@@ -128,14 +136,16 @@ impl Index {
         let old = || slot.state().entry.clone();
         let may_be_stale = terms.when_upstream_fails == WhenUpstreamFails::ServeStale;
         let landed = match (may_be_stale, old()) {
-            (true, Some(entry)) => match tokio::time::timeout(PATIENCE, flight).await {
+            (true, Some(entry)) => match tokio::time::timeout(PATIENCE, flight.lands).await {
                 Ok(landed) => landed,
                 Err(_) => {
-                    self.report(name, upstream, "the registry takes long to answer");
+                    if self.blame(&flight.blamed, upstream) {
+                        tracing::warn!(crate = %name, registry = upstream.host(), "the registry takes long to answer");
+                    }
                     return Ok((Answer::Entry(entry), From::Stale));
                 }
             },
-            _ => flight.await,
+            _ => flight.lands.await,
         };
         match landed {
             Ok((answer, From::Upstream)) if joined => Ok((answer, From::Shared)),
@@ -190,15 +200,20 @@ impl Index {
             Arc::clone(slot),
             Arc::clone(upstream),
         );
+        let blamed = Arc::<AtomicBool>::default();
+        let asking = Arc::clone(&blamed);
         // In a task of its own: it goes on when the client that began it goes away.
         let task = self.tasks.spawn(async move {
             let landing = Landing(slot);
-            index.ask(&name, &landing.0, &upstream, max_age).await
+            index
+                .ask(&name, &landing.0, &upstream, max_age, &asking)
+                .await
         });
-        let flight = task
+        let lands = task
             .map(|joined| joined.unwrap_or_else(|error| Err(failed(format!("{error}")))))
             .boxed()
             .shared();
+        let flight = Flight { lands, blamed };
         state.flight = Some(flight.clone());
         (flight, false)
     }
@@ -209,6 +224,7 @@ impl Index {
         slot: &Arc<Slot>,
         upstream: &Arc<Upstream>,
         max_age: Duration,
+        blamed: &AtomicBool,
     ) -> Result<(Answer, From), Trouble> {
         let old = self.old(name, slot).await;
         if let Some(answer) = self.fresh(slot, max_age) {
@@ -223,10 +239,13 @@ impl Index {
             let _turn = self.questions.acquire().await;
             self.question(name, old.as_deref(), upstream).await
         };
-        if matches!(answered, Ok(_) | Err(Trouble::NotFound)) && self.breaker.succeeded() {
+        // The breaker is about all crates: an error that is about this one does not count.
+        if matches!(answered, Err(NoAnswer::Ill(_))) {
+            self.blame(blamed, upstream);
+        } else if self.breaker.succeeded() {
             tracing::info!(registry = upstream.host(), "the registry answers again");
         }
-        match answered {
+        match answered.map_err(NoAnswer::trouble) {
             Ok(None) => {
                 let entry = old.ok_or_else(|| failed("it confirmed what was not asked".into()))?;
                 self.confirmed(name, slot);
@@ -242,7 +261,9 @@ impl Index {
                 Ok((Answer::Missing, From::Upstream))
             }
             Err(trouble) => {
-                self.report(name, upstream, &trouble.to_string());
+                tracing::warn!(
+                    crate = %name, registry = upstream.host(), error = %trouble, "an index entry cannot be fetched"
+                );
                 slot.state().known = match old {
                     Some(_) => Known::Entry,
                     None => Known::Failed(Instant::now(), trouble.clone()),
@@ -258,7 +279,7 @@ impl Index {
         name: &CrateName,
         old: Option<&Entry>,
         upstream: &Upstream,
-    ) -> Result<Option<Entry>, Trouble> {
+    ) -> Result<Option<Entry>, NoAnswer> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
         let meta = old.map(|entry| &entry.meta);
@@ -295,11 +316,12 @@ impl Index {
         let checked = tokio::task::spawn_blocking(move || {
             Entry::receive(crate_name.as_str(), received, body)
         });
-        match checked.await {
-            Ok(Ok(entry)) => Ok(Some(entry)),
-            Ok(Err(found)) => Err(failed(format!("{host}: {found}"))),
-            Err(error) => Err(failed(format!("{error}"))),
-        }
+        let why = match checked.await {
+            Ok(Ok(entry)) => return Ok(Some(entry)),
+            Ok(Err(found)) => format!("{host}: {found}"),
+            Err(error) => format!("{error}"),
+        };
+        Err(NoAnswer::OfThis(failed(why)))
     }
 
     /// What is here already, from memory or from disk.
@@ -390,15 +412,18 @@ impl Index {
         }
     }
 
-    fn report(&self, name: &CrateName, upstream: &Upstream, what: &str) {
-        let opened = self.breaker.failed();
-        tracing::warn!(crate = %name, registry = upstream.host(), error = what, "the registry cannot be asked");
-        if opened {
+    /// Counts a question against the registry. Returns whether that had not been done yet.
+    fn blame(&self, blamed: &AtomicBool, upstream: &Upstream) -> bool {
+        if blamed.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        if self.breaker.failed() {
             tracing::error!(
                 registry = upstream.host(),
                 "the registry fails again and again: what is here is served without asking it for a while"
             );
         }
+        true
     }
 
     fn slot(&self, name: &CrateName) -> Arc<Slot> {

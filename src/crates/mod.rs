@@ -38,7 +38,7 @@ use entries::Entries;
 use index::Index;
 use upstream::Upstream;
 
-/// Files that are fetched at once. cargo itself asks for as many as it likes.
+/// Files that are fetched at once from one registry. cargo itself asks for as many as it likes.
 const DOWNLOADS: usize = 32;
 
 /// The registries.
@@ -55,7 +55,6 @@ pub struct Crates {
     /// By space, so that they outlive reloads.
     indexes: Mutex<HashMap<Arc<str>, Arc<Index>>>,
     client: tokio::sync::OnceCell<reqwest::Client>,
-    downloads: Arc<Semaphore>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -69,6 +68,8 @@ pub struct Registry {
     space: Arc<str>,
     index: Arc<Index>,
     upstream: Arc<Upstream>,
+    /// Of its own: one that hangs holds up no other.
+    downloads: Semaphore,
 }
 
 /// What a registry looks like to people.
@@ -101,7 +102,6 @@ impl Crates {
             counters: Counters::new(),
             indexes: Mutex::default(),
             client: tokio::sync::OnceCell::new(),
-            downloads: Arc::new(Semaphore::new(DOWNLOADS)),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
@@ -207,6 +207,7 @@ impl Crates {
             index: self.index(&space)?,
             space,
             upstream: Arc::new(upstream),
+            downloads: Semaphore::new(DOWNLOADS),
         });
         let mut made = self.registries();
         if Arc::ptr_eq(&made.0, &config) {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::download::of_trouble;
 use super::name::CrateFile;
 use super::upstream::{Trouble, Upstream};
-use crate::blobs::{Digest, Hasher};
+use crate::blobs::{Digest, Failed, Hasher};
 
 /// Reads a part of a file from its registry.
 pub struct Passing {
@@ -23,7 +23,6 @@ pub struct Passing {
     /// SECURITY: goes out only when the next piece has come, and the last one when the whole is known to be right.
     held: Option<Bytes>,
     ended: bool,
-    _turn: OwnedSemaphorePermit,
 }
 
 impl Passing {
@@ -31,11 +30,7 @@ impl Passing {
     ///
     /// # Errors
     /// What the registry answers instead.
-    pub async fn begin(
-        upstream: Arc<Upstream>,
-        file: &CrateFile,
-        turn: OwnedSemaphorePermit,
-    ) -> Result<Self, Trouble> {
+    pub async fn begin(upstream: Arc<Upstream>, file: &CrateFile) -> Result<Self, Trouble> {
         let response = upstream.file(file, 0).await?;
         Ok(Self {
             upstream,
@@ -46,7 +41,6 @@ impl Passing {
             left: 0..u64::MAX,
             held: None,
             ended: false,
-            _turn: turn,
         })
     }
 
@@ -65,9 +59,10 @@ impl Passing {
     ///
     /// # Errors
     /// That it breaks off, or is not what it should be.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
         while !self.ended {
-            let Some(chunk) = self.upstream.chunk(&mut self.response).await? else {
+            let chunk = self.upstream.chunk(&mut self.response).await;
+            let Some(chunk) = chunk.map_err(of_trouble)? else {
                 self.ended = true;
                 let found = std::mem::take(&mut self.hasher).finish();
                 if found != self.digest {
@@ -75,7 +70,7 @@ impl Passing {
                         "expected a file with the SHA-256 {}, found {} bytes with {found}",
                         self.digest, self.received
                     );
-                    return Err(Trouble::Failed(text.into()));
+                    return Err(Failed::Wrong(text.into()));
                 }
                 break;
             };

@@ -1,13 +1,12 @@
 //! Asking a registry: one request, with patience for each byte and our credentials where they belong.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 use url::Url;
 
@@ -19,6 +18,8 @@ use crate::http_client::{self, AGENT};
 
 /// How long a registry's own `config.json` counts. It changes every few years.
 const CONFIG_AGE: Duration = Duration::from_secs(600);
+/// How long nobody asks for it again after that failed.
+const CONFIG_PAUSE: Duration = Duration::from_secs(30);
 /// Of a `config.json`.
 const MOST_CONFIG: u64 = 64 << 10;
 
@@ -31,7 +32,25 @@ pub enum Trouble {
     Failed(Arc<str>),
 }
 
-/// A registry as it is asked.
+/// A question that got no answer to use, and what that says of the registry.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// The registry is ill: it cannot be reached, falls silent, or says so itself.
+    Ill(Trouble),
+    /// It answers: what is wrong here says nothing of its other crates.
+    OfThis(Trouble),
+}
+
+impl NoAnswer {
+    pub fn trouble(self) -> Trouble {
+        match self {
+            Self::Ill(trouble) | Self::OfThis(trouble) => trouble,
+        }
+    }
+}
+
+/// A registry as it is asked. Clones share what they learn.
+#[derive(Clone)]
 pub struct Upstream {
     client: Client,
     /// Of the index, ending in `/`.
@@ -42,8 +61,17 @@ pub struct Upstream {
     pub counters: Counters,
     /// Open while the index, or whoever has the files, takes requests and answers none: a build with hundreds of files
     /// that are not here is not to wait for each of them.
-    hanging: [Breaker; 2],
-    config: Mutex<Option<(tokio::time::Instant, Arc<UpstreamConfig>)>>,
+    hanging: Arc<[Breaker; 2]>,
+    config: Arc<KeptConfig>,
+}
+
+/// A registry's `config.json` as it was last read.
+#[derive(Default)]
+struct KeptConfig {
+    /// With the moment from which on it is to be read anew.
+    kept: Mutex<Option<(Arc<UpstreamConfig>, Instant)>>,
+    /// Held by who reads the first one.
+    first: tokio::sync::Mutex<()>,
 }
 
 /// What a registry says of itself (<https://doc.rust-lang.org/cargo/reference/registry-index.html>).
@@ -76,7 +104,7 @@ impl Upstream {
             idle,
             counters,
             hanging: Default::default(),
-            config: Mutex::default(),
+            config: Arc::default(),
         })
     }
 
@@ -88,12 +116,12 @@ impl Upstream {
     /// Asks the index.
     ///
     /// # Errors
-    /// [`Trouble`] for whatever is neither 2xx nor 304.
-    pub async fn index(&self, path: &str, headers: HeaderMap) -> Result<Response, Trouble> {
+    /// [`NoAnswer`] for whatever is neither 2xx nor 304.
+    pub async fn index(&self, path: &str, headers: HeaderMap) -> Result<Response, NoAnswer> {
         let url = self
             .url
             .join(path)
-            .map_err(|error| failed(format!("{path}: {error}")))?;
+            .map_err(|error| NoAnswer::OfThis(failed(format!("{path}: {error}"))))?;
         self.get(url, headers, Kind::Index, true).await
     }
 
@@ -110,6 +138,15 @@ impl Upstream {
                 self.host()
             ))
         })?;
+        // SECURITY: as with redirects, `dl` leads neither our token nor what it opens from https to http.
+        if self.token.is_some() && !stays_https(&self.url, &url) {
+            return Err(failed(format!(
+                "{}: expected https in `dl` of its config.json, as its index has https and a token_file, found {}: \
+                 have the registry name an address with https there",
+                self.host(),
+                url.origin().ascii_serialization()
+            )));
+        }
         let mut headers = HeaderMap::new();
         if from > 0 {
             let range = format!("bytes={from}-");
@@ -122,7 +159,8 @@ impl Upstream {
         // SECURITY: the token goes to the index's own origin, and elsewhere only where the registry itself says that
         // its files want it, which is what cargo does.
         let with_token = config.auth_required || url.origin() == self.url.origin();
-        self.get(url, headers, Kind::File, with_token).await
+        let answered = self.get(url, headers, Kind::File, with_token).await;
+        answered.map_err(NoAnswer::trouble)
     }
 
     async fn get(
@@ -131,13 +169,13 @@ impl Upstream {
         headers: HeaderMap,
         kind: Kind,
         with_token: bool,
-    ) -> Result<Response, Trouble> {
+    ) -> Result<Response, NoAnswer> {
         let host = url.host_str().unwrap_or_default().to_owned();
         let hanging = &self.hanging[kind as usize];
         if !hanging.allows() {
-            return Err(failed(format!(
+            return Err(NoAnswer::Ill(failed(format!(
                 "{host}: it answered nothing again and again, and is left alone for a moment"
-            )));
+            ))));
         }
         let mut request = self
             .client
@@ -157,32 +195,42 @@ impl Upstream {
                 if error.is_timeout() {
                     hanging.failed();
                 }
-                Err(failed(format!("{host}: {}", http_client::describe(&error))))
+                let trouble = failed(format!("{host}: {}", http_client::describe(&error)));
+                // A redirect that is not followed is an answer.
+                Err(if error.is_redirect() {
+                    NoAnswer::OfThis(trouble)
+                } else {
+                    NoAnswer::Ill(trouble)
+                })
             }
             Err(_) => {
                 hanging.failed();
-                Err(self.silent(&host))
+                Err(NoAnswer::Ill(self.silent(&host)))
             }
         };
-        let ok = !matches!(answered, Err(Trouble::Failed(_)));
+        let ok = matches!(answered, Ok(_) | Err(NoAnswer::OfThis(Trouble::NotFound)));
         self.counters.asked(kind, ok);
         answered
     }
 
-    fn judged(&self, host: &str, response: Response) -> Result<Response, Trouble> {
+    fn judged(&self, host: &str, response: Response) -> Result<Response, NoAnswer> {
+        let of_this = |text: String| Err(NoAnswer::OfThis(failed(text)));
         match response.status() {
             status if status.is_success() || status == StatusCode::NOT_MODIFIED => Ok(response),
             StatusCode::NOT_FOUND
             | StatusCode::GONE
-            | StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS => Err(Trouble::NotFound),
+            | StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS => Err(NoAnswer::OfThis(Trouble::NotFound)),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 let what = match self.token {
                     Some(_) => "the token in its token_file may not read this",
                     None => "does it need a token_file?",
                 };
-                Err(failed(format!("{host} answered {status}: {what}")))
+                of_this(format!("{host} answered {status}: {what}"))
             }
-            status => Err(failed(format!("{host} answered {status}"))),
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                Err(NoAnswer::Ill(failed(format!("{host} answered {status}"))))
+            }
+            status => of_this(format!("{host} answered {status}")),
         }
     }
 
@@ -210,14 +258,14 @@ impl Upstream {
     ///
     /// # Errors
     /// As [`Upstream::chunk`], and for what is longer.
-    pub async fn whole(&self, mut response: Response, limit: u64) -> Result<Bytes, Trouble> {
+    pub async fn whole(&self, mut response: Response, limit: u64) -> Result<Bytes, NoAnswer> {
         let mut whole = BytesMut::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
+        while let Some(chunk) = self.chunk(&mut response).await.map_err(NoAnswer::Ill)? {
             if (whole.len() + chunk.len()) as u64 > limit {
                 let host = response_host(&response);
-                return Err(failed(format!(
+                return Err(NoAnswer::OfThis(failed(format!(
                     "{host}: expected an answer of at most {limit} bytes"
-                )));
+                ))));
             }
             whole.extend_from_slice(&chunk);
         }
@@ -231,44 +279,91 @@ impl Upstream {
         ))
     }
 
-    /// The registry's own `config.json`. One asks, the others wait for that.
+    /// The registry's own `config.json`. Where none was read yet, one asks, and the others wait for that.
     async fn config(&self) -> Result<Arc<UpstreamConfig>, Trouble> {
-        let mut kept = self.config.lock().await;
-        if let Some((read, config)) = &*kept
-            && read.elapsed() < CONFIG_AGE
-        {
-            return Ok(Arc::clone(config));
+        if let Some(config) = self.known_config() {
+            return Ok(config);
         }
-        match self.read_config().await {
-            Ok(config) => {
-                let config = Arc::new(config);
-                *kept = Some((tokio::time::Instant::now(), Arc::clone(&config)));
-                Ok(config)
-            }
-            // Files can be fetched as before.
-            Err(trouble) => match &*kept {
-                Some((_, config)) => Ok(Arc::clone(config)),
-                None => Err(trouble),
-            },
+        let _turn = self.config.first.lock().await;
+        if let Some(config) = self.known_config() {
+            return Ok(config);
         }
+        let config = self.read_config().await?;
+        Ok(self.config.keep(config, Instant::now()))
+    }
+
+    /// The one that was read last. An old one serves while it is read anew: where files are hardly ever changes, and
+    /// they can be fetched also while the index hangs.
+    fn known_config(&self) -> Option<Arc<UpstreamConfig>> {
+        let (config, is_due) = self.config.known(Instant::now())?;
+        if is_due {
+            let upstream = self.clone();
+            tokio::spawn(async move {
+                match upstream.read_config().await {
+                    Ok(config) => {
+                        upstream.config.keep(config, Instant::now());
+                    }
+                    Err(trouble) => {
+                        upstream.config.failed(Instant::now());
+                        tracing::warn!(
+                            registry = upstream.host(), error = %trouble,
+                            "the registry's config.json cannot be read anew: the old one serves"
+                        );
+                    }
+                }
+            });
+        }
+        Some(config)
     }
 
     async fn read_config(&self) -> Result<UpstreamConfig, Trouble> {
         let response = self.index("config.json", HeaderMap::new()).await;
-        let response = response.map_err(|trouble| match trouble {
+        let response = response.map_err(|no_answer| match no_answer.trouble() {
             Trouble::NotFound => failed(format!(
                 "{}: there is no config.json: is crates.registries[].url the address of a sparse index?",
                 self.host()
             )),
             other => other,
         })?;
-        let text = self.whole(response, MOST_CONFIG).await?;
+        let text = self.whole(response, MOST_CONFIG).await;
+        let text = text.map_err(NoAnswer::trouble)?;
         serde_json::from_slice(&text).map_err(|error| {
             failed(format!(
                 "{}: expected the config.json of a sparse index ({error})",
                 self.host()
             ))
         })
+    }
+}
+
+impl KeptConfig {
+    /// What is known, however old, and whether it is the caller who reads it anew.
+    fn known(&self, now: Instant) -> Option<(Arc<UpstreamConfig>, bool)> {
+        let mut kept = self.kept();
+        let (config, due) = kept.as_mut()?;
+        let is_due = *due <= now;
+        if is_due {
+            // One reads, and this is over long before it is due once more.
+            *due = now + CONFIG_AGE;
+        }
+        Some((Arc::clone(config), is_due))
+    }
+
+    fn keep(&self, config: UpstreamConfig, now: Instant) -> Arc<UpstreamConfig> {
+        let config = Arc::new(config);
+        *self.kept() = Some((Arc::clone(&config), now + CONFIG_AGE));
+        config
+    }
+
+    /// It could not be read anew.
+    fn failed(&self, now: Instant) {
+        if let Some((_, due)) = &mut *self.kept() {
+            *due = now + CONFIG_PAUSE;
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<(Arc<UpstreamConfig>, Instant)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -288,6 +383,11 @@ impl UpstreamConfig {
         let replace = |url: String, (marker, value): &(&str, String)| url.replace(marker, value);
         markers.iter().fold(self.dl.clone(), replace)
     }
+}
+
+/// Whether the way from an index to a file does not leave https.
+fn stays_https(index: &Url, file: &Url) -> bool {
+    index.scheme() != "https" || file.scheme() == "https"
 }
 
 fn response_host(response: &Response) -> String {
@@ -327,6 +427,53 @@ mod tests {
                 auth_required: false,
             };
             assert_eq!(config.file(&file), expected);
+        }
+    }
+
+    #[test]
+    fn an_old_config_serves_while_one_reads_it_anew() {
+        let (kept, begin) = (KeptConfig::default(), Instant::now());
+        let keep = |dl: &str, now: Instant| {
+            let config = UpstreamConfig {
+                dl: dl.into(),
+                auth_required: false,
+            };
+            kept.keep(config, now);
+        };
+        let known = |now: Instant| {
+            let (config, is_due) = kept.known(now).unwrap();
+            (config.dl.clone(), is_due)
+        };
+        assert!(kept.known(begin).is_none());
+        keep("old", begin);
+        assert_eq!(known(begin), ("old".to_owned(), false));
+        let old = begin + CONFIG_AGE;
+        assert_eq!(known(old), ("old".to_owned(), true));
+        assert_eq!(known(old), ("old".to_owned(), false), "one alone");
+        kept.failed(old);
+        assert_eq!(known(old), ("old".to_owned(), false), "not at once");
+        let later = old + CONFIG_PAUSE;
+        assert_eq!(known(later), ("old".to_owned(), true));
+        keep("new", later);
+        assert_eq!(known(later), ("new".to_owned(), false));
+        assert_eq!(known(later + CONFIG_AGE), ("new".to_owned(), true));
+    }
+
+    #[test]
+    fn files_of_an_index_at_https_are_at_https() {
+        for (index, file, expected) in [
+            ("https://index.test/", "https://files.test/a", true),
+            ("https://index.test/", "http://index.test/a", false),
+            ("https://index.test/", "http://files.test/a", false),
+            ("http://index.test/", "http://files.test/a", true),
+            ("http://index.test/", "https://files.test/a", true),
+        ] {
+            let url = |text: &str| Url::parse(text).unwrap();
+            assert_eq!(
+                stays_https(&url(index), &url(file)),
+                expected,
+                "{index} {file}"
+            );
         }
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt, iter};
 
-use super::cargo_lock::locked;
+use super::cargo_lock::{Locked, locked};
 use super::index::Terms;
 use super::name::{CrateFile, CrateName};
 use super::{Crates, Registry, download::Opened};
@@ -21,45 +21,99 @@ use crate::git::pool::{Found, Pool};
 const AT_ONCE: usize = 8;
 /// How often it is looked whether a lock file has changed.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long what could not be fetched is left alone, twice as long after the next time, and so on. A registry that was
+/// away for a moment is back soon, and a crate that was removed never comes.
+const FIRST_PAUSE: Duration = LOOK;
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// The largest lock files have some 10,000 lines.
 const MOST_LOCK_FILE: u64 = 16 << 20;
 
 /// Keeps the crates of `crates.warm` here, until the service stops.
 pub async fn keep_warm(crates: Arc<Crates>, pool: Arc<Pool>) {
-    // What was fetched as a whole. What is evicted later is not fetched again and again.
-    let mut done: HashMap<String, Digest> = HashMap::new();
+    let mut known: HashMap<String, Warming> = HashMap::new();
     loop {
         let config = crates.config.borrow().clone();
         for lock_file in &config.crates.warm {
             let shown = shown(lock_file);
-            match read(&pool, lock_file).await {
-                Ok(None) => tracing::debug!(lock_file = shown, "not there yet"),
-                Ok(Some(text)) => {
-                    let digest = Digest::of(text.as_bytes());
-                    if done.get(&shown) == Some(&digest) {
-                        continue;
-                    }
-                    if warm(&crates, &config, &shown, &text).await {
-                        done.insert(shown, digest);
-                    }
+            let text = match read(&pool, lock_file).await {
+                Ok(Some(text)) => text,
+                Ok(None) => {
+                    tracing::debug!(lock_file = shown, "not there yet");
+                    continue;
                 }
-                Err(error) => tracing::warn!(lock_file = shown, %error, "cannot be read"),
+                Err(error) => {
+                    tracing::warn!(lock_file = shown, %error, "cannot be read");
+                    continue;
+                }
+            };
+            let digest = Digest::of(text.as_bytes());
+            let mut warming = match known.remove(&shown) {
+                Some(warming) if warming.digest == digest => warming,
+                _ => Warming::new(digest, &text),
+            };
+            if warming.is_due(Instant::now()) {
+                let failed = warm(&crates, &config, &shown, warming.left.clone()).await;
+                warming.tried(failed, Instant::now());
             }
+            known.insert(shown, warming);
         }
         // A mirror that is being made is looked for often, it may be there at any moment.
         tokio::time::sleep(LOOK).await;
     }
 }
 
-/// Fetches what is not here. Returns whether all of it is here then.
-async fn warm(crates: &Arc<Crates>, config: &Config, shown: &str, text: &str) -> bool {
-    let begin = std::time::Instant::now();
+/// How far the crates of a lock file are.
+struct Warming {
+    /// Of the lock file.
+    digest: Digest,
+    /// What has not been here yet. What is evicted later is not fetched again and again.
+    left: Vec<Locked>,
+    pause: Duration,
+    /// When to fetch that, if there is any.
+    due: Option<Instant>,
+}
+
+impl Warming {
+    fn new(digest: Digest, text: &str) -> Self {
+        Self {
+            digest,
+            left: locked(text),
+            pause: Duration::ZERO,
+            due: Some(Instant::now()),
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+
+    /// All that was left was tried, and `failed` is left now.
+    fn tried(&mut self, failed: Vec<Locked>, now: Instant) {
+        self.pause = if failed.len() < self.left.len() {
+            // The others may follow soon.
+            FIRST_PAUSE
+        } else {
+            (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+        };
+        self.due = (!failed.is_empty()).then(|| now + self.pause);
+        self.left = failed;
+    }
+}
+
+/// Fetches what is not here. Returns what is not here then.
+async fn warm(
+    crates: &Arc<Crates>,
+    config: &Config,
+    shown: &str,
+    wanted: Vec<Locked>,
+) -> Vec<Locked> {
+    let begin = Instant::now();
     let terms = Terms {
         max_age: config.crates.max_age,
         when_upstream_fails: WhenUpstreamFails::ServeStale,
     };
     let (mut todo, mut unknown) = (Vec::new(), 0_usize);
-    for found in locked(text) {
+    for found in wanted {
         let registry = match registry_of(crates, config, &found.source).await {
             Some(registry) => registry,
             None => {
@@ -68,34 +122,35 @@ async fn warm(crates: &Arc<Crates>, config: &Config, shown: &str, text: &str) ->
             }
         };
         match CrateFile::parse(&found.name, &found.version, &found.checksum) {
-            Some(file) => todo.push((registry, file)),
+            Some(file) => todo.push((found, registry, file)),
             None => unknown += 1,
         }
     }
     let crates_in_all = todo.len();
-    let fetching = iter(todo).map(|(registry, file)| {
+    let fetching = iter(todo).map(|(found, registry, file)| {
         let crates = Arc::clone(crates);
-        async move { fetch(&crates, &registry, &file, terms).await }
+        async move { (found, fetch(&crates, &registry, &file, terms).await) }
     });
     let results: Vec<_> = fetching.buffer_unordered(AT_ONCE).collect().await;
     let fetched = results
         .iter()
-        .filter(|result| **result == Fetch::Fetched)
+        .filter(|(_, result)| *result == Fetch::Fetched)
         .count();
-    let failed = results
-        .iter()
-        .filter(|result| **result == Fetch::Failed)
-        .count();
+    let failed: Vec<_> = results
+        .into_iter()
+        .filter(|(_, result)| *result == Fetch::Failed)
+        .map(|(found, _)| found)
+        .collect();
     tracing::info!(
         lock_file = shown,
         crates = crates_in_all,
         fetched,
-        failed,
+        failed = failed.len(),
         unknown,
         elapsed_ms = begin.elapsed().as_millis() as u64,
         "crates of a lock file are here"
     );
-    failed == 0
+    failed
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,7 +179,8 @@ async fn fetch(
         space: Arc::clone(&registry.space),
         digest: file.digest,
     };
-    if crates.blobs.has(&id) {
+    // What is only on its way is waited for below: it may not come.
+    if crates.blobs.has(&id) && crates.blobs.path(&id).is_file() {
         return if entry { Fetch::Here } else { Fetch::Failed };
     }
     let here = match crates.open(registry, file).await {
@@ -195,5 +251,37 @@ fn shown(lock_file: &LockFile) -> String {
     match lock_file {
         LockFile::OnDisk(path) => path.display().to_string(),
         LockFile::InRepo { repo, path } => format!("{repo}/{path}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_comes_is_tried_less_and_less() {
+        let lock = |names: &[&str]| -> String {
+            let package = |name: &&str| {
+                format!(
+                    "[[package]]\nname = \"{name}\"\nversion = \"1.0.0\"\nsource = \"x\"\nchecksum = \"y\"\n"
+                )
+            };
+            names.iter().map(package).collect()
+        };
+        let (text, now) = (lock(&["good", "bad"]), Instant::now());
+        let bad = locked(&lock(&["bad"]));
+        let mut warming = Warming::new(Digest::of(text.as_bytes()), &text);
+        assert_eq!(warming.left.len(), 2);
+        let pauses: Vec<u64> = (0..9)
+            .map(|_| {
+                warming.tried(bad.clone(), now);
+                warming.due.unwrap().duration_since(now).as_secs()
+            })
+            .collect();
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        assert_eq!(warming.left, bad);
+        assert!(!warming.is_due(now) && warming.is_due(now + LONGEST_PAUSE));
+        warming.tried(Vec::new(), now);
+        assert!(!warming.is_due(now + LONGEST_PAUSE), "all of it is here");
     }
 }

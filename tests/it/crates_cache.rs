@@ -448,6 +448,93 @@ fn nothing_wrong_is_served_or_kept() {
     assert_eq!(mismatches, 6.0);
 }
 
+/// Of a part as well, the last byte waits for the checksum of the whole.
+#[test]
+fn no_part_of_a_wrong_file_is_whole() {
+    let registry = Registry::start();
+    let file = registry.publish_bytes("big", "1.0.0", &[], noise(300_000, 4));
+    let warmdock = over(&registry).start();
+    let part = |range: &str| {
+        let request = format!(
+            "GET /crates/corp/{} HTTP/1.1\r\nHost: corp\r\nRange: bytes={range}\r\nConnection: close\r\n\r\n",
+            file.path()
+        );
+        http::exchange(warmdock.address(), request.as_bytes())
+    };
+    for fault in [Fault::Wrong, Fault::Short, Fault::Html] {
+        registry.fail(Of::Files, fault.clone());
+        for range in ["0-0", "0-999", "1000-200000"] {
+            let whole =
+                part(range).is_ok_and(|response| response.status == 206 && response.complete);
+            assert!(!whole, "{range} with {fault:?}");
+            wait_for("the rest to be removed", || {
+                blobs(&warmdock).is_empty().then_some(())
+            });
+        }
+    }
+    registry.release();
+    let response = part("1000-200000").unwrap();
+    assert_eq!(response.status, 206);
+    assert!(response.complete && response.body == file.bytes[1000..=200_000]);
+}
+
+/// A file that is larger than all of the store goes from the registry to the client, and is checked on its way.
+#[test]
+fn what_is_passed_on_is_checked_and_reported() {
+    let registry = Registry::start();
+    let file = registry.publish_bytes("huge", "1.0.0", &[], noise(5_000_000, 4));
+    let warmdock = over(&registry).set("/storage/max_size", "4MiB").start();
+    is_whole(&warmdock, &file);
+    registry.fail(Of::Files, Fault::Wrong);
+    is_refused(&warmdock, &file);
+    warmdock.wait_log("the checksum", |event| {
+        event["message"] == "a crate cannot be fetched"
+            && event["error"].to_string().contains("SHA-256")
+    });
+    let mismatches =
+        warmdock.metric(|name| name.starts_with("warmdock_crates_checksum_mismatches_total"));
+    assert!(mismatches >= 1.0);
+    registry.release();
+    is_whole(&warmdock, &file);
+}
+
+#[test]
+fn a_registry_that_hangs_holds_up_no_other() {
+    let (hanging, good) = (Registry::start(), Registry::start());
+    let files: Vec<_> = (0..40)
+        .map(|number| {
+            hanging.publish_bytes(&format!("file{number}"), "1.0.0", &[], noise(100, number))
+        })
+        .collect();
+    let file = good.publish_bytes("good", "1.0.0", &[], noise(3000, 7));
+    let registries = json!([
+        { "name": "corp", "url": hanging.url() },
+        { "name": "good", "url": good.url() },
+    ]);
+    let warmdock = over(&hanging).set("/crates/registries", registries).start();
+    let address = warmdock.address();
+    hanging.fail(Of::Files, Fault::Hang);
+    let asking: Vec<_> = files
+        .iter()
+        .map(|file| format!("/crates/corp/{}", file.path()))
+        .map(|path| std::thread::spawn(move || ask_and_forget(address, &path)))
+        .collect();
+    wait_for("all that are fetched at once", || {
+        let asked = hanging.asked();
+        let files = asked
+            .iter()
+            .filter(|request| !request.path.contains("/index/"));
+        (files.count() >= 32).then_some(())
+    });
+    let response = http::get(address, &format!("/crates/good/{}", file.path()));
+    assert!(response.status == 200 && response.body == file.bytes);
+    drop(warmdock);
+    hanging.release();
+    for asking in asking {
+        asking.join().unwrap();
+    }
+}
+
 /// The rest of a download that broke off is asked for, and clients do not notice.
 #[test]
 fn a_download_that_breaks_off_is_taken_up() {
@@ -518,6 +605,8 @@ fn a_registry_that_hangs_again_and_again_is_left_alone_for_a_while() {
 fn entries_are_served_while_the_registry_fails_and_never_wrong_ones() {
     let registry = Registry::start();
     registry.publish("leaf", "1.0.0", &[], "");
+    // Not known before it fails. It exists, as a 404 is a 404 also where its body breaks off.
+    registry.publish("other", "1.0.0", &[], "");
     let mut warmdock = over(&registry)
         .set("/limits/upstream_idle_timeout", "300ms")
         .start();
@@ -572,6 +661,78 @@ fn the_breaker_leaves_a_failing_registry_alone() {
         assert_eq!(get(&warmdock, "le/af/leaf").status, 200);
     }
     assert_eq!(registry.asked_for("leaf"), 3);
+}
+
+/// An answer about one crate says nothing of the registry, however often it comes.
+#[test]
+fn one_bad_crate_does_not_keep_the_others_from_being_fresh() {
+    let registry = Registry::start();
+    registry.publish("leaf", "1.0.0", &[], "");
+    registry.publish("known", "1.0.0", &[], "");
+    let warmdock = over(&registry).start();
+    get(&warmdock, "le/af/leaf");
+    let old = get(&warmdock, "kn/ow/known").text();
+    registry.publish("known", "1.1.0", &[], "");
+    for (round, fault) in [
+        Fault::Status(400),
+        Fault::Status(403),
+        Fault::Html,
+        Fault::Short,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        registry.fail(Of::Entry("known"), fault.clone());
+        let asked = registry.asked_for("known");
+        for _ in 0..5 {
+            let response = get(&warmdock, "kn/ow/known");
+            assert_eq!(
+                (response.status, response.text()),
+                (200, old.clone()),
+                "{fault:?}"
+            );
+        }
+        assert_eq!(registry.asked_for("known"), asked + 5, "{fault:?}");
+        registry.publish("leaf", &format!("1.0.{}", round + 1), &[], "");
+        assert_eq!(
+            get(&warmdock, "le/af/leaf").text(),
+            registry.entry("leaf"),
+            "{fault:?}"
+        );
+    }
+    // Nor do crates that are not here at all.
+    for name in ["bad1", "bad2", "bad3"] {
+        registry.fail(Of::Entry(name), Fault::Status(403));
+        assert_eq!(get(&warmdock, &index_path(name)).status, 502);
+    }
+    registry.publish("leaf", "1.1.0", &[], "");
+    assert_eq!(get(&warmdock, "le/af/leaf").text(), registry.entry("leaf"));
+    assert_eq!(
+        warmdock.metric(|name| name.starts_with("warmdock_crates_registries_failing")),
+        0.0
+    );
+}
+
+/// One question that is not answered is one failure, however many wait for it.
+#[test]
+fn many_who_wait_for_one_entry_do_not_keep_the_others_from_being_fresh() {
+    let registry = Registry::start();
+    registry.publish("leaf", "1.0.0", &[], "");
+    registry.publish("slow", "1.0.0", &[], "");
+    let warmdock = over(&registry).start();
+    get(&warmdock, "le/af/leaf");
+    let old = get(&warmdock, "sl/ow/slow").text();
+    registry.fail(Of::Entry("slow"), Fault::Hang);
+    let address = warmdock.address();
+    let waiting: Vec<_> = (0..5)
+        .map(|_| std::thread::spawn(move || http::get(address, "/crates/corp/sl/ow/slow")))
+        .collect();
+    for answer in waiting {
+        assert_eq!(answer.join().unwrap().text(), old);
+    }
+    assert_eq!(registry.asked_for("slow"), 2, "one question for all");
+    registry.publish("leaf", "1.1.0", &[], "");
+    assert_eq!(get(&warmdock, "le/af/leaf").text(), registry.entry("leaf"));
 }
 
 #[test]

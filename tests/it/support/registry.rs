@@ -46,6 +46,8 @@ pub enum Of {
     Everything,
     Index,
     Files,
+    /// The index entry of one crate, named in lower case.
+    Entry(&'static str),
 }
 
 /// A registry, until dropped.
@@ -278,6 +280,7 @@ impl State {
                 Of::Everything => true,
                 Of::Index => !is_file,
                 Of::Files => is_file,
+                Of::Entry(name) => request.path.strip_prefix("/index/") == Some(&*index_path(name)),
             };
             let fault = if concerned {
                 settings.fault.clone()

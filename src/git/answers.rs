@@ -141,7 +141,7 @@ impl Answers {
         drop(kept);
         discard(replaced.into_iter().collect());
         if too_many {
-            self.forget_oldest(|kept, _| kept.len() > MOST_ANSWERS * 9 / 10);
+            discard(self.take_oldest(|kept, _| kept.len() > MOST_ANSWERS * 9 / 10));
         }
         let reader = AnswerReader::of(&answer);
         Found::New(
@@ -154,14 +154,15 @@ impl Answers {
         )
     }
 
-    /// Forgets the answers of `repo`, for instance when it is evicted.
+    /// Forgets the answers of `repo`, which is evicted: like [`Evict::evict`], this blocks on the disk until their room
+    /// is given back.
     pub fn forget_repo(&self, repo: &RepoName) {
         let gone: Vec<_> = self
             .kept()
             .extract_if(|(of, _), _| of == repo)
             .map(|(_, answer)| answer)
             .collect();
-        discard(gone);
+        drop(gone);
     }
 
     /// `key` holds everything that `repo` has now: the answer that held everything before is worth its space no more.
@@ -180,11 +181,11 @@ impl Answers {
         }
     }
 
-    /// Forgets finished answers that nobody reads, the least recently used first, while `more` says so.
-    fn forget_oldest(
+    /// Takes out finished answers that nobody reads, the least recently used first, while `more` says so.
+    fn take_oldest(
         &self,
         more: impl Fn(&HashMap<(RepoName, AnswerKey), Arc<Answer>>, u64) -> bool,
-    ) {
+    ) -> Vec<Arc<Answer>> {
         let mut gone = Vec::new();
         let mut kept = self.kept();
         let mut idle: Vec<_> = kept
@@ -203,8 +204,7 @@ impl Answers {
                 gone.push(answer);
             }
         }
-        drop(kept);
-        discard(gone);
+        gone
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<(RepoName, AnswerKey), Arc<Answer>>> {
@@ -212,7 +212,8 @@ impl Answers {
     }
 }
 
-/// Lets go of answers, and so removes their files: outside of the lock, and not on an async worker.
+/// Lets go of answers, and so removes their files: outside of the lock, and not on an async worker. Their room may be
+/// given back only later.
 fn discard(gone: Vec<Arc<Answer>>) {
     if gone.is_empty() {
         return;
@@ -225,7 +226,8 @@ fn discard(gone: Vec<Arc<Answer>>) {
 
 impl Evict for Answers {
     fn evict(&self, bytes: u64) {
-        self.forget_oldest(|_, freed| freed < bytes);
+        // Here and now: who sees no room given back evicts what is dearer.
+        drop(self.take_oldest(|_, freed| freed < bytes));
     }
 }
 
@@ -299,6 +301,16 @@ impl AnswerReader {
     /// What the pack came to, once that is known.
     pub fn stats(&self) -> Option<PackStats> {
         self.state.borrow().end.clone()?.ok()
+    }
+
+    /// The CRC-32 of each block that was read.
+    pub fn read_so_far(&self) -> Vec<u32> {
+        let blocks = self
+            .answer
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        blocks.iter().take(self.block).copied().collect()
     }
 
     /// The next block, or `None` at the end. Waits for the writer; may be dropped and called again.
@@ -444,5 +456,59 @@ impl Drop for AnswerWriter {
         if let Some(answer) = self.answer.take() {
             self.end(&answer, Err(Failed::Other("the pack was not made".into())));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::objects::packs::PackSet;
+    use crate::git::refs::Refs;
+    use crate::git::snapshot::Snapshot;
+    use crate::git::upload_pack::negotiate::Common;
+    use crate::git::upload_pack::plan::plan;
+    use crate::git::upload_pack::request::FetchRequest;
+
+    fn some_key() -> AnswerKey {
+        let (packs, refs) = (PackSet::default(), Refs::default());
+        let snapshot = Snapshot::new(packs, refs, Arc::default(), false).unwrap();
+        let commits = snapshot.commits();
+        let request = FetchRequest::default();
+        let plan = plan(&request, &[], &Common::none(&commits), &snapshot, &commits);
+        plan.unwrap().key()
+    }
+
+    #[tokio::test]
+    async fn what_was_evicted_is_not_counted_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Storage::new(1 << 20);
+        let answers = Answers::open(folder.path().join("answers"), Arc::clone(&storage)).unwrap();
+        let repo = RepoName::parse("git.example.test/team/sample").unwrap();
+        let evicting = tokio::task::spawn_blocking(move || {
+            for by_repo in [false, true] {
+                let Found::New(reader, writer) = answers.get_or_new(&repo, some_key(), false)
+                else {
+                    panic!("it was evicted");
+                };
+                let made = writer.run(|out, _| {
+                    out.write_all(&[1; 1000])?;
+                    Ok(PackStats {
+                        objects: 0,
+                        bytes: 1000,
+                        reencoded: 0,
+                    })
+                });
+                made.unwrap();
+                drop(reader);
+                assert!(storage.used(Part::Answers) >= 1000);
+                if by_repo {
+                    answers.forget_repo(&repo);
+                } else {
+                    answers.evict(1);
+                }
+                assert_eq!(storage.used(Part::Answers), 0);
+            }
+        });
+        evicting.await.unwrap();
     }
 }

@@ -12,6 +12,7 @@ use axum::response::Response;
 use axum::routing::any;
 
 use crate::app::App;
+use crate::config::AllowWants;
 use crate::error::Error;
 use crate::git::body::{self, Encoding};
 use crate::git::exchange::{self, Reply, refused, work};
@@ -20,6 +21,9 @@ use crate::git::pool::{Cold, Found, PoolError};
 use crate::git::relay::{Relayed, relay};
 use crate::git::upload_pack::pktline::{self, FLUSH};
 use crate::git::upload_pack::{Refusal, Version};
+
+/// `git.refs` where it is not set.
+const USUAL_REFS: [&str; 2] = ["refs/heads/*", "refs/tags/*"];
 
 /// The routes below `/git/`.
 pub fn routes() -> Router<Arc<App>> {
@@ -88,28 +92,42 @@ fn parse_path(request: &Request) -> Result<(RepoName, Service), Error> {
 async fn refs(app: &Arc<App>, name: &RepoName, headers: &HeaderMap) -> Result<Response, Error> {
     let version = version_of(headers);
     let found = exchange::look_up(app, name, version).await?;
-    if let Found::Cold(cold) = &found
-        && cold.upstream.http().is_some()
-    {
-        let tail = "info/refs?service=git-upload-pack";
-        return pass_through(app, cold, Method::GET, tail, Bytes::new(), headers).await;
+    if let Some(cold) = to_pass_through(app, &found) {
+        let request = Relayed {
+            method: Method::GET,
+            tail: "info/refs?service=git-upload-pack",
+            body: Bytes::new(),
+        };
+        if let Some(answer) = pass_through(app, cold, request, headers).await? {
+            return Ok(answer);
+        }
     }
     let list = exchange::advertise(app, &found, version).await?;
     Ok(advertisement(version, list))
 }
 
-/// Hands a request for a repository without a mirror to its upstream. Once that has answered, a mirror is worth
-/// making.
+/// What requests are passed through for: a repository without a mirror, whose upstream speaks HTTP.
+///
+/// SECURITY: an upstream answers to our credentials. It lists all its references and gives any object that it lets us
+/// have, so where the operator says which of them clients get, they wait for the mirror.
+fn to_pass_through<'f>(app: &App, found: &'f Found) -> Option<&'f Cold> {
+    let Found::Cold(cold) = found else {
+        return None;
+    };
+    let git = &app.config().git;
+    let gives_all = git.allow_wants == AllowWants::Reachable && git.refs == USUAL_REFS;
+    (gives_all && cold.upstream.http().is_some()).then_some(cold)
+}
+
+/// Hands a request for a repository without a mirror to its upstream; `None` where only the mirror can answer it. Once
+/// the upstream has answered, a mirror is worth making.
 async fn pass_through(
     app: &Arc<App>,
     cold: &Cold,
-    method: Method,
-    tail: &'static str,
-    body: Bytes,
+    request: Relayed,
     headers: &HeaderMap,
-) -> Result<Response, Error> {
+) -> Result<Option<Response>, Error> {
     let upstream = cold.upstream.http().ok_or(Error::NotFound)?;
-    let request = Relayed { method, tail, body };
     let answer = relay(
         upstream,
         &cold.entry.name,
@@ -159,17 +177,23 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     }
     let encoding = Encoding::of(&headers)?;
     let limit = app.config().limits.request_body;
-    let body = body::read(body, limit).await?;
+    let mut body = body::read(body, limit).await?;
 
     let version = version_of(&headers);
     let found = app.pool.present(&name).await.map_err(refused)?;
-    if let Found::Cold(cold) = &found
-        && cold.upstream.http().is_some()
-    {
-        // Kept while the body goes up.
-        let (bytes, _place) = body.into_parts();
-        let tail = "git-upload-pack";
-        return pass_through(app, cold, Method::POST, tail, bytes, &headers).await;
+    if let Some(cold) = to_pass_through(app, &found) {
+        // The place is kept while the body goes up.
+        let (bytes, place) = body.into_parts();
+        let request = Relayed {
+            method: Method::POST,
+            tail: "git-upload-pack",
+            body: bytes.clone(),
+        };
+        if let Some(answer) = pass_through(app, cold, request, &headers).await? {
+            return Ok(answer);
+        }
+        drop(place);
+        body = body::read(bytes.into(), limit).await?;
     }
     let command = work(&app.pool, move || {
         let body = body.decoded(encoding, limit)?;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use crate::app::App;
 use crate::config::AllowWants;
 use crate::error::Error;
 use crate::git::name::RepoName;
-use crate::git::pool::{Cold, Entry, Found, Pool, PoolError};
+use crate::git::pool::{Cold, Entry, Flight, Found, Pool, PoolError};
 use crate::git::refs::Refs;
 use crate::git::serve::{self, Busy, Chunks};
 use crate::git::snapshot::Snapshot;
@@ -166,21 +167,19 @@ async fn answer_fetch(
     send(app, &entry, &snapshot, head, pack)
 }
 
-/// Answers from a mirror that is not there yet: with progress where the response's beginning is known, else when the
-/// first clone is done.
+/// Answers from a mirror that is not there yet: with progress where that takes long and the response's beginning is
+/// known, else when the first clone is done.
 async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, Error> {
     let flight = app.pool.first_clone(&cold).map_err(refused)?;
     let entry = cold.entry;
-    let beginning = match &fetch {
-        Fetch::V2(request) => v2::certain_head(request).map(|head| (head, request.band)),
-        Fetch::V0(request) => v0::certain_head(request).map(|head| (head, request.fetch.band)),
+    let beginning = match timeout(SILENCE, flight.wait()).await {
+        Ok(_) => None,
+        Err(_) => early_head(app, &flight, fetch.clone()).await?,
     };
-    let Some((head, band)) = beginning else {
+    let Some(beginning) = beginning else {
         let snapshot = flight.wait().await.map_err(|error| refused(error.into()))?;
         return answer_fetch(app, entry, snapshot, fetch).await;
     };
-    // Refused or on its way: whichever, the client hears of it at once.
-    flight.refs().await.map_err(|error| refused(error.into()))?;
     let (name, metrics, policy, pool) = (
         entry.name.clone(),
         Arc::clone(&app.metrics),
@@ -198,8 +197,30 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
         })
     });
     Ok(Reply::Streamed(serve::send_after_first_clone(
-        head, band, flight, name, metrics, rest,
+        beginning, flight, name, metrics, rest,
     )))
+}
+
+/// What the answer begins with, where that is known before the first clone has ended.
+async fn early_head(
+    app: &Arc<App>,
+    flight: &Flight,
+    fetch: Fetch,
+) -> Result<Option<serve::Beginning>, Error> {
+    // The mirror will have just these.
+    let refs = flight.refs().await.map_err(|error| refused(error.into()))?;
+    work(&app.pool, move || {
+        let (head, request) = match &fetch {
+            Fetch::V2(request) => (v2::certain_head(request, &refs)?, &**request),
+            Fetch::V0(request) => (v0::certain_head(request)?, &request.fetch),
+        };
+        Some(serve::Beginning {
+            head,
+            band: request.band,
+            progress: !request.no_progress,
+        })
+    })
+    .await
 }
 
 /// The mirror once its first clone is done.
@@ -286,6 +307,10 @@ pub fn refused(error: PoolError) -> Error {
         },
     }
 }
+
+/// A client that waits for a first clone hears nothing for so long, as from git's own server between two keepalives. A
+/// clone that fails by then is told of by a status: once an answer has begun there is only the side band.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Packs take seconds; a client that comes back sooner would find the queue as it was.
 const RETRY_AFTER: Duration = Duration::from_secs(5);

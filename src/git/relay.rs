@@ -26,7 +26,8 @@ pub struct Relayed {
     pub body: Bytes,
 }
 
-/// Asks the upstream and streams its answer.
+/// Asks the upstream and streams its answer; `None` where it sent the request on to another address. Git would ask there
+/// from then on, but the client does not know of it, and a POST that is sent on may come there as a GET without a body.
 ///
 /// SECURITY: of the client's headers only those that Git's protocol needs go up: not its credentials, which are
 /// meant for us. Of the upstream's only the content type comes down.
@@ -39,15 +40,25 @@ pub async fn relay(
     request: Relayed,
     headers: &HeaderMap,
     metrics: Arc<Metrics>,
-) -> Result<Response, PoolError> {
+) -> Result<Option<Response>, PoolError> {
     let mut outgoing = upstream.request(request.method, name.path(), request.tail);
     for header in [GIT_PROTOCOL, CONTENT_TYPE, CONTENT_ENCODING] {
         if let Some(value) = headers.get(&header) {
             outgoing = outgoing.header(header, value);
         }
     }
+    let failed = |error: reqwest::Error| {
+        PoolError::Upstream(format!(
+            "{}: {}",
+            upstream.name(),
+            HttpUpstream::describe(&error)
+        ))
+    };
     let idle = upstream.idle();
-    let answered = timeout(idle, outgoing.body(request.body).send()).await;
+    let (client, outgoing) = outgoing.body(request.body).build_split();
+    let outgoing = outgoing.map_err(failed)?;
+    let asked = outgoing.url().clone();
+    let answered = timeout(idle, client.execute(outgoing)).await;
     let silent = || {
         format!(
             "{}: it sent nothing for {}",
@@ -57,13 +68,10 @@ pub async fn relay(
     };
     let incoming = answered
         .map_err(|_| PoolError::Upstream(silent()))?
-        .map_err(|error| {
-            PoolError::Upstream(format!(
-                "{}: {}",
-                upstream.name(),
-                HttpUpstream::describe(&error)
-            ))
-        })?;
+        .map_err(failed)?;
+    if *incoming.url() != asked {
+        return Ok(None);
+    }
     if !incoming.status().is_success() {
         return Err(upstream.refusal(incoming.status()).into());
     }
@@ -98,7 +106,7 @@ pub async fn relay(
     response
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
+    Ok(Some(response))
 }
 
 /// Counts what went through, also when the client leaves early.

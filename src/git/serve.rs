@@ -77,9 +77,9 @@ pub fn prepare(
     } else {
         Some(place()?)
     };
-    let (reader, kind, own) = match pool.answers().get_or_new(&entry.name, key, false) {
-        Found::Kept(reader) if whole => (reader, AnswerKind::Whole, false),
-        Found::Kept(reader) => (reader, AnswerKind::Cached, false),
+    let (reader, kind) = match pool.answers().get_or_new(&entry.name, key, false) {
+        Found::Kept(reader) if whole => (reader, AnswerKind::Whole),
+        Found::Kept(reader) => (reader, AnswerKind::Cached),
         Found::New(reader, writer) => {
             // The answer may have been evicted since we looked.
             let place = match early {
@@ -90,19 +90,16 @@ pub fn prepare(
                 pool.answers().supersede_whole(&entry.name, key);
             }
             pool.spawn(make(source.clone(), writer, place));
-            (
-                reader,
-                if whole {
-                    AnswerKind::Whole
-                } else {
-                    AnswerKind::Made
-                },
-                true,
-            )
+            let kind = if whole {
+                AnswerKind::Whole
+            } else {
+                AnswerKind::Made
+            };
+            (reader, kind)
         }
     };
     Ok(Prepared {
-        stream: PackStream::new(source, reader, own),
+        stream: PackStream::new(source, reader),
         kind,
         band,
         progress,
@@ -221,25 +218,38 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
 pub type Respond =
     Box<dyn FnOnce(Arc<Snapshot>) -> BoxFuture<'static, Result<Prepared, String>> + Send>;
 
-/// Sends `head`, with which the response begins in any case, then progress while the first clone is under way, and
-/// then the pack.
+/// With what a response begins in any case, and how its pack is wrapped.
+pub struct Beginning {
+    pub head: Vec<u8>,
+    pub band: Band,
+    /// Whether the client wants to hear how far it is.
+    pub progress: bool,
+}
+
+/// Sends the beginning, then progress while the first clone is under way, and then the pack.
 pub fn send_after_first_clone(
-    head: Vec<u8>,
-    band: Band,
+    beginning: Beginning,
     flight: Arc<Flight>,
     name: RepoName,
     metrics: Arc<Metrics>,
     respond: Respond,
 ) -> Chunks {
     let (sender, chunks) = mpsc::channel(READ_AHEAD);
+    let Beginning {
+        head,
+        band,
+        progress,
+    } = beginning;
+    let pause = if progress { PROGRESS } else { KEEPALIVE };
     tokio::spawn(async move {
         let mut next = Bytes::from(head);
         let landed = loop {
             if sender.send(Ok(next)).await.is_err() {
                 return;
             }
-            match timeout(PROGRESS, flight.wait()).await {
+            match timeout(pause, flight.wait()).await {
                 Ok(landed) => break landed.map_err(|error| error.to_string()),
+                Err(_) if !progress => next = sideband::keepalive(band).into(),
                 Err(_) => {
                     let text = format!(
                         "warmdock: first clone of this repository: {}\r",

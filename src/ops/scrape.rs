@@ -135,8 +135,11 @@ fn of_service(metrics: &Metrics, measured: &Measured<'_>) -> Registry {
     registry.register_with_unit("storage", "Disk that is used", Unit::Bytes, storage);
     let limit = ConstGauge::new(saturating(measured.storage_limit));
     registry.register_with_unit("storage_limit", "Disk that may be used", Unit::Bytes, limit);
-    let repos = ConstGauge::new(saturating(measured.repos.len() as u64));
-    registry.register("git_mirrors", "Repositories that are mirrored", repos);
+    // Others were asked for, and have no mirror or lost it.
+    let mirrors = measured.repos.iter();
+    let mirrors = mirrors.filter(|repo| repo.last_fetch.is_some()).count();
+    let mirrors = ConstGauge::new(saturating(mirrors as u64));
+    registry.register("git_mirrors", "Repositories that are mirrored", mirrors);
     (measured.crates)(&mut registry);
     let failing = ConstGauge::new(saturating(measured.failing_registries));
     let help = "Registries of crates that fail, and are left alone for a while";
@@ -352,6 +355,18 @@ mod tests {
                 "warmdock_git_queue_length{queue=\"first_clone\"} 0",
             ],
         );
+    }
+
+    #[test]
+    fn what_has_no_mirror_neither_counts_nor_ages() {
+        let evicted = RepoStatus {
+            last_fetch: None,
+            ..status("h/evicted", 9, false)
+        };
+        let repos = [status("h/a", 1, false), evicted];
+        let text = text(&Metrics::new(), &repos, &|_| true);
+        has(&text, &["warmdock_git_mirrors 1"]);
+        assert!(!text.contains("evicted"), "{text}");
     }
 
     #[test]

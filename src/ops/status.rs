@@ -167,7 +167,7 @@ fn write_repo(page: &mut String, status: &RepoStatus, snapshot: &Snapshot) -> fm
     };
     let fresh = match age(status, snapshot.now) {
         Some(age) => format!("{} ago", Span(age)),
-        None => "never fetched".to_owned(),
+        None => "no mirror".to_owned(),
     };
     let stale = if status.stale {
         " <span class=\"bad\">stale</span>"

@@ -204,7 +204,7 @@ fn serves_locked_down_and_stops_at_once() {
             "no {place}"
         );
     }
-    assert_eq!(container["Config"]["StopTimeout"], 65);
+    assert_eq!(container["Config"]["StopTimeout"], 75);
     assert_eq!(
         host["RestartPolicy"],
         json!({ "Name": "on-failure", "MaximumRetryCount": 5 })

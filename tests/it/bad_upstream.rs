@@ -45,6 +45,11 @@ fn recovers(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
     wait_for("clones to succeed", || {
         clone(warmdock, 2).status.success().then_some(())
     });
+    // Until there is one they are passed through, and only a client that comes makes the service try again.
+    wait_for("a mirror", || {
+        advertisement(warmdock);
+        warmdock.mirror(SAMPLE).exists().then_some(())
+    });
     warmdock.wait_mirrored(SAMPLE, repo);
     warmdock.fsck_mirror(SAMPLE);
     let client = Client::new(2);
@@ -142,6 +147,37 @@ fn sends_a_damaged_pack() {
 #[test]
 fn gives_no_packs() {
     fails_and_recovers(Fault::NoPacks);
+}
+
+/// Clients lose nothing by a mirror that cannot be made, and do not make the service try again each time.
+#[test]
+fn what_cannot_be_mirrored_is_passed_through() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = builder(&upstream.url())
+        .set("/limits/first_clone_timeout", "1s")
+        .start();
+    upstream.fail(Fault::HoldPackAfter(0));
+    assert_eq!(advertisement(&warmdock).status, 200);
+    warmdock.wait_log("why there is no mirror", |event| {
+        event["message"] == "fetch failed" && event.to_string().contains("first_clone_timeout")
+    });
+    upstream.release();
+    let asked_for_mirror = || {
+        let asked = upstream.asked().into_iter();
+        asked
+            .filter(|asked| asked.agent.contains("warmdock"))
+            .count()
+    };
+    let before = asked_for_mirror();
+    for protocol in [0, 1, 2] {
+        let client = Client::new(protocol);
+        client
+            .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+            .ok();
+        let tip = client.git_in("ours", &["rev-parse", "main"]).ok().text();
+        assert_eq!(tip, repo.id("main"));
+    }
+    assert_eq!(asked_for_mirror(), before);
 }
 
 /// Each fault on a repository that is mirrored: the mirror goes on as it was.

@@ -1,5 +1,6 @@
 //! Power failures and bad disks: the service comes back whole, and never serves what is wrong.
 
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use serde_json::json;
 
 use crate::support::compare::{Objects, assert_same};
 use crate::support::warmdock::{builder, files_below};
-use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for};
+use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, http, wait_for};
 
 fn warm_service(upstream: &Upstream) -> Warmdock {
     builder(&upstream.url())
@@ -108,8 +109,7 @@ fn killed_again_and_again() {
     all_is_well(&upstream, &repo, &warmdock);
 }
 
-/// Changes one byte in the middle of a file. Its size and, as far as one can, its looks stay the same.
-fn flip_a_byte(path: &Path) {
+fn open_to_damage(path: &Path) -> File {
     let mut permissions = path.metadata().unwrap().permissions();
     #[expect(
         clippy::permissions_set_readonly_false,
@@ -117,11 +117,13 @@ fn flip_a_byte(path: &Path) {
     )]
     permissions.set_readonly(false);
     std::fs::set_permissions(path, permissions).unwrap();
-    let mut file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .unwrap();
+    let mut options = File::options();
+    options.read(true).write(true).open(path).unwrap()
+}
+
+/// Changes one byte in the middle of a file. Its size and, as far as one can, its looks stay the same.
+fn flip_a_byte(path: &Path) {
+    let mut file = open_to_damage(path);
     let middle = file.metadata().unwrap().len() / 2;
     let mut byte = [0];
     file.seek(SeekFrom::Start(middle)).unwrap();
@@ -155,6 +157,19 @@ fn a_pack_that_is_damaged_while_running_is_fetched_again() {
     let warmdock = warm_service(&upstream);
     warmdock.wait_mirrored(SAMPLE, &repo);
     damage_packs(&warmdock);
+    clones_become_whole(&upstream, &repo, &warmdock);
+}
+
+#[test]
+fn a_pack_that_is_cut_short_while_running_is_fetched_again() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warm_service(&upstream);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    for pack in warmdock.packs(SAMPLE) {
+        let file = open_to_damage(&pack);
+        // One byte: the file is mapped as well, and without a whole page of it the process could end.
+        file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    }
     clones_become_whole(&upstream, &repo, &warmdock);
 }
 
@@ -196,6 +211,11 @@ fn clones_become_whole(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
         event["level"] == "ERROR" && event.to_string().contains(SAMPLE)
     });
     wait_for("a whole mirror", || {
+        // Where there is none, only a client that comes makes the service try again.
+        http::get(
+            warmdock.address(),
+            &format!("/git/{HOST}/{SAMPLE}.git/info/refs?service=git-upload-pack"),
+        );
         let fsck = crate::support::client::git_at(
             &warmdock.mirror(SAMPLE),
             &["fsck", "--strict", "--full"],

@@ -122,6 +122,37 @@ fn what_never_fits_is_passed_through_and_not_tried_each_time() {
     assert_eq!(upstream.packs_for_mirror(), 1);
 }
 
+/// Who joined an answer that turns out not to fit may have some of its bytes already.
+#[test]
+fn clones_that_share_an_answer_which_does_not_fit_are_all_served() {
+    let upstream = Upstream::start();
+    let large = Repo::large(&upstream.path("team/large"), 8 << 20);
+    let tip = large.id("main");
+    // Room for the mirror and not half an answer. From a folder nothing is passed through: the clones wait for the
+    // mirror together, and then ask for the same at the same moment.
+    let warmdock = builder(&upstream.file_url())
+        .set("/storage/max_size", "12MiB")
+        .start();
+    for _ in 0..2 {
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let client = Client::new(2);
+                    let url = warmdock.url("team/large");
+                    client.clone(&url, "ours", &["--bare"]).ok();
+                    let ours = client.git_in("ours", &["rev-parse", "main"]);
+                    assert_eq!(ours.ok().text(), tip);
+                });
+            }
+        });
+    }
+    warmdock.wait_log("that an answer was not kept", |event| {
+        event["message"] == "an answer is sent without being kept"
+    });
+    let log = warmdock.log();
+    assert!(!log.contains("an answer broke off"), "{log}");
+}
+
 /// The limit at the byte, without any file that could go.
 #[test]
 fn the_limit_holds_and_reads_go_on() {

@@ -1,7 +1,14 @@
 //! Clients that come before the mirror is there: they get what a clone straight from the upstream gets.
 
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+
+use serde_json::json;
+
 use crate::support::compare::{Objects, assert_same};
-use crate::support::{Client, Fault, Repo, SAMPLE, Upstream, warmdock};
+use crate::support::http::Request;
+use crate::support::{Client, Fault, Repo, SAMPLE, Upstream, cgi, warmdock};
 
 /// Clones with the first request that the service ever gets, and again when the mirror is there.
 fn cold_and_warm(protocol: u8, args: &[&str], objects: Objects) {
@@ -148,6 +155,92 @@ fn a_repository_that_does_not_exist() {
         }
         assert!(!warmdock.mirror("team/absent").exists());
     }
+}
+
+/// The upstream would give any object. Where clients may want less, they are not passed through to it.
+#[test]
+fn what_is_not_advertised_is_not_to_be_had_before_there_is_a_mirror() {
+    for protocol in [0, 2] {
+        let (upstream, repo) = Upstream::with_sample();
+        let config = warmdock::builder(&upstream.url());
+        let warmdock = config.set("/git/allow_wants", "advertised").start();
+        let client = Client::new(protocol);
+        client.git(&["init", "--quiet", "--bare", "ours"]).ok();
+        let fetch =
+            |id: &str| client.git_in("ours", &["fetch", "--quiet", &warmdock.url(SAMPLE), id]);
+        let old = repo.id("main~5");
+        let output = fetch(&old).failed();
+        assert!(output.stderr.contains(&old), "{}", output.describe());
+        fetch(&repo.id("main")).ok();
+        assert_eq!(upstream.packs(), upstream.packs_for_mirror());
+    }
+}
+
+/// The upstream would list every namespace.
+#[test]
+fn references_that_are_not_mirrored_are_not_listed_before_there_is_a_mirror() {
+    for protocol in [0, 2] {
+        let (upstream, _repo) = Upstream::with_sample();
+        let config = warmdock::builder(&upstream.url());
+        let warmdock = config.set("/git/refs", json!(["refs/heads/*"])).start();
+        let client = Client::new(protocol);
+        let listed = client.git(&["ls-remote", &warmdock.url(SAMPLE)]).ok();
+        let listed = listed.text();
+        assert!(
+            listed.contains("refs/heads/main") && !listed.contains("refs/tags"),
+            "{listed}"
+        );
+    }
+}
+
+/// Git asks where its first request was sent on to from then on. A POST that is sent on comes there without its body.
+#[test]
+fn a_repository_that_was_renamed() {
+    for protocol in [0, 2] {
+        let (upstream, _repo) = Upstream::with_sample();
+        let warmdock = warmdock::builder(&renaming_host(&upstream)).start();
+        let client = Client::new(protocol);
+        let url = warmdock.url("old/sample");
+        client.clone(&url, "ours", &["--bare"]).ok();
+        client
+            .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+            .ok();
+        assert_same(&client, "ours", "direct", Objects::Reachable);
+    }
+}
+
+/// A host with the repositories of `upstream` that sends on to `/team/` whoever asks for what is below `/old/`.
+fn renaming_host(upstream: &Upstream) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let root = upstream.root().to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let root = root.clone();
+            std::thread::spawn(move || send_on_or_answer(&root, &stream));
+        }
+    });
+    url
+}
+
+fn send_on_or_answer(root: &Path, mut stream: &TcpStream) -> Option<()> {
+    let request = Request::read(&mut BufReader::new(stream))?;
+    let (mut head, mut body) = (String::from("HTTP/1.1 "), Vec::new());
+    if let Some(name) = request.path.strip_prefix("/old/") {
+        head += &format!("301 Moved\r\nLocation: /team/{name}?{}\r\n", request.query);
+    } else {
+        let mut answer = cgi::http_backend(root, &request, request.header("git-protocol"));
+        head += &format!("{} Whatever\r\n", answer.status);
+        for (name, value) in &answer.headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        answer.body.read_to_end(&mut body).ok()?;
+    }
+    head += &format!(
+        "Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), &body].concat()).ok()
 }
 
 /// A first clone takes long: whoever waits for it is not cut off, and sees that something happens.

@@ -24,8 +24,7 @@ fn mirrored(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warm
     let (upstream, repo) = Upstream::with_sample();
     let warm = json!([format!("{HOST}/{SAMPLE}")]);
     let warmdock = configure(builder(&upstream.url()).set("/git/warm", warm)).start();
-    warmdock.wait_mirrored(SAMPLE, &repo);
-    // Who asks before that shares this fetch, and hears what the upstream said at its beginning.
+    // Who asks before that may be passed through.
     warmdock.wait_log("the first fetch to end", |line| {
         line["message"] == "fetched"
     });
@@ -115,6 +114,30 @@ fn many_refreshes_at_once_are_few_fetches() {
         1,
         "the objects are new only once"
     );
+}
+
+/// Whoever comes while a fetch is under way hears what the upstream says now, and not what it said when that began.
+#[test]
+fn a_fetch_that_asked_too_early_is_followed_by_another() {
+    let (upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/git/when_upstream_fails", "fail"));
+    upstream.fail(Fault::HoldPackAfter(0));
+    repo.commit("main", &[("early.txt", b"early\n")]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| advertisement(&warmdock, SAMPLE));
+        upstream.wait_held();
+        let late = repo.commit("main", &[("late.txt", b"late\n")]);
+        let listed = scope.spawn(|| advertisement(&warmdock, SAMPLE));
+        let (service, id) = (&warmdock, late.clone());
+        let wanted = scope.spawn(move || want(service, &id));
+        // Long enough for both to wait for the fetch that is held. Coming later does no harm to the test.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        upstream.release();
+        assert!(listed.join().unwrap().text().contains(&late));
+        let response = wanted.join().unwrap();
+        assert_eq!(pkt::errors_of(&response.body), "");
+        assert!(pkt::pack_of(&response.body).starts_with(b"PACK"));
+    });
 }
 
 #[test]
@@ -441,6 +464,14 @@ fn restart_keeps_the_mirrors() {
     upstream.fail(Fault::CutOff);
     warmdock.start_again();
     clone_at(&warmdock, &tip);
+    // Its age is known, although the upstream has not answered since.
+    let text = warmdock.metrics();
+    assert!(text.contains(&staleness_of(SAMPLE)), "{text}");
+}
+
+/// How the line of a repository begins in the metrics.
+fn staleness_of(name: &str) -> String {
+    format!("warmdock_git_mirror_staleness_seconds{{repo=\"{HOST}/{name}\"}}")
 }
 
 #[test]
@@ -574,6 +605,9 @@ fn the_data_limit_holds_and_the_least_recently_used_goes_first() {
         !warmdock.mirror(&names[1]).is_dir(),
         "the one that was not used for longest is gone"
     );
+    let text = warmdock.metrics();
+    assert!(text.contains(&staleness_of(&names[9])), "{text}");
+    assert!(!text.contains(&staleness_of(&names[1])), "{text}");
     // It comes back when somebody asks.
     client
         .clone(&warmdock.url(&names[1]), "again", &["--bare"])

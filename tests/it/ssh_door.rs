@@ -13,7 +13,7 @@ use crate::support::compare::{self, Objects};
 use crate::support::process::Output;
 use crate::support::ssh_door::{Agent, SshDoor};
 use crate::support::warmdock::{Builder, Warmdock, builder};
-use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, wait_for};
+use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, wait_for};
 
 /// A service with two repositories, a key for both, and a key for `other/*` only.
 struct Setup {
@@ -378,6 +378,38 @@ fn a_first_clone_of_an_http_upstream() {
             .clone(&warmdock.ssh_url("team/absent"), "absent", &[])
             .failed();
     }
+}
+
+/// Git wants references by their names. It hears how far the first clone is while there is nothing of the pack yet.
+#[test]
+fn a_slow_first_clone_tells_how_far_it_is() {
+    let (upstream, _repo) = Upstream::with_sample();
+    let door = SshDoor::new();
+    let warmdock = door.open(builder(&upstream.url()));
+    let mut client = Client::new(2);
+    client.set("GIT_SSH_COMMAND", &door.ssh("user"));
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let url = warmdock.ssh_url(SAMPLE);
+    let mut clone = client
+        .command(&["clone", "--progress", "--bare", &url, "ours"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut errors = clone.stderr.take().unwrap();
+    let (mut said, mut buffer) = (Vec::new(), [0; 1024]);
+    while !String::from_utf8_lossy(&said).contains("first clone of this repository") {
+        let read = errors.read(&mut buffer).unwrap();
+        assert!(read > 0, "ended: {}", String::from_utf8_lossy(&said));
+        said.extend_from_slice(&buffer[..read]);
+    }
+    upstream.release();
+    errors.read_to_end(&mut said).unwrap();
+    let status = clone.wait().unwrap();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&said));
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+        .ok();
+    compare::assert_same(&client, "ours", "direct", Objects::Reachable);
 }
 
 /// Haves in many batches, of which the service has none, some, and then enough: state that lives between batches.

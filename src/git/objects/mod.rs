@@ -14,11 +14,13 @@ use gix_hash::ObjectId;
 
 use crate::storage::StorageFull;
 
-/// Why objects could not be read. Every variant but [`ObjectError::Cancelled`] says that the mirror is not whole.
+/// Why objects could not be read or written. [`ObjectError::Missing`], [`ObjectError::Damaged`] and
+/// [`ObjectError::Kind`] say that the mirror is not whole.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
     #[error("object {0} is not in the mirror")]
     Missing(ObjectId),
+    /// Also what the disk does not give of a pack that is open.
     #[error("pack {pack} is damaged: {what}")]
     Damaged { pack: String, what: String },
     #[error("object {id} is a {found}, expected a {expected}")]
@@ -29,7 +31,8 @@ pub enum ObjectError {
     },
     #[error("tree {0} is nested too deeply")]
     TooDeep(ObjectId),
-    #[error("cannot read the packs: {0}")]
+    /// What a new pack is written to, or a lack of the machine's, such as of file handles: packs may be fine.
+    #[error("cannot open or write packs: {0}")]
     Io(#[from] std::io::Error),
     #[error("nobody waits for this pack any more")]
     Cancelled,

@@ -228,6 +228,9 @@ impl<'p> Window<'p> {
     }
 
     /// The bytes of the pack in `range`.
+    ///
+    /// # Errors
+    /// [`ObjectError::Damaged`], also where the disk does not give them: the file is open, so nothing else is amiss.
     pub fn bytes(&mut self, range: Range<u64>) -> Result<&[u8], ObjectError> {
         let end = self.start + self.bytes.len() as u64;
         if range.start < self.start || range.end > end {
@@ -238,7 +241,11 @@ impl<'p> Window<'p> {
             let length = (range.end - range.start).max((self.size as u64).min(all - range.start));
             self.bytes.resize(length as usize, 0);
             self.start = range.start;
-            self.pack.file.read_exact_at(&mut self.bytes, range.start)?;
+            let read = self.pack.file.read_exact_at(&mut self.bytes, range.start);
+            read.map_err(|error| {
+                self.pack
+                    .damaged(&format!("byte {} cannot be read: {error}", range.start))
+            })?;
         }
         let start = (range.start - self.start) as usize;
         Ok(&self.bytes[start..start + (range.end - range.start) as usize])

@@ -24,6 +24,7 @@ impl Pool {
         error: &ObjectError,
     ) {
         match error {
+            // What cannot be read of an open pack is `Damaged`; `Io` tells of the output or the machine.
             ObjectError::Cancelled | ObjectError::Io(_) | ObjectError::TooDeep(_) => {}
             ObjectError::Missing(_) | ObjectError::Damaged { .. } | ObjectError::Kind { .. } => {
                 if !self

@@ -1,5 +1,6 @@
 //! One repository of the pool, as it is in memory.
 
+use std::fs::{self, File};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -30,8 +31,9 @@ pub(super) struct State {
     /// A whole mirror lies on disk.
     pub on_disk: bool,
     pub flight: Option<Arc<Flight>>,
-    /// When the upstream last told its references.
+    /// When the upstream was asked for the references of the snapshot.
     pub fresh: Option<Instant>,
+    /// When it last answered; also before this process began.
     pub last_fetch: Option<SystemTime>,
     pub failed: Option<Failure>,
     /// When consolidation was last tried.
@@ -54,8 +56,12 @@ pub(super) struct Failure {
 /// After a failure the upstream is left alone for this long, twice as long after the next, and so on.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// What does not fit, or was damaged twice, is not tried again soon: each try costs a whole clone.
+/// What does not fit, takes too long, has objects of another format or was damaged twice is not tried again soon: each
+/// try may cost a whole clone.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
+
+/// The file whose time is when the upstream last answered: written when references change, touched when they do not.
+const REFS: &str = "packed-refs";
 
 impl Failure {
     /// The failure that follows `before`.
@@ -69,14 +75,17 @@ impl Failure {
 
     /// Whether it is too early to try again.
     pub fn is_recent(&self) -> bool {
-        let pause = match &self.error {
-            UpstreamError::Storage(StorageFull::Limit { .. }) | UpstreamError::Hopeless(_) => {
-                HOPELESS_PAUSE
-            }
+        self.when.elapsed() < self.pause()
+    }
+
+    fn pause(&self) -> Duration {
+        match &self.error {
+            UpstreamError::Storage(StorageFull::Limit { .. })
+            | UpstreamError::Sha256
+            | UpstreamError::Hopeless(_) => HOPELESS_PAUSE,
             _ => (FIRST_PAUSE * 2u32.saturating_pow(self.times.saturating_sub(1).min(10)))
                 .min(LONGEST_PAUSE),
-        };
-        self.when.elapsed() < pause
+        }
     }
 }
 
@@ -88,6 +97,7 @@ impl Entry {
         (at_once, waiting): (usize, usize),
     ) -> Self {
         let on_disk = folder.exists();
+        let last_fetch = on_disk.then(|| last_fetch(&folder));
         let used = if on_disk {
             folder.last_used()
         } else {
@@ -100,7 +110,7 @@ impl Entry {
                 on_disk,
                 flight: None,
                 fresh: None,
-                last_fetch: None,
+                last_fetch,
                 failed: None,
                 maintained: None,
                 set_aside: None,
@@ -122,5 +132,51 @@ impl Entry {
     /// The mirror as it is now, when it is open.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.state().snapshot.clone()
+    }
+
+    /// The mirror, when its references were at most `max_age` old when the client `came`.
+    pub(super) fn fresh(&self, came: Instant, max_age: Duration) -> Option<Arc<Snapshot>> {
+        let state = self.state();
+        let age = came.saturating_duration_since(state.fresh?);
+        state.snapshot.clone().filter(|_| age <= max_age)
+    }
+
+    /// Remembers, over restarts, when the upstream last answered. It is no loss when this fails.
+    pub(super) fn note_fetch(&self, when: SystemTime) {
+        let noted = File::open(self.folder.path().join(REFS))
+            .and_then(|references| references.set_modified(when));
+        if let Err(error) = noted {
+            tracing::debug!(repo = %self.name, %error, "the time of the fetch was not noted");
+        }
+    }
+}
+
+/// When the upstream of a mirror on disk last answered, as far as that was noted.
+fn last_fetch(folder: &MirrorFolder) -> SystemTime {
+    fs::metadata(folder.path().join(REFS))
+        .and_then(|found| found.modified())
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_get_better_is_left_alone_for_longer() {
+        let pause = |error| Failure::after(None, error).pause();
+        for error in [
+            UpstreamError::Sha256,
+            UpstreamError::Hopeless("it is too large".to_owned()),
+        ] {
+            assert_eq!(pause(error), HOPELESS_PAUSE);
+        }
+        let cut_off = UpstreamError::Failed("it was cut off".to_owned());
+        assert_eq!(pause(cut_off.clone()), FIRST_PAUSE);
+        let mut failure = Failure::after(None, cut_off.clone());
+        for _ in 0..100 {
+            failure = Failure::after(Some(&failure), cut_off.clone());
+        }
+        assert_eq!(failure.pause(), LONGEST_PAUSE);
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use gix_hash::ObjectId;
 
@@ -20,6 +20,9 @@ use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{FetchJob, Fetched, MOST_HAVES, Upstream, UpstreamError};
 use crate::storage::{Part, Storage};
+
+/// How gix ends its complaint of what would take more memory than it may.
+const TOO_LARGE: &str = "too large to fit in memory";
 
 /// What a fetch needs to know besides the repository.
 pub(super) struct Surroundings<'a> {
@@ -42,6 +45,7 @@ pub(super) fn fetch(
     flight: &Flight,
     around: &Surroundings<'_>,
 ) -> Result<Arc<Snapshot>, UpstreamError> {
+    let asked = Instant::now();
     let mut reservation = around.storage.nothing(Part::Git);
     let nothing = PackSet::default();
     let local = before.as_ref().map_or(&nothing, |before| &before.packs);
@@ -56,11 +60,14 @@ pub(super) fn fetch(
             stop: around.stop,
             reservation: &mut reservation,
         },
-    )?;
+    );
+    let fetched = fetched.map_err(hopeless_if_too_large)?;
     let snapshot = match &before {
         Some(before) => update(&entry.folder, before, fetched, around),
         None => create(&entry.folder, fetched, around),
     }?;
+    let now = SystemTime::now();
+    entry.note_fetch(now);
     let mut state = entry.state();
     match (&before, &state.snapshot) {
         (Some(before), Some(now)) if Arc::ptr_eq(before, now) => {}
@@ -75,6 +82,9 @@ pub(super) fn fetch(
     state.reservation.absorb(reservation);
     state.snapshot = Some(Arc::clone(&snapshot));
     state.on_disk = true;
+    // The references are as old as the question.
+    state.fresh = Some(asked);
+    state.last_fetch = Some(now);
     Ok(snapshot)
 }
 
@@ -216,6 +226,14 @@ fn create(
     Snapshot::new(packs, refs, checked.shared_commits(), garbage)
         .map(Arc::new)
         .map_err(unusable)
+}
+
+/// The next try would bring the same object. Of gix's error only the text comes this far.
+fn hopeless_if_too_large(error: UpstreamError) -> UpstreamError {
+    match error {
+        UpstreamError::Failed(what) if what.contains(TOO_LARGE) => UpstreamError::Hopeless(what),
+        other => other,
+    }
 }
 
 fn unusable(error: ObjectError) -> UpstreamError {

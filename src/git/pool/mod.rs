@@ -49,6 +49,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A mirror whose upstream was asked this recently is not asked again at once for what it lacks.
 const JUST_NOW: Duration = Duration::from_secs(1);
 
+/// How long a stop waits for background work. Enough for a write to disk to end; whoever hashes or reads a large mirror
+/// takes longer and need not end well.
+const LONGEST_STOP: Duration = Duration::from_secs(10);
+
 /// Packs that are made for one client alone since there is no room to keep them. They hold a thread as long as the
 /// client reads.
 const UNKEPT_AT_ONCE: usize = 8;
@@ -172,12 +176,18 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Stops background work and waits for it.
+    /// Stops background work and waits for it, but not for long: what is cut off survives that as it would a crash.
     pub async fn shutdown(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.stopping.cancel();
         self.tasks.close();
-        self.tasks.wait().await;
+        let ended = tokio::time::timeout(LONGEST_STOP, self.tasks.wait()).await;
+        if ended.is_err() {
+            tracing::warn!(
+                tasks = self.tasks.len(),
+                "background work does not end, and is cut off"
+            );
+        }
     }
 
     /// Whether requests can be served.
@@ -222,7 +232,8 @@ impl Pool {
                         .as_ref()
                         .map_or(0, |snapshot| snapshot.packs.room().into()),
                     bytes: state.reservation.bytes(),
-                    last_fetch: state.last_fetch,
+                    // A mirror that was evicted has no age.
+                    last_fetch: state.last_fetch.filter(|_| state.on_disk),
                     stale: state.on_disk && failed.is_some(),
                     error: failed,
                     warm: config.git.warm.contains(&entry.name),
@@ -271,19 +282,19 @@ impl Pool {
     /// # Errors
     /// [`PoolError::NotFound`] also for what the operator does not allow.
     pub async fn fresh(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
+        let came = Instant::now();
         let (entry, upstream) = self.entry(name).await?;
         let Some(snapshot) = self.opened(&entry).await? else {
             return self.cold(entry, upstream);
         };
         let max_age = self.config.borrow().git.max_age;
-        if entry
-            .state()
-            .fresh
-            .is_some_and(|fresh| fresh.elapsed() < max_age)
-        {
-            return Ok(Found::Mirror(entry, snapshot));
-        }
-        let snapshot = self.refreshed(&entry, upstream, snapshot).await?;
+        let snapshot = match entry.fresh(came, max_age) {
+            Some(fresh) => fresh,
+            None => {
+                self.refreshed(&entry, upstream, snapshot, came, max_age)
+                    .await?
+            }
+        };
         Ok(Found::Mirror(entry, snapshot))
     }
 
@@ -308,12 +319,15 @@ impl Pool {
         entry: &Arc<Entry>,
         snapshot: Arc<Snapshot>,
     ) -> Result<Arc<Snapshot>, PoolError> {
+        let came = Instant::now();
         let age = entry.state().fresh.map(|fresh| fresh.elapsed());
         if let Some(early) = age.and_then(|age| JUST_NOW.checked_sub(age)) {
             tokio::time::sleep(early).await;
         }
         let (_, upstream) = self.entry(&entry.name).await?;
-        self.refreshed(entry, upstream, snapshot).await
+        // What the client expects may have been pushed a moment before it came.
+        self.refreshed(entry, upstream, snapshot, came, Duration::ZERO)
+            .await
     }
 
     /// Begins the first clone of a repository, or joins it.
@@ -345,11 +359,15 @@ impl Pool {
         ));
     }
 
+    /// The mirror with references that were at most `max_age` old when the client `came`; where it may be stale, also
+    /// with older ones.
     async fn refreshed(
         self: &Arc<Self>,
         entry: &Arc<Entry>,
         upstream: Arc<Upstream>,
         snapshot: Arc<Snapshot>,
+        came: Instant,
+        max_age: Duration,
     ) -> Result<Arc<Snapshot>, PoolError> {
         let may_be_stale =
             self.config.borrow().git.when_upstream_fails == WhenUpstreamFails::ServeStale;
@@ -358,11 +376,12 @@ impl Pool {
         let result = match recent {
             Some(failure) => Err(failure.error),
             None if may_be_stale => {
-                let landed = tokio::time::timeout(PATIENCE, self.fly(entry, upstream).wait()).await;
+                let fetched = self.fetched(entry, upstream, came, max_age);
+                let landed = tokio::time::timeout(PATIENCE, fetched).await;
                 let slow = || UpstreamError::Failed("the upstream takes long to answer".to_owned());
                 landed.unwrap_or_else(|_| Err(slow()))
             }
-            None => self.fly(entry, upstream).wait().await,
+            None => self.fetched(entry, upstream, came, max_age).await,
         };
         match result {
             Ok(snapshot) => Ok(snapshot),
@@ -376,18 +395,31 @@ impl Pool {
         }
     }
 
+    /// Waits for a fetch. One that was under way may have asked the upstream too early for a client that `came` later:
+    /// then another one follows, which cannot have.
+    async fn fetched(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+        came: Instant,
+        max_age: Duration,
+    ) -> Result<Arc<Snapshot>, UpstreamError> {
+        self.fly(entry, Arc::clone(&upstream)).wait().await?;
+        match entry.fresh(came, max_age) {
+            Some(fresh) => Ok(fresh),
+            None => self.fly(entry, upstream).wait().await,
+        }
+    }
+
     fn cold(&self, entry: Arc<Entry>, upstream: Arc<Upstream>) -> Result<Found, PoolError> {
         let recent = entry.state().failed.clone().filter(Failure::is_recent);
-        match recent {
-            // There is no room for a mirror, or none can be made: requests can still pass through.
-            Some(Failure {
-                error: UpstreamError::Storage(_) | UpstreamError::Hopeless(_),
-                ..
-            }) if upstream.http().is_some() => {}
-            Some(failure) => return Err(failure.error.into()),
-            None => {}
+        match recent.map(|failure| failure.error) {
+            // That is an answer, and the same for everybody.
+            Some(error @ (UpstreamError::NotFound | UpstreamError::Sha256)) => Err(error.into()),
+            Some(error) if upstream.http().is_none() => Err(error.into()),
+            // No mirror could be made: requests can still pass through.
+            Some(_) | None => Ok(Found::Cold(Cold { entry, upstream })),
         }
-        Ok(Found::Cold(Cold { entry, upstream }))
     }
 
     /// The entry of a repository that the operator allows.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::entry::{Entry, Failure};
 use super::fetch::{self, Surroundings};
@@ -221,7 +221,7 @@ impl Pool {
         stop.store(true, Ordering::Relaxed);
         let result = work.await.unwrap_or_else(|panic| Err(panicked(&panic)));
         match result {
-            Err(UpstreamError::Stopped) if too_long => Err(UpstreamError::Failed(
+            Err(UpstreamError::Stopped) if too_long => Err(UpstreamError::Hopeless(
                 "the first clone took longer than limits.first_clone_timeout".to_owned(),
             )),
             other => other,
@@ -244,9 +244,6 @@ impl Pool {
         let counted = match result {
             Ok(snapshot) => {
                 let changed = before.is_none_or(|before| !Arc::ptr_eq(before, &snapshot));
-                // The references are as old as the question.
-                state.fresh = Some(started);
-                state.last_fetch = Some(SystemTime::now());
                 state.failed = None;
                 let bytes = flight.progress.bytes.load(Ordering::Relaxed);
                 if changed {

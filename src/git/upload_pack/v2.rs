@@ -1,5 +1,6 @@
 //! Protocol version 2 (gitprotocol-v2): commands `ls-refs` and `fetch`.
 
+use gix_hash::ObjectId;
 use gix_object::bstr::{BString, ByteSlice};
 
 use super::advertise::{LsRefs, MAX_PREFIXES, Prefixes, WantPolicy};
@@ -8,6 +9,7 @@ use super::pktline::{self, DELIM, FLUSH, Packet, Packets};
 use super::plan;
 use super::request::{Band, FetchRequest, MAX_IDS, check_room, shown};
 use super::{PackResponse, Refusal, Response};
+use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
 
 /// A request of version 2.
@@ -168,18 +170,46 @@ fn refuse_doubles(want_refs: &[BString]) -> Result<(), Refusal> {
     }
 }
 
-/// What the answer to `request` begins with whatever the mirror holds; `None` where that is not known.
-pub fn certain_head(request: &FetchRequest) -> Option<Vec<u8>> {
-    let plain = request.haves.is_empty()
+/// What the answer to `request` begins with whatever objects the mirror holds, where its references are `refs`; `None`
+/// where that is not known. Takes processor time: references are many.
+pub fn certain_head(request: &FetchRequest, refs: &Refs) -> Option<Vec<u8>> {
+    let asks = !request.wants.is_empty() || !request.want_refs.is_empty();
+    // Who is done is told of no haves; where history ends, the objects say.
+    let plain = (request.haves.is_empty() || request.done)
         && request.shallow.is_empty()
-        && !request.deepen.is_asked()
-        && request.want_refs.is_empty()
-        && !request.wants.is_empty();
-    plain.then(|| {
-        let mut out = Vec::new();
-        pktline::write_line(&mut out, "packfile");
-        out
-    })
+        && !request.deepen.is_asked();
+    if !asks || !plain {
+        return None;
+    }
+    let (_, mut out) = resolve(&request.want_refs, refs).ok()?;
+    pktline::write_line(&mut out, "packfile");
+    Some(out)
+}
+
+/// The objects that references come to which are wanted by name, and the section that tells of them.
+///
+/// # Errors
+/// [`Refusal::UnknownRef`] for the first that is not there.
+fn resolve(want_refs: &[BString], refs: &Refs) -> Result<(Vec<ObjectId>, Vec<u8>), Refusal> {
+    let (mut ids, mut section) = (Vec::with_capacity(want_refs.len()), Vec::new());
+    if want_refs.is_empty() {
+        return Ok((ids, section));
+    }
+    pktline::write_line(&mut section, "wanted-refs");
+    for name in want_refs {
+        let target = match name.as_bytes() {
+            b"HEAD" => refs.head_id(),
+            _ => refs.names.get(name).map(|target| target.id),
+        };
+        let unknown = || Refusal::UnknownRef(name.clone());
+        let id = target.ok_or_else(unknown)?;
+        ids.push(id);
+        // What fits into no line is not advertised either.
+        let line = [format!("{id} ").as_bytes(), name, b"\n"].concat();
+        pktline::write_data(&mut section, &line).map_err(|_| unknown())?;
+    }
+    section.extend_from_slice(DELIM);
+    Ok((ids, section))
 }
 
 /// Answers `fetch`.
@@ -192,19 +222,8 @@ pub fn fetch(
     policy: WantPolicy,
 ) -> Result<Response, Refusal> {
     let mut out = Vec::new();
-    let mut wanted_refs = Vec::new();
-    for name in &request.want_refs {
-        let target = match name.as_bytes() {
-            b"HEAD" => snapshot.refs.head_id(),
-            _ => snapshot.refs.names.get(name).map(|target| target.id),
-        };
-        let unknown = || Refusal::UnknownRef(name.clone());
-        let id = target.ok_or_else(unknown)?;
-        request.wants.push(id);
-        // What fits into no line is not advertised either.
-        let line = [format!("{id} ").as_bytes(), name, b"\n"].concat();
-        pktline::write_data(&mut wanted_refs, &line).map_err(|_| unknown())?;
-    }
+    let (ids, wanted_refs) = resolve(&request.want_refs, &snapshot.refs)?;
+    request.wants.extend(ids);
     if request.wants.is_empty() && !request.wait_for_done {
         return Ok(Response::without_pack(out));
     }
@@ -240,11 +259,7 @@ pub fn fetch(
         plan.write_boundary(&mut out);
         out.extend_from_slice(DELIM);
     }
-    if !wanted_refs.is_empty() {
-        pktline::write_line(&mut out, "wanted-refs");
-        out.extend_from_slice(&wanted_refs);
-        out.extend_from_slice(DELIM);
-    }
+    out.extend_from_slice(&wanted_refs);
     pktline::write_line(&mut out, "packfile");
     let pack = PackResponse {
         plan,
@@ -379,11 +394,15 @@ mod tests {
             (&[&want], true),
             (&[&want, "wait-for-done"], true),
             (&[&want, "deepen-relative", "filter tree:0", "done"], true),
-            (&[&want, &have, "done"], false),
+            (&[&want, &have, "done"], true),
             (&[&want, &have], false),
             (&[&want, &shallow, "done"], false),
             (&[&want, "deepen 1", "done"], false),
-            (&["want-ref refs/heads/main", "done"], false),
+            (&["want-ref refs/heads/main", "done"], true),
+            (&["want-ref refs/heads/main", "want-ref HEAD", &want], true),
+            (&["want-ref HEAD", &have, "done"], true),
+            (&["want-ref HEAD", &have], false),
+            (&["want-ref HEAD", "deepen 1", "done"], false),
             (&["done"], false),
         ];
         for (arguments, certain) in cases {
@@ -391,12 +410,18 @@ mod tests {
             let Command::Fetch(asked) = parse(&request(&lines)).unwrap() else {
                 panic!("{arguments:?}");
             };
-            let head = certain_head(&asked);
+            let head = certain_head(&asked, &snapshot.refs);
             assert_eq!(head.is_some(), *certain, "{arguments:?}");
             let answer = fetch(*asked, &snapshot, WantPolicy::Reachable).unwrap();
             if let Some(head) = head {
                 assert_eq!(head, answer.head, "{arguments:?}");
             }
         }
+        // It may be there once the upstream is asked again.
+        let unknown = FetchRequest {
+            want_refs: vec!["refs/heads/absent".into()],
+            ..FetchRequest::default()
+        };
+        assert_eq!(certain_head(&unknown, &snapshot.refs), None);
     }
 }

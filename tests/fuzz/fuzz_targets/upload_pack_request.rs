@@ -50,7 +50,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     match v2::parse(bytes) {
         Ok(v2::Command::Fetch(request)) => {
-            v2::certain_head(&request);
+            v2::certain_head(&request, &REFS);
             answered(v2::fetch(*request, &EMPTY, WantPolicy::Reachable).map(|answer| answer.head));
         }
         Ok(v2::Command::LsRefs(arguments)) => {

@@ -12,7 +12,7 @@ use crate::config::Listen;
 use crate::git::name::is_host;
 use crate::server::connection::Peer;
 
-/// Scheme and host, without a slash at the end. `None` where the request names no host that could be one.
+/// Scheme, host and whatever path is before ours, without a slash at the end. `None` where the request names no host that could be one.
 pub fn of_request(
     listen: &Listen,
     peer: Option<Peer>,
@@ -37,13 +37,38 @@ pub fn of_request(
     if !is_host(host) && !is_ipv6(host) {
         return None;
     }
+    // Some proxies put the port into the host, and some say it apart.
+    let port = forwarded("x-forwarded-port").and_then(|port| port.parse::<u16>().ok());
     let scheme = match forwarded("x-forwarded-proto") {
         Some("https") => "https",
         Some("http") => "http",
         _ if peer.is_some_and(|peer| peer.tls) => "https",
         _ => "http",
     };
-    Some(format!("{scheme}://{host}"))
+    let usual = if scheme == "https" { 443 } else { 80 };
+    let port = port.filter(|port| {
+        *port != usual && forwarded("x-forwarded-host").is_some() && !has_port(host)
+    });
+    let port = port.map_or_else(String::new, |port| format!(":{port}"));
+    // What the proxy took off the path before it came here.
+    let prefix = forwarded("x-forwarded-prefix").unwrap_or_default();
+    let prefix = prefix.trim_end_matches('/');
+    if !prefix.is_empty() && !is_path(prefix) {
+        return None;
+    }
+    Some(format!("{scheme}://{host}{port}{prefix}"))
+}
+
+fn has_port(host: &str) -> bool {
+    !host.ends_with(']') && host.contains(':')
+}
+
+/// Segments of what needs no quotes anywhere.
+fn is_path(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.split('/').skip(1).all(|segment| {
+        !segment.is_empty() && !matches!(segment, "." | "..") && segment.bytes().all(plain)
+    }) && text.starts_with('/')
 }
 
 fn is_ipv6(host: &str) -> bool {
@@ -139,6 +164,26 @@ mod tests {
             address(&listen, &pairs, "11.0.0.1", false).as_deref(),
             Some("http://inner:8080")
         );
+        let more = |name: &'static str, value: &str| {
+            let pairs = [&pairs[..], &[(name, value)]].concat();
+            address(&listen, &pairs, "10.1.2.3", false)
+        };
+        for (name, value, expected) in [
+            ("x-forwarded-port", "8443", Some("https://dock.corp:8443")),
+            ("x-forwarded-port", "443", Some("https://dock.corp")),
+            ("x-forwarded-port", "x", Some("https://dock.corp")),
+            (
+                "x-forwarded-prefix",
+                "/warm/dock/",
+                Some("https://dock.corp/warm/dock"),
+            ),
+            ("x-forwarded-prefix", "/", Some("https://dock.corp")),
+            ("x-forwarded-prefix", "/$(reboot)", None),
+            ("x-forwarded-prefix", "/..", None),
+            ("x-forwarded-prefix", "@evil", None),
+        ] {
+            assert_eq!(more(name, value).as_deref(), expected, "{name}: {value}");
+        }
         let evil = [("host", "inner"), ("x-forwarded-proto", "javascript")];
         assert_eq!(
             address(&listen, &evil, "10.1.2.3", false).as_deref(),

@@ -329,6 +329,17 @@ impl Reservation {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
+    /// A part of it, for something that goes at another time.
+    pub fn split(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self {
+            storage: Arc::clone(&self.storage),
+            part: self.part,
+            bytes,
+        }
+    }
+
     /// Gives back what is above `bytes`, or counts what is below.
     pub fn set(&mut self, bytes: u64) {
         if bytes > self.bytes {
@@ -391,7 +402,10 @@ mod tests {
         let mut taken = storage.nothing(Part::Git);
         taken.grow(100).unwrap();
         assert!(storage.nothing(Part::Answers).grow(1).is_err());
-        taken.set(99);
+        let part = taken.split(1);
+        assert_eq!((taken.bytes(), part.bytes()), (99, 1));
+        assert!(storage.nothing(Part::Answers).grow(1).is_err());
+        drop(part);
         storage.nothing(Part::Answers).grow(1).unwrap();
         drop(taken);
         assert_eq!(storage.used_in_all(), 0);

@@ -1,6 +1,7 @@
 //! The pool of mirrors: what is fetched, when, how often, and what clients see of it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -297,6 +298,27 @@ fn a_commit_from_before_a_force_push_is_still_there() {
     let response = want(&warmdock, &old);
     assert_eq!(response.status, 200);
     assert!(pkt::pack_of(&response.body).starts_with(b"PACK"));
+}
+
+/// What was forgotten for longer than `keep_unreachable` goes from the disk, whoever is reading meanwhile.
+#[test]
+fn what_nobody_reaches_any_more_goes_in_the_end() {
+    let (upstream, repo, warmdock) = mirrored(|builder| builder.set("/git/keep_unreachable", "1s"));
+    let (old, new) = repo.force_push("main");
+    assert!(advertisement(&warmdock, SAMPLE).text().contains(&new));
+    assert_eq!(want(&warmdock, &old).status, 200, "not at once");
+    std::thread::sleep(Duration::from_millis(1100));
+    // Fetches are what it is noticed at.
+    let newest = repo.commit("main", &[("newest.txt", b"newest\n")]);
+    assert!(advertisement(&warmdock, SAMPLE).text().contains(&newest));
+    warmdock.wait_log("consolidation", |event| {
+        event["message"] == "consolidated packs" && event.to_string().contains(SAMPLE)
+    });
+    let found = git_at(&warmdock.mirror(SAMPLE), &["cat-file", "-e", &old], b"");
+    assert!(!found.status.success());
+    assert!(pkt::errors_of(&want(&warmdock, &old).body).contains(&old));
+    warmdock.fsck_mirror(SAMPLE);
+    clone_is_whole(&upstream, &warmdock, SAMPLE);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use gix_pack::data::entry::Header;
 
 use super::ObjectError;
 use super::set::ObjectSet;
+use crate::storage::Reservation;
 
 /// An object is refused rather than decoded when it, or the sum of the deltas that make it, is larger: what a
 /// client can make us decode must have a bound, and no source file comes near it.
@@ -35,6 +36,8 @@ pub struct Pack {
     file: File,
     /// Index positions in the order of the offsets, with the offsets: what tells where an entry ends.
     by_offset: OnceLock<Vec<(u64, u32)>>,
+    /// Of a pack whose files are unlinked: whoever still reads it keeps them on the disk.
+    unlinked: OnceLock<Reservation>,
 }
 
 impl Pack {
@@ -74,7 +77,13 @@ impl Pack {
             data,
             file,
             by_offset: OnceLock::new(),
+            unlinked: OnceLock::new(),
         })
+    }
+
+    /// Says that its files are unlinked, and counts them until the last reader is done.
+    pub fn unlinked(&self, reservation: Reservation) {
+        let _ = self.unlinked.set(reservation);
     }
 
     /// The path of the pack file.

@@ -12,6 +12,7 @@ use super::maintenance::{self, Work};
 use super::{Pool, PoolError, data_dir};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
+use crate::git::objects::packs::Pack;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{Upstream, UpstreamError};
 use crate::ops::metrics::{FetchResult, Queue};
@@ -178,13 +179,14 @@ impl Pool {
                 Waiting::new(&self.waiting_clones),
             )
         });
+        // From here on nobody else changes the mirror. First of all: consolidation may take minutes, in which others can
+        // have the place.
+        let _busy = entry.busy.lock().await;
         let place = tokio::select! {
             place = Arc::clone(places).acquire_owned() => place.map_err(|_| UpstreamError::Stopped)?,
             () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
         };
         drop(queued);
-        // From here on nobody else changes the mirror.
-        let _busy = entry.busy.lock().await;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let keep_unreachable = self.config.borrow().git.keep_unreachable;
@@ -329,6 +331,16 @@ impl Pool {
             }
             state.snapshot = Some(Arc::clone(&snapshot));
             state.reservation.absorb(new);
+            let stays = |pack: &Arc<Pack>| {
+                snapshot
+                    .packs
+                    .packs()
+                    .iter()
+                    .any(|new| Arc::ptr_eq(new, pack))
+            };
+            for pack in old.packs.packs().iter().filter(|pack| !stays(pack)) {
+                pack.unlinked(state.reservation.split(pack.bytes()));
+            }
             state.reservation.set(same.folder.bytes());
             Ok::<_, maintenance::Trouble>(Some(snapshot))
         });

@@ -9,7 +9,7 @@ use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::Error;
 
@@ -37,36 +37,102 @@ impl Encoding {
     }
 }
 
-/// A body of more than this, packed or unpacked, needs one of a few places: memory is bounded whoever comes.
-const LARGE: usize = 1 << 20;
-static LARGE_BODIES: Semaphore = Semaphore::const_new(8);
-/// Large bodies come and are worked on in seconds; whoever is behind slow ones is told to come again.
+/// Bytes of bodies, packed and unpacked, that are held at once: memory is bounded whoever comes. Git's bodies have some
+/// KiB, or some MiB where a client wants all of many references.
+const ROOM: usize = 32 << 20;
+/// The bytes that a permit of [`FREE`] stands for.
+const UNIT: usize = 1 << 10;
+static FREE: Semaphore = Semaphore::const_new(ROOM / UNIT);
+/// Where there is no room, one body at a time goes on all the same and gives back what room it had: else bodies that
+/// have a part of the room each would wait for each other, and one larger than all of it for ever.
+static BEYOND: Semaphore = Semaphore::const_new(1);
+/// Bodies that wait for room. Each has a piece in its hands that is not counted, so these are not many either.
+static QUEUE: Semaphore = Semaphore::const_new(256);
+/// Bodies come and are worked on in seconds; whoever is behind slow ones is told to come again.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// SECURITY: for a whole body, so that nobody keeps room for hours with a few bytes now and then. The largest that the
+/// default of `limits.request_body` allows takes this long at 2 Mbit/s.
+const LONGEST_READ: Duration = Duration::from_secs(300);
+/// What is unpacked between two looks at the room.
+const PIECE: usize = 16 << 10;
 
-/// A place among the large bodies, kept as long as this lives; small ones need none.
-pub struct Place(Option<SemaphorePermit<'static>>);
+/// The room that a body has, or the place beyond it, kept as long as this lives.
+#[derive(Default)]
+pub struct Place {
+    room: Option<SemaphorePermit<'static>>,
+    /// Whoever has it needs no room.
+    beyond: Option<SemaphorePermit<'static>>,
+}
 
 impl Place {
-    /// For what is small yet.
+    /// For what has no bytes yet.
     pub fn none() -> Self {
-        Self(None)
+        Self::default()
     }
 
-    /// Waits for a place when what is being read has grown to `bytes` and so needs one.
+    /// Waits until there is room for `bytes` in all, in the order in which bodies come.
     ///
     /// # Errors
-    /// [`Error::Busy`] when none becomes free for [`LONGEST_WAIT`].
+    /// [`Error::Busy`] when there is none for [`LONGEST_WAIT`], or too many wait already.
     pub async fn make_room_for(&mut self, bytes: usize) -> Result<(), Error> {
-        if self.0.is_none() && bytes > LARGE {
-            let place = timeout(LONGEST_WAIT, LARGE_BODIES.acquire()).await;
-            let place = place.ok().and_then(Result::ok).ok_or(BUSY)?;
-            self.0 = Some(place);
+        if self.has_room_for(bytes) {
+            return Ok(());
         }
-        Ok(())
+        let _queued = QUEUE.try_acquire().map_err(|_| BUSY)?;
+        let missing = self.missing(bytes);
+        let found = timeout(LONGEST_WAIT, async {
+            tokio::select! {
+                biased;
+                // What never fits would only keep what is given back from others.
+                room = FREE.acquire_many(missing), if bytes <= ROOM => {
+                    room.map(|room| self.add(room))
+                }
+                beyond = BEYOND.acquire() => beyond.map(|beyond| self.go_beyond(beyond)),
+            }
+        });
+        found.await.ok().and_then(Result::ok).ok_or(BUSY)
+    }
+
+    /// Whether there is room for `bytes` in all without waiting, which is taken then.
+    fn has_room_for(&mut self, bytes: usize) -> bool {
+        let missing = self.missing(bytes);
+        if missing == 0 {
+            true
+        } else if let Ok(room) = FREE.try_acquire_many(missing) {
+            self.add(room);
+            true
+        } else if let Ok(beyond) = BEYOND.try_acquire() {
+            self.go_beyond(beyond);
+            true
+        } else {
+            false
+        }
+    }
+
+    /// The permits of [`FREE`] that are yet to be had.
+    fn missing(&self, bytes: usize) -> u32 {
+        if self.beyond.is_some() {
+            return 0;
+        }
+        let had = self.room.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let missing = bytes.div_ceil(UNIT).saturating_sub(had);
+        u32::try_from(missing).unwrap_or(u32::MAX)
+    }
+
+    fn add(&mut self, more: SemaphorePermit<'static>) {
+        match &mut self.room {
+            Some(room) => room.merge(more),
+            None => self.room = Some(more),
+        }
+    }
+
+    fn go_beyond(&mut self, beyond: SemaphorePermit<'static>) {
+        self.beyond = Some(beyond);
+        self.room = None;
     }
 }
 
-/// A body that was read, and its place among the large ones.
+/// A body that was read, and its room.
 ///
 /// SECURITY: what is made of the bytes takes memory as they do, so this lives until nobody works on them any more.
 pub struct Whole {
@@ -77,15 +143,20 @@ pub struct Whole {
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
-/// [`Error::PayloadTooLarge`], that the body broke off, or [`Error::Busy`] when too many large ones are under way.
+/// [`Error::PayloadTooLarge`], that the body broke off or came too slowly, or [`Error::Busy`] when there is no room.
 pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
     // What is announced need not be waited for.
     if http_body::Body::size_hint(&body).lower() > limit {
         return Err(Error::PayloadTooLarge { limit });
     }
+    let until = Instant::now() + LONGEST_READ;
     let mut bytes = BytesMut::new();
     let mut place = Place::none();
-    while let Some(frame) = body.frame().await {
+    loop {
+        let frame = timeout_at(until, body.frame()).await;
+        let Some(frame) = frame.map_err(|_| Error::RequestTimeout)? else {
+            break;
+        };
         let frame = frame.map_err(|error| Error::from_body(&error))?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -107,7 +178,7 @@ impl Whole {
         &self.bytes
     }
 
-    /// The bytes as they came, with their place, to be kept as long as they are in use.
+    /// The bytes as they came, with their room, to be kept as long as they are in use.
     pub fn into_parts(self) -> (Bytes, Place) {
         (self.bytes, self.place)
     }
@@ -115,38 +186,35 @@ impl Whole {
     /// The body unpacked, at most `limit` bytes of it. Takes processor time: not for an async worker.
     ///
     /// # Errors
-    /// [`Error::PayloadTooLarge`], or that it is not packed as it says, or that no place is free.
-    pub fn decoded(mut self, encoding: Encoding, limit: u64) -> Result<Self, Error> {
+    /// [`Error::PayloadTooLarge`], or that it is not packed as it says, or that there is no room.
+    pub fn decoded(self, encoding: Encoding, limit: u64) -> Result<Self, Error> {
         if encoding == Encoding::Identity {
             return Ok(self);
         }
-        let mut all = self.unpacked(LARGE as u64)?;
-        if all.len() > LARGE {
-            if self.place.0.is_none() {
-                let place = LARGE_BODIES.try_acquire().map_err(|_| BUSY)?;
-                self.place = Place(Some(place));
+        let Self { bytes, mut place } = self;
+        let mut gzip = flate2::read::MultiGzDecoder::new(&*bytes);
+        let mut all = Vec::new();
+        loop {
+            if !place.has_room_for(bytes.len() + all.len() + PIECE) {
+                return Err(BUSY);
             }
-            all = self.unpacked(limit)?;
-        }
-        if all.len() as u64 > limit {
-            return Err(Error::PayloadTooLarge { limit });
-        }
-        self.bytes = all.into();
-        Ok(self)
-    }
-
-    /// At most one byte more than `limit`, which tells that there is more.
-    fn unpacked(&self, limit: u64) -> Result<Vec<u8>, Error> {
-        let mut out = Vec::new();
-        flate2::read::MultiGzDecoder::new(&*self.bytes)
-            .take(limit + 1)
-            .read_to_end(&mut out)
-            .map_err(|error| {
+            let mut piece = gzip.by_ref().take(PIECE as u64);
+            let length = piece.read_to_end(&mut all).map_err(|error| {
                 Error::BadRequest(format!(
                     "Expected a gzip body, found something else: {error}."
                 ))
             })?;
-        Ok(out)
+            if all.len() as u64 > limit {
+                return Err(Error::PayloadTooLarge { limit });
+            }
+            if length < PIECE {
+                break;
+            }
+        }
+        Ok(Self {
+            bytes: all.into(),
+            place,
+        })
     }
 }
 
@@ -160,8 +228,10 @@ mod tests {
 
     use super::*;
 
-    /// Places are counted in one number for all tests.
+    /// Room is counted in one number for all tests.
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    const MIB: usize = 1 << 20;
 
     fn packed(bytes: &[u8]) -> Vec<u8> {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -173,49 +243,97 @@ mod tests {
         read(bytes.into(), 8 << 20).await.unwrap()
     }
 
-    #[tokio::test]
-    async fn a_large_body_has_its_place_until_nobody_works_on_it_any_more() {
-        let _alone = ONE_AT_A_TIME.lock().await;
-        let large = vec![b'x'; 2 * LARGE];
-        let free = || LARGE_BODIES.available_permits();
-        let all = free();
-        for (body, encoding) in [
-            (large.clone(), Encoding::Identity),
-            (packed(&large), Encoding::Gzip),
-        ] {
-            let decoded = whole(body).await.decoded(encoding, 8 << 20).unwrap();
-            assert_eq!(decoded.bytes(), large);
-            assert_eq!(free(), all - 1, "{encoding:?}");
-            let (bytes, place) = decoded.into_parts();
-            assert_eq!((bytes.len(), free()), (large.len(), all - 1));
-            drop(place);
-            assert_eq!(free(), all);
-        }
-        let small = whole(packed(b"x")).await;
-        let small = small.decoded(Encoding::Gzip, 8 << 20).unwrap();
-        assert_eq!((small.bytes(), free()), (&b"x"[..], all));
+    /// A body of `count` pieces of `length` bytes, each of which comes after a pause.
+    fn pieces(count: usize, length: usize, pause: Duration) -> Body {
+        let piece = Bytes::from(vec![b'x'; length]);
+        Body::from_stream(futures_util::stream::unfold(count, move |left| {
+            let piece = piece.clone();
+            async move {
+                tokio::time::sleep(pause).await;
+                let left = left.checked_sub(1)?;
+                Some((Ok::<_, std::io::Error>(piece), left))
+            }
+        }))
+    }
 
-        let taken: Vec<_> = (0..all).map(|_| LARGE_BODIES.try_acquire()).collect();
-        let refused = whole(packed(&large)).await.decoded(Encoding::Gzip, 8 << 20);
+    #[tokio::test]
+    async fn a_body_has_its_room_until_nobody_works_on_it_any_more() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let all = FREE.available_permits();
+        let taken = || all - FREE.available_permits();
+        for length in [1, 2 * MIB] {
+            let body = vec![b'x'; length];
+            for (sent, encoding) in [
+                (body.clone(), Encoding::Identity),
+                (packed(&body), Encoding::Gzip),
+            ] {
+                let decoded = whole(sent).await.decoded(encoding, 8 << 20).unwrap();
+                assert_eq!(decoded.bytes(), body);
+                let room = taken();
+                assert!(room * UNIT >= length, "{encoding:?}: {room}");
+                let (bytes, place) = decoded.into_parts();
+                assert_eq!((bytes.len(), taken()), (length, room));
+                drop(place);
+                assert_eq!(taken(), 0);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_small_bodies_have_no_more_room_than_there_is() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let mut held = Vec::new();
+        for _ in 0..ROOM / MIB {
+            held.push(whole(vec![b'x'; MIB]).await);
+        }
+        assert_eq!(FREE.available_permits(), 0);
+        let beyond = whole("one at a time").await;
+        let refused = read(Body::from("x"), 10).await;
+        assert!(matches!(refused, Err(Error::Busy { .. })));
+        let giving_back = async { drop(held.pop()) };
+        let (served, ()) = tokio::join!(read(Body::from("x"), 10), giving_back);
+        assert_eq!(served.unwrap().bytes(), b"x");
+        drop(beyond);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bodies_that_have_no_room_together_are_read_one_after_the_other() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        for length in [ROOM / 2, ROOM + MIB] {
+            let read = async || {
+                let body = pieces(length / MIB, MIB, Duration::from_millis(1));
+                read(body, length as u64).await.unwrap().bytes().len()
+            };
+            let lengths = tokio::join!(read(), read(), read());
+            assert_eq!(lengths, (length, length, length));
+        }
+        assert_eq!(FREE.available_permits(), ROOM / UNIT);
+    }
+
+    #[tokio::test]
+    async fn what_is_unpacked_needs_room() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let body = whole(packed(b"x")).await;
+        let all = u32::try_from(FREE.available_permits()).unwrap();
+        let taken = (FREE.try_acquire_many(all), BEYOND.try_acquire());
+        let refused = body.decoded(Encoding::Gzip, 10);
         assert!(matches!(refused, Err(Error::Busy { .. })));
         drop(taken);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_a_place_for_ever() {
+    async fn a_body_that_dribbles_gives_its_room_back() {
         let _alone = ONE_AT_A_TIME.lock().await;
-        let taken: Vec<_> = (0..LARGE_BODIES.available_permits())
-            .map(|_| LARGE_BODIES.try_acquire())
-            .collect();
-        let refused = read(Body::from(vec![b'x'; 2 * LARGE]), 8 << 20).await;
-        assert!(matches!(refused, Err(Error::Busy { .. })));
-        drop(taken);
+        let body = pieces(1000, 1024, Duration::from_secs(20));
+        let refused = read(body, 8 << 20).await;
+        assert!(matches!(refused, Err(Error::RequestTimeout)));
+        assert_eq!(FREE.available_permits(), ROOM / UNIT);
     }
 
     #[tokio::test]
     async fn the_limit_holds_packed_and_unpacked() {
         let _alone = ONE_AT_A_TIME.lock().await;
-        for limit in [10, LARGE as u64 + 10] {
+        for limit in [10, PIECE as u64, MIB as u64 + 10] {
             let body = vec![b'x'; limit as usize + 1];
             let refused = read(Body::from(body.clone()), limit).await;
             assert!(matches!(refused, Err(Error::PayloadTooLarge { .. })));

@@ -11,13 +11,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::activity::Times;
+use super::activity::{Connections, Times};
 use crate::config::Config;
 
 /// After an error that is not the client's, such as too many open files: time for some of them to be closed.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// A crowd fills the connections many times a second; the log needs to hear of it once in a while.
 const WARN_EVERY: Duration = Duration::from_secs(60);
+/// How long one connection is waited for that was asked to end, before another is asked as well.
+const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// How connections are told to end.
 #[derive(Clone, Default)]
@@ -26,6 +28,8 @@ pub struct Ending {
     pub draining: CancellationToken,
     /// Cancelled when that has taken too long.
     pub cut: CancellationToken,
+    /// One door's connections: when all places are taken, those without a request are asked to end.
+    pub connections: Connections,
 }
 
 /// Accepts connections and has `serve` serve them until `ending.draining` is cancelled, then lets them finish what is
@@ -40,13 +44,17 @@ where
     S: Fn(TcpStream, SocketAddr, Times) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
-    let slots = Slots::new(config.borrow().limits.connections);
+    let slots = Slots::new(
+        config.borrow().limits.connections,
+        ending.connections.clone(),
+    );
     let connections = TaskTracker::new();
     let accepting = async {
         let mut slots = slots;
         loop {
-            let slot = slots.next().await;
+            // Accepted first: whether somebody waits for a place is not known otherwise.
             let (stream, address) = accept(&listener).await;
+            let slot = slots.next().await;
             let times = Times::of(&config.borrow().limits);
             let serving = serve(stream, address, times);
             connections.spawn(async move {
@@ -112,17 +120,22 @@ fn is_of_one_client(error: &io::Error) -> bool {
 }
 
 /// The connections that may be open. When all are taken nobody is refused: the system's queue holds who comes next.
+///
+/// SECURITY: nor do those wait for long, among them whoever asks whether the service is alive: connections that nobody
+/// uses make room.
 struct Slots {
     free: Arc<Semaphore>,
     limit: usize,
+    taken_by: Connections,
     warned: Option<Instant>,
 }
 
 impl Slots {
-    fn new(limit: usize) -> Self {
+    fn new(limit: usize, taken_by: Connections) -> Self {
         Self {
             free: Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS))),
             limit,
+            taken_by,
             warned: None,
         }
     }
@@ -141,7 +154,12 @@ impl Slots {
                 "all connections of limits.connections are taken, others wait"
             );
         }
-        let free = self.free.clone().acquire_owned();
-        free.await.expect("nobody closes this semaphore")
+        loop {
+            self.taken_by.ask_one_to_end();
+            let free = self.free.clone().acquire_owned();
+            if let Ok(permit) = timeout(ASK_EVERY, free).await {
+                return permit.expect("nobody closes this semaphore");
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 //!   and where HTTP/2 is spoken without any request);
 //! - the head of each further HTTP/1.1 request has to come within `header` of its first byte;
 //! - a connection without requests is closed after `idle`;
+//! - where a new connection finds all places taken, the one that is of least use is closed sooner ([`Connections`]);
 //! - a response whose next piece nobody takes ends the connection after `stall`: with HTTP/2 a closed window stops a
 //!   stream without stopping the socket.
 
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 /// The times that bound a connection.
@@ -36,6 +38,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How many times the pause that a sender may make a reader may make: readers stop for reasons of their own (a full
 /// disk cache, `index-pack` at work), and a stopped reader costs one buffer. With the default of 30 s this is 5 min.
 const STALL_FACTOR: u32 = 10;
+
+/// While others wait for a place: the time for a first request, for a further head, for a pause between requests, and
+/// for the end of a connection that is told to end. Requests under way have all the time they need.
+const WHILE_OTHERS_WAIT: Duration = Duration::from_secs(2);
 
 impl Times {
     /// From the configuration.
@@ -67,6 +73,8 @@ pub enum Expired {
 pub struct Activity {
     times: Times,
     state: Mutex<State>,
+    /// Wakes the task when the connection is asked to end.
+    asked: Notify,
 }
 
 struct State {
@@ -75,6 +83,8 @@ struct State {
     in_flight: usize,
     http2: bool,
     closing: bool,
+    /// To end, since somebody else waits for its place.
+    asked: bool,
     /// When something was last sent, or a request ended.
     last: Instant,
     /// When the first byte of a further HTTP/1.1 request came.
@@ -99,6 +109,7 @@ impl Activity {
             in_flight: 0,
             http2: false,
             closing: false,
+            asked: false,
             last: now,
             head_began: None,
             untaken: BTreeMap::new(),
@@ -106,6 +117,7 @@ impl Activity {
         Arc::new(Self {
             times,
             state: Mutex::new(state),
+            asked: Notify::new(),
         })
     }
 
@@ -135,6 +147,7 @@ impl Activity {
         state.requests += 1;
         state.in_flight += 1;
         state.http2 = http2;
+        state.asked = false;
         state.head_began = None;
         Exchange {
             activity: self.clone(),
@@ -160,8 +173,38 @@ impl Activity {
             }
             // A head or a stall may begin in the meantime, with an earlier deadline: nobody wakes us for it, so that
             // reads and writes cost next to nothing.
-            sleep_until(deadline.min(now + shortest)).await;
+            tokio::select! {
+                () = sleep_until(deadline.min(now + shortest)) => {}
+                () = self.asked.notified() => {}
+            }
         }
+    }
+
+    /// Returns when the connection is asked to end: for before the time of [`expired`](Self::expired).
+    pub async fn asked_to_end(&self) {
+        while !self.state().asked {
+            self.asked.notified().await;
+        }
+    }
+
+    /// Asks the connection to end, unless a request has come.
+    fn ask_to_end(&self) {
+        let mut state = self.state();
+        state.asked = state.in_flight == 0;
+        drop(state);
+        self.asked.notify_one();
+    }
+
+    /// Of how much use the connection is while others wait for its place: least where a head does not come or does not
+    /// end, and among equals where that has gone on for longest. `None` when it is not to be asked to end.
+    fn use_of_it(&self, now: Instant) -> Option<(bool, Instant)> {
+        let state = self.state();
+        let (since, why) = state.waiting();
+        let is_asked = state.in_flight == 0
+            && !state.closing
+            && !state.asked
+            && since + WHILE_OTHERS_WAIT <= now;
+        is_asked.then_some((why == Expired::Idle, since))
     }
 
     fn deadline(&self) -> (Instant, Expired) {
@@ -179,22 +222,93 @@ impl Activity {
                 None => (Instant::now() + stall, Expired::StalledReader),
             };
         }
-        if state.requests == 0 {
-            (state.opened + header, Expired::NoRequest)
-        } else if let Some(began) = state.head_began {
-            (began + header, Expired::SlowHead)
+        let (since, why) = state.waiting();
+        let limit = match why {
+            Expired::Idle if !state.closing => idle,
+            _ => header,
+        };
+        let limit = if state.asked {
+            limit.min(WHILE_OTHERS_WAIT)
         } else {
-            (
-                state.last + if state.closing { header } else { idle },
-                Expired::Idle,
-            )
-        }
+            limit
+        };
+        (since + limit, why)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    /// Without a request under way: since when the client is waited for, and what ends the connection if it goes on.
+    fn waiting(&self) -> (Instant, Expired) {
+        if self.requests == 0 {
+            (self.opened, Expired::NoRequest)
+        } else if let Some(began) = self.head_began {
+            (began, Expired::SlowHead)
+        } else {
+            (self.last, Expired::Idle)
+        }
+    }
+}
+
+/// The open connections of a door.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Mutex<Listed>>);
+
+#[derive(Default)]
+struct Listed {
+    next: u64,
+    open: BTreeMap<u64, Arc<Activity>>,
+}
+
+/// A connection in the list, until dropped.
+pub struct Entry {
+    connections: Connections,
+    number: u64,
+}
+
+impl Connections {
+    /// Adds a connection, so that it can be asked to end.
+    pub fn add(&self, activity: Arc<Activity>) -> Entry {
+        let mut listed = self.listed();
+        let number = listed.next;
+        listed.next += 1;
+        listed.open.insert(number, activity);
+        Entry {
+            connections: self.clone(),
+            number,
+        }
+    }
+
+    /// Asks the connection that is of least use to end, because somebody waits for a place. None is asked while all have
+    /// something to do, have been asked already, or have not yet had their time.
+    pub fn ask_one_to_end(&self) {
+        let now = Instant::now();
+        let listed = self.listed();
+        let spare = listed
+            .open
+            .values()
+            .filter_map(|activity| Some((activity.use_of_it(now)?, activity)))
+            .min_by_key(|(its_use, _)| *its_use);
+        if let Some((_, activity)) = spare {
+            activity.ask_to_end();
+        }
+    }
+
+    fn listed(&self) -> MutexGuard<'_, Listed> {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.connections.listed().open.remove(&self.number);
     }
 }
 
@@ -332,6 +446,67 @@ mod tests {
         drop(activity.request(true));
         activity.received();
         assert_eq!(within(&activity, 74).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_of_least_use_ends_first_when_others_wait() {
+        let connections = Connections::default();
+        let [busy, kept_alive, young, silent, slow] = std::array::from_fn(|_| connection());
+        let _listed =
+            [&busy, &kept_alive, &young, &silent, &slow].map(|one| connections.add(one.clone()));
+        let _exchange = busy.request(false);
+        drop(kept_alive.request(false));
+        drop(slow.request(false));
+        sleep(SECOND).await;
+        slow.received();
+        sleep(SECOND).await;
+        young.opened();
+        for (activity, why) in [
+            (&silent, Some(Expired::NoRequest)),
+            (&kept_alive, Some(Expired::Idle)),
+            (&slow, None),
+        ] {
+            assert_eq!(within(activity, 0).await, None);
+            connections.ask_one_to_end();
+            assert_eq!(within(activity, 0).await, why);
+        }
+        sleep(SECOND).await;
+        connections.ask_one_to_end();
+        assert_eq!(within(&slow, 0).await, Some(Expired::SlowHead));
+        sleep(SECOND).await;
+        connections.ask_one_to_end();
+        assert_eq!(within(&young, 0).await, Some(Expired::NoRequest));
+        connections.ask_one_to_end();
+        assert_eq!(within(&busy, 7200).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_comes_in_time_keeps_the_connection() {
+        let connections = Connections::default();
+        let activity = connection();
+        let listed = connections.add(activity.clone());
+        sleep(SECOND * 5).await;
+        connections.ask_one_to_end();
+        activity.asked_to_end().await;
+        drop(activity.request(false));
+        assert_eq!(within(&activity, 74).await, None);
+        drop(listed);
+        connections.ask_one_to_end();
+        assert_eq!(within(&activity, 0).await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closing_connection_has_less_time_when_others_wait() {
+        let connections = Connections::default();
+        let activity = connection();
+        let _listed = connections.add(activity.clone());
+        drop(activity.request(true));
+        sleep(SECOND * 60).await;
+        connections.ask_one_to_end();
+        assert_eq!(within(&activity, 0).await, Some(Expired::Idle));
+        activity.closing();
+        assert_eq!(within(&activity, 1).await, None);
+        assert_eq!(within(&activity, 2).await, Some(Expired::Idle));
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,8 +48,9 @@ pub struct Peer {
 }
 
 /// A request body is read into memory as far as the window goes, so this is per connection what a client can make us
-/// hold; large answers are limited by the client's windows, not by these.
-const HTTP2_WINDOW: u32 = 1 << 20;
+/// hold before anybody reads it: with a thousand clients 64 MiB. Large answers are limited by the client's windows, not by
+/// these.
+const HTTP2_WINDOW: u32 = 64 << 10;
 /// What waits in memory for a client's window, per stream: some pieces of a pack, so that a fast client never waits.
 const HTTP2_SEND_BUFFER: usize = 512 << 10;
 /// What of a response goes into a frame of HTTP/2, so that with its header it fills one TLS record: larger frames end in
@@ -70,6 +71,7 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
         tracing::debug!(%error, peer = %address, "no TCP_NODELAY");
     }
     let activity = Activity::new(times);
+    let _listed = shared.ending.connections.add(activity.clone());
     let stream = Guarded::new(stream, activity.clone(), times.stall);
     let Some(tls) = &shared.tls else {
         return http(
@@ -87,6 +89,7 @@ pub async fn serve(stream: TcpStream, address: SocketAddr, times: Times, shared:
     let handshake = tokio::select! {
         handshake = timeout(times.handshake, tls.accept(stream)) => handshake,
         () = shared.ending.draining.cancelled() => return,
+        () = activity.asked_to_end() => return,
     };
     match handshake {
         Ok(Ok(stream)) => {

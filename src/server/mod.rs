@@ -27,6 +27,7 @@ use crate::ops::metrics::Metrics;
 use crate::router;
 use crate::ssh::{self, host_key};
 use accept::Ending;
+use activity::Connections;
 
 /// Sockets that are bound before anything else happens, so that clients wait in the queue instead of being refused.
 pub struct Listeners {
@@ -87,7 +88,14 @@ pub async fn run(
         draining: ending.draining.clone(),
     });
     let ssh = match listeners.ssh {
-        Some(listener) => Some(serve_ssh(listener, &config, &app, &ending).await?),
+        Some(listener) => {
+            // Who waits at one door has nothing of a place at the other.
+            let ending = Ending {
+                connections: Connections::default(),
+                ..ending.clone()
+            };
+            Some(serve_ssh(listener, &config, &app, &ending).await?)
+        }
         None => None,
     };
     let shared = Arc::new(connection::Shared {

@@ -30,6 +30,7 @@ mod passing_through;
 mod paths;
 mod pool;
 mod private_crates;
+mod properties;
 mod reload;
 mod server;
 mod ssh_door;

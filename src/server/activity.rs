@@ -197,14 +197,14 @@ impl Activity {
 
     /// Of how much use the connection is while others wait for its place: least where a head does not come or does not
     /// end, and among equals where that has gone on for longest. `None` when it is not to be asked to end.
-    fn use_of_it(&self, now: Instant) -> Option<(bool, Instant)> {
+    fn usefulness(&self, now: Instant) -> Option<(bool, Instant)> {
         let state = self.state();
         let (since, why) = state.waiting();
-        let is_asked = state.in_flight == 0
+        let can_be_asked = state.in_flight == 0
             && !state.closing
             && !state.asked
             && since + WHILE_OTHERS_WAIT <= now;
-        is_asked.then_some((why == Expired::Idle, since))
+        can_be_asked.then_some((why == Expired::Idle, since))
     }
 
     fn deadline(&self) -> (Instant, Expired) {
@@ -292,8 +292,8 @@ impl Connections {
         let spare = listed
             .open
             .values()
-            .filter_map(|activity| Some((activity.use_of_it(now)?, activity)))
-            .min_by_key(|(its_use, _)| *its_use);
+            .filter_map(|activity| Some((activity.usefulness(now)?, activity)))
+            .min_by_key(|(usefulness, _)| *usefulness);
         if let Some((_, activity)) = spare {
             activity.ask_to_end();
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,6 +16,7 @@ use http_body_util::BodyExt;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -193,6 +195,67 @@ async fn no_more_connections_than_the_limit_are_served_at_once_and_none_is_refus
         assert!(answer.expect("no panic").ends_with("served"));
     }
     assert!(most.load(Ordering::SeqCst) <= 2);
+}
+
+/// Longer than connections without a request keep a place for which others wait, and shorter than they keep any.
+const A_WHILE: Duration = Duration::from_secs(30);
+
+/// Asks for `/hello`, waiting for a place, and stays.
+async fn hello_and_stay(server: &Server) -> TcpStream {
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /hello HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .expect("sent");
+    let mut first = [0; 16];
+    timeout(A_WHILE, stream.read_exact(&mut first))
+        .await
+        .expect("a place")
+        .expect("an answer");
+    assert_eq!(&first, b"HTTP/1.1 200 OK\r");
+    stream
+}
+
+#[tokio::test]
+async fn connections_without_a_request_make_room_for_others() {
+    let mut config = config();
+    config.limits.connections = 3;
+    let (body, router) = fed();
+    let router = router.route("/hello", on_get(async || "hello"));
+    let server = Server::start(router, config).await;
+    let busy = http1(server.connect().await, get("/")).await;
+    let mut silent = server.connect().await;
+    let mut first = hello_and_stay(&server).await;
+    let mut second = hello_and_stay(&server).await;
+    assert_eq!(raw(&mut silent, "").await, "");
+    let third = hello_and_stay(&server).await;
+    assert!(raw(&mut first, "").await.ends_with("hello"));
+    let fourth = hello_and_stay(&server).await;
+    assert!(raw(&mut second, "").await.ends_with("hello"));
+
+    body.send("still here".into()).await.expect("taken");
+    drop(body);
+    assert_eq!(text(busy).await, "still here");
+    drop((third, fourth));
+}
+
+#[tokio::test]
+async fn a_handshake_that_does_not_begin_makes_room_for_others() {
+    let mut config = config();
+    config.limits.connections = 1;
+    let (identity, trusted) = certificate();
+    config.listen.tls = Some(identity);
+    let server = Server::start(hello(), config).await;
+    let mut silent = server.connect().await;
+    let stream = timeout(A_WHILE, tls(&server, &trusted, &["http/1.1"]))
+        .await
+        .expect("a place")
+        .expect("a handshake");
+    assert_eq!(raw(&mut silent, "").await, "");
+    assert_eq!(
+        text(http1(stream, get("/")).await).await,
+        "hello over HTTP/1.1"
+    );
 }
 
 #[tokio::test]

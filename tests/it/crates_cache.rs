@@ -194,6 +194,29 @@ fn an_old_entry_is_confirmed_by_one_conditional_question() {
     assert!(text.contains("\"yanked\":true"), "{text}");
 }
 
+#[test]
+fn many_who_want_an_old_entry_share_one_question() {
+    let registry = Registry::start();
+    registry.publish("leaf", "1.0.0", &[], "");
+    let warmdock = over(&registry).start();
+    get(&warmdock, "le/af/leaf");
+    registry.publish("leaf", "1.1.0", &[], "");
+    registry.fail(Of::Index, Fault::HoldAfter(1));
+    let address = warmdock.address();
+    let ask = || std::thread::spawn(move || http::get(address, "/crates/corp/le/af/leaf"));
+    let first = ask();
+    registry.wait_held();
+    let others: Vec<_> = (0..30).map(|_| ask()).collect();
+    // None of them is answered before the registry is, and nobody asks it again.
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!others.iter().any(std::thread::JoinHandle::is_finished));
+    registry.release();
+    for answer in others.into_iter().chain([first]) {
+        assert_eq!(answer.join().unwrap().text(), registry.entry("leaf"));
+    }
+    assert_eq!(registry.asked_for("/le/af/leaf"), 2);
+}
+
 /// Registries without ETags get one from us, and conditions work all the same.
 #[test]
 fn a_registry_without_etags() {

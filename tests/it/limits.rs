@@ -190,6 +190,34 @@ fn the_number_of_connections_is_limited() {
         .ok();
 }
 
+/// An orchestrator that hears nothing restarts the service. Whoever says nothing is asked to go, no timeout is needed.
+#[test]
+fn health_is_answered_while_nobody_gives_up_a_connection() {
+    let (upstream, _repo) = Upstream::with_sample();
+    let warmdock = builder(&upstream.file_url())
+        .set("/limits/connections", 16)
+        .set("/limits/header_timeout", "1h")
+        .start();
+    let used: Vec<_> = (0..6)
+        .map(|_| {
+            let mut stream = connect(warmdock.address());
+            stream
+                .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap();
+            let response = http::read_response(&mut BufReader::new(&stream)).unwrap();
+            assert_eq!(response.status, 200);
+            stream
+        })
+        .collect();
+    let silent: Vec<_> = (0..10).map(|_| connect(warmdock.address())).collect();
+    let mut dribbling = connect(warmdock.address());
+    dribbling.write_all(b"GET /healthz HT").unwrap();
+    for _ in 0..20 {
+        assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
+    }
+    drop((used, silent, dribbling));
+}
+
 /// A client that opens connections and leaves does not use anything up.
 #[test]
 fn clients_that_leave_in_the_middle() {

@@ -121,8 +121,8 @@ fn is_of_one_client(error: &io::Error) -> bool {
 
 /// The connections that may be open. When all are taken nobody is refused: the system's queue holds who comes next.
 ///
-/// SECURITY: whoever asks whether the service is alive waits there as well, so connections without a request are asked to
-/// end.
+/// SECURITY: whoever asks whether the service is alive waits there as well, so connections without a request are asked
+/// to end.
 struct Slots {
     free: Arc<Semaphore>,
     limit: usize,

@@ -284,8 +284,8 @@ impl Connections {
         }
     }
 
-    /// Asks the connection that is of least use to end, because somebody waits for a place. None is asked while all have
-    /// something to do, have been asked already, or have not yet had their time.
+    /// Asks the connection that is of least use to end, because somebody waits for a place. None is asked while all
+    /// have something to do, have been asked already, or have not yet had their time.
     pub fn ask_one_to_end(&self) {
         let now = Instant::now();
         let listed = self.listed();

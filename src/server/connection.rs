@@ -48,8 +48,8 @@ pub struct Peer {
 }
 
 /// A request body is read into memory as far as the window goes, so this is per connection what a client can make us
-/// hold before anybody reads it: with a thousand clients 64 MiB. Large answers are limited by the client's windows, not by
-/// these.
+/// hold before anybody reads it: with a thousand clients 64 MiB. Large answers are limited by the client's windows, not
+/// by these.
 const HTTP2_WINDOW: u32 = 64 << 10;
 /// What waits in memory for a client's window, per stream: some pieces of a pack, so that a fast client never waits.
 const HTTP2_SEND_BUFFER: usize = 512 << 10;

@@ -10,6 +10,14 @@ fn two_builds_from_clean_caches_have_one_digest() {
         let digests = ["here", "elsewhere"].map(|place| {
             // Another checkout in another folder, with other times; on a builder that has none of it.
             let project = Project::hello("hello-twice");
+            // It has C code, which writes down when it was compiled.
+            let manifest = project.read("Cargo.toml");
+            project.write("Cargo.toml", &format!("{manifest}mimalloc = \"0.1\"\n"));
+            let source = project.read("src/main.rs");
+            let allocator =
+                "#[global_allocator]\nstatic GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;\n";
+            project.write("src/main.rs", &format!("{allocator}{source}"));
+            project.lock(&[]);
             docker::forget_downloads();
             docker::empty_mounts("target-hello-twice-");
             let archive = project.beside("image.tar");

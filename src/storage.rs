@@ -230,7 +230,7 @@ impl Storage {
     }
 
     fn evict_down_to(&self, target: u64) {
-        self.evict_until(|| match self.used_in_all().saturating_sub(target) {
+        self.evict_until(false, || match self.used_in_all().saturating_sub(target) {
             0 => Ok(()),
             excess => Err(excess),
         });
@@ -239,7 +239,8 @@ impl Storage {
     /// Evicts for as long as `enough` says how many bytes are missing and somebody gives some; returns whether it was
     /// enough in the end.
     /// What is cheap to make again goes first, then what was not used for longest, whichever part it is of.
-    fn evict_until(&self, enough: impl Fn() -> Result<(), u64>) -> bool {
+    /// With `again`, what others finished meanwhile goes as well where all else was not enough.
+    fn evict_until(&self, again: bool, enough: impl Fn() -> Result<(), u64>) -> bool {
         let mut evictors = self.evictors();
         let mut some_given = false;
         loop {
@@ -252,8 +253,8 @@ impl Storage {
                 .iter()
                 .enumerate()
                 .map(|(at, evictor)| (evictor.oldest(), at));
-            let Some((oldest, at)) = ages.min() else {
-                if !some_given {
+            let Some((_, at)) = ages.min() else {
+                if !(some_given && again) {
                     return false;
                 }
                 // Others took what was given, and what they have finished since can be evicted as well.
@@ -262,11 +263,10 @@ impl Storage {
                 continue;
             };
             let before = GIVEN_BACK.get();
-            let slice = if oldest.is_some() { SLICE } else { u64::MAX };
-            evictors[at].evict(missing.min(slice));
+            evictors[at].evict(missing.min(SLICE));
             let given = GIVEN_BACK.get() > before;
             some_given |= given;
-            if !given || oldest.is_none() {
+            if !given {
                 evictors.remove(at);
             }
         }
@@ -309,7 +309,9 @@ impl Reservation {
     pub fn grow(&mut self, more: u64) -> Result<(), StorageFull> {
         let storage = &self.storage;
         if storage.try_take(self.part, more).is_err() {
-            let taken = storage.evict_until(|| storage.try_take(self.part, more));
+            // What can never fit is no reason to throw all else away.
+            let taken = more <= storage.limit()
+                && storage.evict_until(true, || storage.try_take(self.part, more));
             storage.crowded.notify_one();
             if !taken {
                 return Err(StorageFull::Limit {

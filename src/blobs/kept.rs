@@ -137,7 +137,9 @@ fn open_checked(
     let mut at = 0;
     while at < size {
         let length = usize::try_from(size - at).unwrap_or(BLOCK).min(BLOCK);
-        file.read_exact_at(&mut block[..length], at)?;
+        // What the disk does not read is damaged as well.
+        file.read_exact_at(&mut block[..length], at)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         hasher.update(&block[..length]);
         checks.push(crc32fast::hash(&block[..length]));
         at += length as u64;

@@ -35,7 +35,7 @@ pub enum Trouble {
 /// A question that got no answer to use, and what that says of the registry.
 #[derive(Debug)]
 pub enum NoAnswer {
-    /// The registry is ill: it cannot be reached, falls silent, or says so itself.
+    /// The registry is ill: it cannot be reached, falls silent, says so itself, or does not know us any more.
     Ill(Trouble),
     /// It answers: what is wrong here says nothing of its other crates.
     OfThis(Trouble),
@@ -225,7 +225,14 @@ impl Upstream {
                     Some(_) => "the token in its token_file may not read this",
                     None => "does it need a token_file?",
                 };
-                of_this(format!("{host} answered {status}: {what}"))
+                let text = format!("{host} answered {status}: {what}");
+                if status == StatusCode::UNAUTHORIZED {
+                    // About us, and so about all crates.
+                    Err(NoAnswer::Ill(failed(text)))
+                } else {
+                    // Also what stores of objects answer for one that is missing.
+                    of_this(text)
+                }
             }
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 Err(NoAnswer::Ill(failed(format!("{host} answered {status}"))))

@@ -37,8 +37,12 @@ impl Encoding {
     }
 }
 
-/// Bytes of bodies, packed and unpacked, that are held at once: memory is bounded whoever comes. Git's bodies have some
-/// KiB, or some MiB where a client wants all of many references.
+/// What each body has room for in any case, of as many as there are places: memory is bounded whoever comes. Most of
+/// Git's bodies need no more, so that large ones which come slowly do not keep them out.
+const SMALL: usize = 64 << 10;
+static PLACES: Semaphore = Semaphore::const_new(512);
+/// Bytes of bodies, packed and unpacked, that are held at once beyond that: some MiB where a client wants all of many
+/// references.
 const ROOM: usize = 32 << 20;
 /// The bytes that a permit of [`FREE`] stands for.
 const UNIT: usize = 1 << 10;
@@ -59,6 +63,7 @@ const PIECE: usize = 16 << 10;
 /// The room that a body has, or the place beyond it, kept as long as this lives.
 #[derive(Default)]
 pub struct Place {
+    small: Option<SemaphorePermit<'static>>,
     room: Option<SemaphorePermit<'static>>,
     /// Whoever has it needs no room.
     beyond: Option<SemaphorePermit<'static>>,
@@ -79,8 +84,11 @@ impl Place {
             return Ok(());
         }
         let _queued = QUEUE.try_acquire().map_err(|_| BUSY)?;
-        let missing = self.missing(bytes);
         let found = timeout(LONGEST_WAIT, async {
+            if self.small.is_none() {
+                self.small = Some(PLACES.acquire().await?);
+            }
+            let missing = self.missing(bytes);
             tokio::select! {
                 biased;
                 // What never fits would only keep what is given back from others.
@@ -95,6 +103,12 @@ impl Place {
 
     /// Whether there is room for `bytes` in all without waiting, which is taken then.
     fn has_room_for(&mut self, bytes: usize) -> bool {
+        if self.small.is_none() {
+            self.small = PLACES.try_acquire().ok();
+        }
+        if self.small.is_none() {
+            return false;
+        }
         let missing = self.missing(bytes);
         if missing == 0 {
             true
@@ -115,7 +129,8 @@ impl Place {
             return 0;
         }
         let had = self.room.as_ref().map_or(0, SemaphorePermit::num_permits);
-        let missing = bytes.div_ceil(UNIT).saturating_sub(had);
+        let missing = bytes.saturating_sub(SMALL).div_ceil(UNIT);
+        let missing = missing.saturating_sub(had);
         u32::try_from(missing).unwrap_or(u32::MAX)
     }
 
@@ -178,9 +193,9 @@ impl Whole {
         &self.bytes
     }
 
-    /// The bytes as they came, with their room, to be kept as long as they are in use.
-    pub fn into_parts(self) -> (Bytes, Place) {
-        (self.bytes, self.place)
+    /// The bytes as they came, which have room as long as this lives.
+    pub fn shared(&self) -> Bytes {
+        self.bytes.clone()
     }
 
     /// The body unpacked, at most `limit` bytes of it. Takes processor time: not for an async worker.
@@ -261,6 +276,7 @@ mod tests {
         let _alone = ONE_AT_A_TIME.lock().await;
         let all = FREE.available_permits();
         let taken = || all - FREE.available_permits();
+        let places = PLACES.available_permits();
         for length in [1, 2 * MIB] {
             let body = vec![b'x'; length];
             for (sent, encoding) in [
@@ -270,30 +286,48 @@ mod tests {
                 let decoded = whole(sent).await.decoded(encoding, 8 << 20).unwrap();
                 assert_eq!(decoded.bytes(), body);
                 let room = taken();
-                assert!(room * UNIT >= length, "{encoding:?}: {room}");
-                let (bytes, place) = decoded.into_parts();
-                assert_eq!((bytes.len(), taken()), (length, room));
-                drop(place);
-                assert_eq!(taken(), 0);
+                assert!(room * UNIT + SMALL >= length, "{encoding:?}: {room}");
+                assert_eq!(PLACES.available_permits(), places - 1);
+                assert_eq!((decoded.shared().len(), taken()), (length, room));
+                drop(decoded);
+                assert_eq!((taken(), PLACES.available_permits()), (0, places));
             }
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn many_small_bodies_have_no_more_room_than_there_is() {
+    async fn many_bodies_have_no_more_room_than_there_is() {
         let _alone = ONE_AT_A_TIME.lock().await;
+        let large = vec![b'x'; SMALL + MIB];
         let mut held = Vec::new();
         for _ in 0..ROOM / MIB {
-            held.push(whole(vec![b'x'; MIB]).await);
+            held.push(whole(large.clone()).await);
         }
         assert_eq!(FREE.available_permits(), 0);
-        let beyond = whole("one at a time").await;
-        let refused = read(Body::from("x"), 10).await;
-        assert!(matches!(refused, Err(Error::Busy { .. })));
+        let beyond = whole(large.clone()).await;
+        let again = || read(Body::from(large.clone()), 8 << 20);
+        assert!(matches!(again().await, Err(Error::Busy { .. })));
+        // Small ones are not concerned, packed or not.
+        let small = whole(packed(&vec![b'x'; SMALL / 2])).await;
+        small.decoded(Encoding::Gzip, 8 << 20).unwrap();
         let giving_back = async { drop(held.pop()) };
+        let (served, ()) = tokio::join!(again(), giving_back);
+        assert_eq!(served.unwrap().bytes(), large);
+        drop(beyond);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_bodies_have_places() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let all = u32::try_from(PLACES.available_permits()).unwrap();
+        let taken = PLACES.try_acquire_many(all).unwrap();
+        assert!(matches!(
+            read(Body::from("x"), 10).await,
+            Err(Error::Busy { .. })
+        ));
+        let giving_back = async { drop(taken) };
         let (served, ()) = tokio::join!(read(Body::from("x"), 10), giving_back);
         assert_eq!(served.unwrap().bytes(), b"x");
-        drop(beyond);
     }
 
     #[tokio::test(start_paused = true)]
@@ -313,10 +347,10 @@ mod tests {
     #[tokio::test]
     async fn what_is_unpacked_needs_room() {
         let _alone = ONE_AT_A_TIME.lock().await;
-        let body = whole(packed(b"x")).await;
+        let body = whole(packed(&vec![b'x'; 2 * SMALL])).await;
         let all = u32::try_from(FREE.available_permits()).unwrap();
         let taken = (FREE.try_acquire_many(all), BEYOND.try_acquire());
-        let refused = body.decoded(Encoding::Gzip, 10);
+        let refused = body.decoded(Encoding::Gzip, 8 << 20);
         assert!(matches!(refused, Err(Error::Busy { .. })));
         drop(taken);
     }

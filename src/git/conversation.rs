@@ -115,7 +115,10 @@ impl<C: Client> Line<'_, C> {
     async fn reply(&mut self, reply: Reply) -> Result<(), Broken> {
         match reply {
             Reply::Whole(bytes) if bytes.is_empty() => Ok(()),
-            Reply::Whole(bytes) => Ok(self.client.send(bytes).await?),
+            Reply::Whole(bytes) => {
+                self.place = Place::none();
+                Ok(self.client.send(bytes).await?)
+            }
             Reply::Refused(bytes) => {
                 self.client.send(bytes).await?;
                 Err(Broken::Refused)

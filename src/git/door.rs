@@ -22,7 +22,7 @@ use crate::git::relay::{Relayed, relay};
 use crate::git::upload_pack::pktline::{self, FLUSH};
 use crate::git::upload_pack::{Refusal, Version};
 
-/// `git.refs` where it is not set.
+/// What an upstream is asked for by whoever clones it: with these among `git.refs`, nothing is held back from clients.
 const USUAL_REFS: [&str; 2] = ["refs/heads/*", "refs/tags/*"];
 
 /// The routes below `/git/`.
@@ -115,7 +115,8 @@ fn to_pass_through<'f>(app: &App, found: &'f Found) -> Option<&'f Cold> {
         return None;
     };
     let git = &app.config().git;
-    let gives_all = git.allow_wants == AllowWants::Reachable && git.refs == USUAL_REFS;
+    let has = |usual: &&str| git.refs.iter().any(|given| given == usual);
+    let gives_all = git.allow_wants == AllowWants::Reachable && USUAL_REFS.iter().all(has);
     (gives_all && cold.upstream.http().is_some()).then_some(cold)
 }
 
@@ -177,23 +178,19 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     }
     let encoding = Encoding::of(&headers)?;
     let limit = app.config().limits.request_body;
-    let mut body = body::read(body, limit).await?;
+    let body = body::read(body, limit).await?;
 
     let version = version_of(&headers);
     let found = app.pool.present(&name).await.map_err(refused)?;
     if let Some(cold) = to_pass_through(app, &found) {
-        // The place is kept while the body goes up.
-        let (bytes, place) = body.into_parts();
         let request = Relayed {
             method: Method::POST,
             tail: "git-upload-pack",
-            body: bytes.clone(),
+            body: body.shared(),
         };
         if let Some(answer) = pass_through(app, cold, request, &headers).await? {
             return Ok(answer);
         }
-        drop(place);
-        body = body::read(bytes.into(), limit).await?;
     }
     let command = work(&app.pool, move || {
         let body = body.decoded(encoding, limit)?;

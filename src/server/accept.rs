@@ -19,7 +19,7 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// A crowd fills the connections many times a second; the log needs to hear of it once in a while.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// How long one connection is waited for that was asked to end, before another is asked as well.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// How connections are told to end.
 #[derive(Clone, Default)]

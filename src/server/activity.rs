@@ -87,6 +87,8 @@ struct State {
     asked: bool,
     /// When something was last sent, or a request ended.
     last: Instant,
+    /// The client has to take something before more can be sent, also of answers that are over for us.
+    blocked: bool,
     /// When the first byte of a further HTTP/1.1 request came.
     head_began: Option<Instant>,
     /// By request: since when nobody asked for the next piece of its response.
@@ -111,6 +113,7 @@ impl Activity {
             closing: false,
             asked: false,
             last: now,
+            blocked: false,
             head_began: None,
             untaken: BTreeMap::new(),
         };
@@ -138,7 +141,14 @@ impl Activity {
 
     /// Bytes went to the client.
     pub fn sent(&self) {
-        self.state().last = Instant::now();
+        let mut state = self.state();
+        state.last = Instant::now();
+        state.blocked = false;
+    }
+
+    /// There is more to send than the client takes now. The socket itself fails when that goes on for too long.
+    pub fn blocked(&self) {
+        self.state().blocked = true;
     }
 
     /// A request's head has come.
@@ -190,7 +200,7 @@ impl Activity {
     /// Asks the connection to end, unless a request has come.
     fn ask_to_end(&self) {
         let mut state = self.state();
-        state.asked = state.in_flight == 0;
+        state.asked = !state.is_busy();
         drop(state);
         self.asked.notify_one();
     }
@@ -200,10 +210,8 @@ impl Activity {
     fn usefulness(&self, now: Instant) -> Option<(bool, Instant)> {
         let state = self.state();
         let (since, why) = state.waiting();
-        let can_be_asked = state.in_flight == 0
-            && !state.closing
-            && !state.asked
-            && since + WHILE_OTHERS_WAIT <= now;
+        let can_be_asked =
+            !state.is_busy() && !state.closing && !state.asked && since + WHILE_OTHERS_WAIT <= now;
         can_be_asked.then_some((why == Expired::Idle, since))
     }
 
@@ -221,6 +229,9 @@ impl Activity {
                 // Our turn to work. Look again when a reader could have stalled at the earliest.
                 None => (Instant::now() + stall, Expired::StalledReader),
             };
+        }
+        if state.blocked {
+            return (Instant::now() + stall, Expired::StalledReader);
         }
         let (since, why) = state.waiting();
         let limit = match why {
@@ -243,6 +254,11 @@ impl Activity {
 }
 
 impl State {
+    /// Whether the client waits for us, or for what is on its way to it.
+    fn is_busy(&self) -> bool {
+        self.in_flight > 0 || self.blocked
+    }
+
     /// Without a request under way: since when the client is waited for, and what ends the connection if it goes on.
     fn waiting(&self) -> (Instant, Expired) {
         if self.requests == 0 {
@@ -446,6 +462,23 @@ mod tests {
         drop(activity.request(true));
         activity.received();
         assert_eq!(within(&activity, 74).await, None);
+    }
+
+    /// The last bytes of an answer wait in buffers when its request is over for us.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_still_being_taken_is_no_idle_connection() {
+        let connections = Connections::default();
+        let activity = connection();
+        let _listed = connections.add(activity.clone());
+        drop(activity.request(false));
+        activity.blocked();
+        sleep(SECOND * 100).await;
+        connections.ask_one_to_end();
+        assert_eq!(within(&activity, 100).await, None);
+        activity.sent();
+        sleep(SECOND * 3).await;
+        connections.ask_one_to_end();
+        assert_eq!(within(&activity, 0).await, Some(Expired::Idle));
     }
 
     #[tokio::test(start_paused = true)]

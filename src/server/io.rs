@@ -44,6 +44,7 @@ impl<T> Guarded<T> {
             self.activity.sent();
             return result;
         }
+        self.activity.blocked();
         let stall = self.stall;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(stall)));
         if !self.waiting {

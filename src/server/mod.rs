@@ -12,11 +12,12 @@ pub mod panics;
 pub mod tls;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::access::Access;
 use crate::app::App;
@@ -28,6 +29,10 @@ use crate::router;
 use crate::ssh::{self, host_key};
 use accept::Ending;
 use activity::Connections;
+
+/// How long a stop waits for background work. Enough for a write to disk to end; whoever hashes or counts what is large
+/// takes longer and need not end well, for that survives as it would a crash.
+const LONGEST_STOP: Duration = Duration::from_secs(10);
 
 /// Sockets that are bound before anything else happens, so that clients wait in the queue instead of being refused.
 pub struct Listeners {
@@ -121,8 +126,10 @@ pub async fn run(
         }
     };
     tokio::join!(http, ssh, stopping);
-    crates.shutdown().await;
-    pool.shutdown().await;
+    let background = async { tokio::join!(crates.shutdown(), pool.shutdown()) };
+    if timeout(LONGEST_STOP, background).await.is_err() {
+        tracing::warn!("background work does not end, and is cut off");
+    }
     Ok(())
 }
 

@@ -36,6 +36,8 @@ pub struct Pack {
     file: File,
     /// Index positions in the order of the offsets, with the offsets: what tells where an entry ends.
     by_offset: OnceLock<Vec<(u64, u32)>>,
+    /// Of the index file.
+    index_bytes: u64,
     /// Of a pack whose files are unlinked: whoever still reads it keeps them on the disk.
     unlinked: OnceLock<Reservation>,
 }
@@ -51,7 +53,7 @@ impl Pack {
             what,
         };
         // A lack of file handles is no damage, and what follows does not tell the two apart.
-        File::open(index_path)?;
+        let index_bytes = File::open(index_path)?.metadata()?.len();
         let file = File::open(index_path.with_extension("pack"))?;
         let index = gix_pack::index::File::at(index_path, HashKind::Sha1)
             .map_err(|err| damaged(format!("its index does not open: {err}")))?;
@@ -77,13 +79,16 @@ impl Pack {
             data,
             file,
             by_offset: OnceLock::new(),
+            index_bytes,
             unlinked: OnceLock::new(),
         })
     }
 
-    /// Says that its files are unlinked, and counts them until the last reader is done.
-    pub fn unlinked(&self, reservation: Reservation) {
-        let _ = self.unlinked.set(reservation);
+    /// Says that its files are unlinked: what they take of `all` is counted until the last reader is done.
+    pub fn unlinked(&self, all: &mut Reservation) {
+        let _ = self
+            .unlinked
+            .set(all.split(self.bytes() + self.index_bytes));
     }
 
     /// The path of the pack file.

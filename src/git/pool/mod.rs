@@ -49,10 +49,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A mirror whose upstream was asked this recently is not asked again at once for what it lacks.
 const JUST_NOW: Duration = Duration::from_secs(1);
 
-/// How long a stop waits for background work. Enough for a write to disk to end; whoever hashes or reads a large mirror
-/// takes longer and need not end well.
-const LONGEST_STOP: Duration = Duration::from_secs(10);
-
 /// Packs that are made for one client alone since there is no room to keep them. They hold a thread as long as the
 /// client reads.
 const UNKEPT_AT_ONCE: usize = 8;
@@ -176,18 +172,12 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Stops background work and waits for it, but not for long: what is cut off survives that as it would a crash.
+    /// Stops background work and waits for it. What is cut off all the same survives that as it would a crash.
     pub async fn shutdown(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.stopping.cancel();
         self.tasks.close();
-        let ended = tokio::time::timeout(LONGEST_STOP, self.tasks.wait()).await;
-        if ended.is_err() {
-            tracing::warn!(
-                tasks = self.tasks.len(),
-                "background work does not end, and is cut off"
-            );
-        }
+        self.tasks.wait().await;
     }
 
     /// Whether requests can be served.
@@ -404,11 +394,14 @@ impl Pool {
         came: Instant,
         max_age: Duration,
     ) -> Result<Arc<Snapshot>, UpstreamError> {
-        self.fly(entry, Arc::clone(&upstream)).wait().await?;
-        match entry.fresh(came, max_age) {
-            Some(fresh) => Ok(fresh),
-            None => self.fly(entry, upstream).wait().await,
+        if let Some(fresh) = entry.fresh(came, max_age) {
+            return Ok(fresh);
         }
+        let first = self.fly(entry, Arc::clone(&upstream)).wait().await?;
+        if entry.fresh(came, max_age).is_some() {
+            return Ok(first);
+        }
+        self.fly(entry, upstream).wait().await
     }
 
     fn cold(&self, entry: Arc<Entry>, upstream: Arc<Upstream>) -> Result<Found, PoolError> {
@@ -571,16 +564,21 @@ impl Evict for Pool {
                 continue;
             }
             state.on_disk = false;
-            state.snapshot = None;
+            let last = state.snapshot.take();
             state.fresh = None;
             // Counted until the files are gone; a mirror that is made meanwhile has a reservation of its own.
-            let reservation =
+            let mut reservation =
                 std::mem::replace(&mut state.reservation, self.storage.nothing(Part::Git));
             drop(state);
             self.answers.forget_repo(&entry.name);
             data_dir::remove(&scratch);
-            freed += reservation.bytes();
-            tracing::info!(repo = %entry.name, bytes = reservation.bytes(), "evicted the mirror to stay below storage.max_size");
+            let bytes = reservation.bytes();
+            // Somebody may read them still by a snapshot before the last one.
+            for pack in last.iter().flat_map(|last| last.packs.packs()) {
+                pack.unlinked(&mut reservation);
+            }
+            freed += bytes;
+            tracing::info!(repo = %entry.name, bytes, "evicted the mirror to stay below storage.max_size");
         }
     }
 }

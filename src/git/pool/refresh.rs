@@ -339,7 +339,7 @@ impl Pool {
                     .any(|new| Arc::ptr_eq(new, pack))
             };
             for pack in old.packs.packs().iter().filter(|pack| !stays(pack)) {
-                pack.unlinked(state.reservation.split(pack.bytes()));
+                pack.unlinked(&mut state.reservation);
             }
             state.reservation.set(same.folder.bytes());
             Ok::<_, maintenance::Trouble>(Some(snapshot))

@@ -12,7 +12,8 @@ use crate::config::Listen;
 use crate::git::name::is_host;
 use crate::server::connection::Peer;
 
-/// Scheme, host and whatever path is before ours, without a slash at the end. `None` where the request names no host that could be one.
+/// Scheme, host and whatever path is before ours, without a slash at the end. `None` where the request names no host
+/// that could be one.
 pub fn of_request(
     listen: &Listen,
     peer: Option<Peer>,

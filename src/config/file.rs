@@ -11,7 +11,7 @@ use super::network::Network;
 use super::service_url::HttpUrl;
 use super::units::{Size, Span};
 use super::upstream_url::UpstreamUrl;
-use super::{AllowWants, Anonymous, UpstreamAuth, WhenUpstreamFails};
+use super::{AllowWants, Anonymous, USUAL_REFS, UpstreamAuth, WhenUpstreamFails};
 
 /// The configuration of warmdock. A section or key that is absent takes its default.
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -378,7 +378,7 @@ impl Default for GitFile {
             max_age: Given::text("10s"),
             refresh: Given::text("30s"),
             when_upstream_fails: Given::text("serve_stale"),
-            refs: vec![Given::text("refs/heads/*"), Given::text("refs/tags/*")],
+            refs: USUAL_REFS.map(Given::text).into(),
             keep_unreachable: Given::text("24h"),
             first_clones: Given::number(2),
             allow_wants: Given::text("reachable"),

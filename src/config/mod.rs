@@ -158,6 +158,9 @@ pub struct Git {
     pub allow_wants: AllowWants,
 }
 
+/// `git.refs` where it is not set: what a clone asks an upstream for.
+pub const USUAL_REFS: [&str; 2] = ["refs/heads/*", "refs/tags/*"];
+
 /// The public registry, which is there without configuration.
 pub const CRATES_IO: &str = "crates.io";
 

@@ -12,7 +12,7 @@ use axum::response::Response;
 use axum::routing::any;
 
 use crate::app::App;
-use crate::config::AllowWants;
+use crate::config::{AllowWants, USUAL_REFS};
 use crate::error::Error;
 use crate::git::body::{self, Encoding};
 use crate::git::exchange::{self, Reply, refused, work};
@@ -21,9 +21,6 @@ use crate::git::pool::{Cold, Found, PoolError};
 use crate::git::relay::{Relayed, relay};
 use crate::git::upload_pack::pktline::{self, FLUSH};
 use crate::git::upload_pack::{Refusal, Version};
-
-/// What an upstream is asked for by whoever clones it: with these among `git.refs`, nothing is held back from clients.
-const USUAL_REFS: [&str; 2] = ["refs/heads/*", "refs/tags/*"];
 
 /// The routes below `/git/`.
 pub fn routes() -> Router<Arc<App>> {
@@ -115,6 +112,7 @@ fn to_pass_through<'f>(app: &App, found: &'f Found) -> Option<&'f Cold> {
         return None;
     };
     let git = &app.config().git;
+    // With these among them, nothing is held back from whoever clones.
     let has = |usual: &&str| git.refs.iter().any(|given| given == usual);
     let gives_all = git.allow_wants == AllowWants::Reachable && USUAL_REFS.iter().all(has);
     (gives_all && cold.upstream.http().is_some()).then_some(cold)

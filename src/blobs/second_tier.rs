@@ -1,6 +1,7 @@
 //! A bucket behind the store, which several warmdocks share: read before a registry is asked, and written behind.
 //! Whatever is wrong with it, builds go on as if it were not there.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::bucket::Bucket;
 use super::{BlobId, Digest};
@@ -19,8 +20,13 @@ use crate::config::Config;
 
 /// What is larger stays here alone: it is held in memory while it is checked.
 const LARGEST: u64 = 32 << 20;
-/// Files that wait to be written. More are not written: the next warmdock asks the registry.
-const MOST_WAITING: usize = 1024;
+/// Files that wait to be written, also while the bucket cannot be reached: some 200 bytes of memory each. More are not
+/// written: the next warmdock asks the registry.
+const MOST_WAITING: usize = 8192;
+/// How often a file is tried to be written. One that the bucket never takes holds up no others.
+const TRIES: usize = 3;
+/// How often it is looked whether the bucket may be asked again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// For one file. A bucket that takes longer is no gain.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -30,12 +36,12 @@ pub struct SecondTier {
     /// Made when it is first used, and anew after a reload.
     bucket: Mutex<(Arc<Config>, Option<Arc<Bucket>>)>,
     breaker: Breaker,
-    waiting: mpsc::Sender<(BlobId, std::path::PathBuf)>,
+    waiting: mpsc::Sender<(BlobId, PathBuf)>,
     results: Family<ResultLabel, Counter>,
 }
 
 /// Files to write, for [`SecondTier::write_behind`].
-pub type Waiting = mpsc::Receiver<(BlobId, std::path::PathBuf)>;
+pub type Waiting = mpsc::Receiver<(BlobId, PathBuf)>;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
@@ -111,36 +117,37 @@ impl SecondTier {
     }
 
     /// Has a file written that is kept at `path`, when there is time.
-    pub fn offer(&self, id: BlobId, path: std::path::PathBuf) {
+    pub fn offer(&self, id: BlobId, path: PathBuf) {
         if self.bucket().is_some() && self.waiting.try_send((id, path)).is_err() {
             self.count("dropped");
         }
     }
 
-    /// Writes what was offered, one after the other. Never ends.
+    /// Writes what was offered, one after the other; while the bucket is left alone, it waits. Never ends.
     pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting) {
         while let Some((id, path)) = waiting.recv().await {
-            let Some(bucket) = self.bucket() else {
-                continue;
-            };
-            if !self.breaker.allows() {
-                self.count("dropped");
-                continue;
-            }
-            match timeout(PATIENCE, write(&bucket, &id, path)).await {
-                Ok(Ok(true)) => {
-                    self.breaker.succeeded();
-                    self.count("written");
+            let mut tries = TRIES;
+            while tries > 0
+                && let Some(bucket) = self.bucket()
+            {
+                if !self.breaker.allows() {
+                    sleep(LOOK_AGAIN).await;
+                    continue;
                 }
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) => {
-                    self.breaker.failed();
-                    self.failed("written", &id, &format!("{error:#}"));
-                }
-                Err(_) => {
-                    self.breaker.failed();
-                    self.failed("written", &id, "it takes too long");
-                }
+                tries -= 1;
+                let why = match timeout(PATIENCE, write(&bucket, &id, &path)).await {
+                    Ok(Ok(was_written)) => {
+                        if was_written {
+                            self.breaker.succeeded();
+                            self.count("written");
+                        }
+                        break;
+                    }
+                    Ok(Err(error)) => format!("{error:#}"),
+                    Err(_) => "it takes too long".into(),
+                };
+                self.breaker.failed();
+                self.failed("written", &id, &why);
             }
         }
     }
@@ -166,8 +173,8 @@ impl SecondTier {
 }
 
 /// Returns whether it was written: it may be evicted already, or be too large.
-async fn write(bucket: &Bucket, id: &BlobId, path: std::path::PathBuf) -> anyhow::Result<bool> {
-    let digest = id.digest;
+async fn write(bucket: &Bucket, id: &BlobId, path: &Path) -> anyhow::Result<bool> {
+    let (digest, path) = (id.digest, path.to_owned());
     let read = tokio::task::spawn_blocking(move || {
         let size = path.metadata()?.len();
         let content = (size <= LARGEST)

@@ -233,7 +233,11 @@ mod tests {
     use super::*;
 
     fn entry(name: &str) -> Entry {
-        let text = format!("{{\"name\":\"{name}\",\"vers\":\"1.0.0\",\"cksum\":\"ab\"}}\n");
+        entry_with(name, "1.0.0")
+    }
+
+    fn entry_with(name: &str, version: &str) -> Entry {
+        let text = format!("{{\"name\":\"{name}\",\"vers\":\"{version}\",\"cksum\":\"ab\"}}\n");
         Entry::receive(name, Received::default(), Bytes::from(text)).unwrap()
     }
 
@@ -269,6 +273,55 @@ mod tests {
         assert!(entries.read(&name("serde")).is_none());
         assert!(!path.exists());
         assert!(storage.used(Part::Index) < used);
+    }
+
+    #[test]
+    fn a_write_that_ends_at_any_step_leaves_the_old_entry_or_the_new_one() {
+        let serde = name("serde");
+        let (old, new) = (
+            entry_with("serde", "1.0.0"),
+            entry_with("serde", "1.0.1-with-a-longer-name"),
+        );
+        let file = new.to_file();
+        let whole = file.len();
+        let steps = [
+            (0, false),
+            (whole / 2, false),
+            (whole, false),
+            (whole, true),
+        ];
+        for (was_there, (written, is_moved)) in [false, true]
+            .into_iter()
+            .flat_map(|was_there| steps.map(|step| (was_there, step)))
+        {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("x");
+            let storage = Storage::new(1 << 20);
+            let entries = Entries::open(root.clone(), &storage).unwrap();
+            if was_there {
+                entries.write(&serde, &old).unwrap();
+            }
+            drop(entries);
+            let (temporary, place) = (root.join("tmp/0"), root.join("se/rd/serde"));
+            fs::write(&temporary, &file[..written]).unwrap();
+            if is_moved {
+                fs::create_dir_all(place.parent().unwrap()).unwrap();
+                fs::rename(&temporary, &place).unwrap();
+            }
+            let entries = Entries::open(root, &storage).unwrap();
+            entries.load();
+            assert!(!temporary.exists());
+            let expected = if is_moved {
+                Some(&new)
+            } else {
+                was_there.then_some(&old)
+            };
+            let read = entries.read(&serde).map(|(entry, _)| entry.to_file());
+            let expected = expected.map(Entry::to_file);
+            assert_eq!(read, expected, "{was_there} {written} {is_moved}");
+            let size = expected.map_or(0, |file| file.len() as u64);
+            assert_eq!(storage.used(Part::Index), size);
+        }
     }
 
     #[test]

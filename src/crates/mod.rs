@@ -200,6 +200,7 @@ impl Crates {
             client.clone(),
             config.limits.upstream_idle_timeout,
             self.counters.clone(),
+            config.crates.when_upstream_fails,
         )?;
         let space = space(found);
         let registry = Arc::new(Registry {

@@ -13,7 +13,7 @@ use url::Url;
 use super::counters::{Counters, Kind};
 use super::name::{CrateFile, prefix};
 use crate::breaker::Breaker;
-use crate::config;
+use crate::config::{self, WhenUpstreamFails};
 use crate::http_client::{self, AGENT};
 
 /// How long a registry's own `config.json` counts. It changes every few years.
@@ -62,6 +62,8 @@ pub struct Upstream {
     /// Open while the index, or whoever has the files, takes requests and answers none: a build with hundreds of files
     /// that are not here is not to wait for each of them.
     hanging: Arc<[Breaker; 2]>,
+    /// Of what the index says, its `config.json` as well.
+    when_it_fails: WhenUpstreamFails,
     config: Arc<KeptConfig>,
 }
 
@@ -90,6 +92,7 @@ impl Upstream {
         client: Client,
         idle: Duration,
         counters: Counters,
+        when_it_fails: WhenUpstreamFails,
     ) -> anyhow::Result<Self> {
         let token = registry.token.as_ref().map(|token| {
             // As cargo sends it: without a scheme.
@@ -104,6 +107,7 @@ impl Upstream {
             idle,
             counters,
             hanging: Default::default(),
+            when_it_fails,
             config: Arc::default(),
         })
     }
@@ -286,7 +290,7 @@ impl Upstream {
         ))
     }
 
-    /// The registry's own `config.json`. Where none was read yet, one asks, and the others wait for that.
+    /// The registry's own `config.json`. Where there is none that may serve, one asks, and the others wait for that.
     async fn config(&self) -> Result<Arc<UpstreamConfig>, Trouble> {
         if let Some(config) = self.known_config() {
             return Ok(config);
@@ -299,10 +303,10 @@ impl Upstream {
         Ok(self.config.keep(config, Instant::now()))
     }
 
-    /// The one that was read last. An old one serves while it is read anew: where files are hardly ever changes, and
-    /// they can be fetched also while the index hangs.
+    /// The one that was read last. An old one serves while it is read anew, unless the operator prefers an error: where
+    /// files are hardly ever changes, and they can be fetched also while the index hangs.
     fn known_config(&self) -> Option<Arc<UpstreamConfig>> {
-        let (config, is_due) = self.config.known(Instant::now())?;
+        let (config, is_due) = self.config.known(Instant::now(), self.when_it_fails)?;
         if is_due {
             let upstream = self.clone();
             tokio::spawn(async move {
@@ -344,11 +348,19 @@ impl Upstream {
 }
 
 impl KeptConfig {
-    /// What is known, however old, and whether it is the caller who reads it anew.
-    fn known(&self, now: Instant) -> Option<(Arc<UpstreamConfig>, bool)> {
+    /// What is known, and whether it is the caller who reads it anew. An old one only where that may serve, and then
+    /// however old it is.
+    fn known(
+        &self,
+        now: Instant,
+        when_it_fails: WhenUpstreamFails,
+    ) -> Option<(Arc<UpstreamConfig>, bool)> {
         let mut kept = self.kept();
         let (config, due) = kept.as_mut()?;
         let is_due = *due <= now;
+        if is_due && when_it_fails == WhenUpstreamFails::Fail {
+            return None;
+        }
         if is_due {
             // One reads, and this is over long before it is due once more.
             *due = now + CONFIG_AGE;
@@ -407,6 +419,9 @@ pub(super) fn failed(text: String) -> Trouble {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -448,10 +463,10 @@ mod tests {
             kept.keep(config, now);
         };
         let known = |now: Instant| {
-            let (config, is_due) = kept.known(now).unwrap();
+            let (config, is_due) = kept.known(now, WhenUpstreamFails::ServeStale).unwrap();
             (config.dl.clone(), is_due)
         };
-        assert!(kept.known(begin).is_none());
+        assert!(kept.known(begin, WhenUpstreamFails::ServeStale).is_none());
         keep("old", begin);
         assert_eq!(known(begin), ("old".to_owned(), false));
         let old = begin + CONFIG_AGE;
@@ -464,6 +479,65 @@ mod tests {
         keep("new", later);
         assert_eq!(known(later), ("new".to_owned(), false));
         assert_eq!(known(later + CONFIG_AGE), ("new".to_owned(), true));
+    }
+
+    /// A registry that answers one question, with `answer`, and is gone then.
+    async fn answering_once(answer: &'static str, when_it_fails: WhenUpstreamFails) -> Upstream {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = Client::builder().no_proxy().tls_certs_only([]);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            drop(listener);
+            let mut question = [0; 4096];
+            assert!(stream.read(&mut question).await.unwrap() > 0);
+            let length = answer.len();
+            let head =
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let registry = config::Registry {
+            name: "corp".into(),
+            url: Url::parse(&url).unwrap(),
+            token_file: None,
+            token: None,
+        };
+        let (client, idle) = (client.build().unwrap(), Duration::from_secs(30));
+        Upstream::new(&registry, client, idle, Counters::new(), when_it_fails).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_old_config_does_not_serve_who_prefers_an_error() {
+        for (when_it_fails, first) in [
+            (WhenUpstreamFails::ServeStale, "old"),
+            (WhenUpstreamFails::Fail, "new"),
+        ] {
+            let upstream = answering_once("{\"dl\":\"new\"}", when_it_fails).await;
+            let kept = &upstream.config;
+            let old = UpstreamConfig {
+                dl: "old".into(),
+                auth_required: false,
+            };
+            kept.keep(old, Instant::now());
+            assert_eq!(upstream.config().await.unwrap().dl, "old", "it is young");
+            let grow_old = || kept.kept().as_mut().unwrap().1 = Instant::now();
+            grow_old();
+            assert_eq!(upstream.config().await.unwrap().dl, first);
+            // Read anew in the background, where it was not yet.
+            timeout(upstream.idle, async {
+                while upstream.config().await.unwrap().dl != "new" {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await
+            .unwrap();
+            grow_old();
+            let without_registry = upstream.config().await;
+            let may_serve = when_it_fails == WhenUpstreamFails::ServeStale;
+            assert_eq!(without_registry.is_ok(), may_serve, "{when_it_fails:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::http::{self, Response};
-use crate::support::registry::{Fault, Of, Published, Registry, index_path, noise};
+use crate::support::registry::{Fault, Of, Published, Registry, Validators, index_path, noise};
 use crate::support::warmdock::{Builder, builder, files_below};
 use crate::support::{Warmdock, wait_for};
 
@@ -222,7 +222,7 @@ fn many_who_want_an_old_entry_share_one_question() {
 #[test]
 fn a_registry_without_etags() {
     let registry = Registry::start();
-    registry.no_etags();
+    registry.send_validators(Validators::None);
     registry.publish("leaf", "1.0.0", &[], "");
     let warmdock = over(&registry).start();
     let etag = get(&warmdock, "le/af/leaf")
@@ -234,6 +234,52 @@ fn a_registry_without_etags() {
     registry.publish("leaf", "1.1.0", &[], "");
     let again = get_with(&warmdock, "GET", "le/af/leaf", &[("If-None-Match", &etag)]);
     assert_eq!((again.status, again.text()), (200, registry.entry("leaf")));
+}
+
+/// One that only dates its entries is asked by these dates, also after a restart, and clients get an ETag of ours that
+/// stays for as long as the entry does.
+#[test]
+fn a_registry_with_dates_alone() {
+    let registry = Registry::start();
+    registry.send_validators(Validators::LastModified);
+    registry.publish("leaf", "1.0.0", &[], "");
+    let mut warmdock = over(&registry).start();
+    let last_asked = || registry.asked().pop().unwrap();
+    let first = get(&warmdock, "le/af/leaf");
+    let (etag, date) = (first.header("etag"), first.header("last-modified"));
+    assert_eq!(date, Some("Tue, 01 Jan 2030 00:00:00 GMT"));
+    assert_eq!(last_asked().header("if-modified-since"), None);
+    for restarted in [false, true] {
+        if restarted {
+            warmdock.stop();
+            warmdock.start_again();
+        }
+        let again = get(&warmdock, "le/af/leaf");
+        assert_eq!((again.status, again.text()), (200, registry.entry("leaf")));
+        assert_eq!(again.header("etag"), etag);
+        assert_eq!(last_asked().header("if-modified-since"), date);
+        // Ours, which the registry does not know.
+        assert_eq!(last_asked().header("if-none-match"), None);
+        let confirmed = warmdock.metric(|name| {
+            name.contains("crates_answers_total") && name.contains("\"revalidated\"")
+        });
+        assert_eq!(confirmed, 1.0, "restarted: {restarted}");
+        for (header, value) in [("If-None-Match", etag), ("If-Modified-Since", date)] {
+            let headers = [(header, value.unwrap())];
+            let response = get_with(&warmdock, "GET", "le/af/leaf", &headers);
+            assert_eq!((response.status, response.header("etag")), (304, etag));
+        }
+    }
+    registry.publish("leaf", "1.1.0", &[], "");
+    let headers = [("If-None-Match", etag.unwrap())];
+    let new = get_with(&warmdock, "GET", "le/af/leaf", &headers);
+    assert_eq!((new.status, new.text()), (200, registry.entry("leaf")));
+    assert_ne!(new.header("etag"), etag);
+    let new_date = new.header("last-modified");
+    assert_eq!(new_date, Some("Tue, 01 Jan 2030 01:00:00 GMT"));
+    let again = get(&warmdock, "le/af/leaf");
+    assert_eq!(again.header("etag"), new.header("etag"));
+    assert_eq!(last_asked().header("if-modified-since"), new_date);
 }
 
 #[test]
@@ -864,7 +910,7 @@ fn killed_in_the_middle_of_a_write() {
 }
 
 /// The service may be gone before it answers.
-fn ask_and_forget(address: SocketAddr, path: &str) {
+pub fn ask_and_forget(address: SocketAddr, path: &str) {
     let Ok(mut stream) = TcpStream::connect(address) else {
         return;
     };

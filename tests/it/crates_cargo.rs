@@ -1,9 +1,11 @@
 //! Real cargo through the crate cache: against crates.io where it is reachable, and against a registry that the tests
 //! serve.
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -12,7 +14,7 @@ use crate::crates_cache::over;
 use crate::support::process::{self, Output};
 use crate::support::registry::{Fault, Of, Registry};
 use crate::support::warmdock::{Builder, builder, run};
-use crate::support::{Warmdock, http, wait_for};
+use crate::support::{PATIENCE, Warmdock, http, wait_for};
 
 /// A person's machine with a project.
 struct Machine {
@@ -202,6 +204,59 @@ fn update_add_search_and_yanked_versions() {
         .cargo(&["search", "leaf", "--registry", "warmdock"])
         .failed();
     assert!(search.stderr.contains("not its API"), "{}", search.stderr);
+}
+
+/// A proxy that connects nobody, and the first line that it is sent.
+fn proxy_to_nowhere() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        // Who tries again is refused.
+        drop(listener);
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        let _ = sender.send(line);
+    });
+    (url, receiver)
+}
+
+/// `cargo search` as people type it: the service does not pass it on, cargo says which ways there are, and either way
+/// says that it is not through the service.
+#[test]
+fn search_is_not_served_and_says_where_it_is() {
+    let registry = published();
+    let warmdock = as_crates_io(&registry).start();
+    let mut machine = Machine::new();
+    machine.write_app("", "fn main() {}");
+    machine.begin_anew(&client_config(&warmdock));
+    let plain = machine.cargo(&["search", "serde"]).failed().stderr;
+    for expected in [
+        "crates-io is replaced with",
+        "warmdock",
+        "`--registry crates-io`",
+    ] {
+        assert!(plain.contains(expected), "{expected}: {plain}");
+    }
+    let here = machine.cargo(&["search", "serde", "--registry", "warmdock"]);
+    let here = here.failed().stderr;
+    for expected in ["not its API", "search", "--registry crates-io"] {
+        assert!(here.contains(expected), "{expected}: {here}");
+    }
+    // That leads past the service, to crates.io itself.
+    let (proxy, asked) = proxy_to_nowhere();
+    machine.environment.push(("HTTPS_PROXY".into(), proxy));
+    let past = machine
+        .cargo(&["search", "serde", "--registry", "crates-io"])
+        .failed();
+    assert!(!past.stderr.contains("not its API"), "{}", past.stderr);
+    let line = asked.recv_timeout(PATIENCE).expect("cargo asks the proxy");
+    assert!(
+        line.starts_with("CONNECT ") && line.contains("crates.io:443 "),
+        "{line}"
+    );
+    assert_eq!(registry.asked().len(), 0, "nobody is asked for us");
 }
 
 /// A private registry that wants a token from us, behind a service that wants one from cargo.

@@ -139,6 +139,35 @@ fn what_one_has_fetched_the_others_have() {
     }
 }
 
+/// The bucket gets what was fetched while it was away.
+#[test]
+fn what_waits_for_it_is_written_when_it_is_back() {
+    let registry = Registry::start();
+    let mut s3 = S3::start();
+    let warmdock = s3.warmdock(&registry);
+    s3.stop();
+    let files: Vec<_> = (0..5)
+        .map(|number| {
+            let version = format!("1.0.{number}");
+            registry.publish_bytes("big", &version, &[], noise(100_000, number))
+        })
+        .collect();
+    for file in &files {
+        is_whole(&warmdock, file);
+    }
+    wait_for("the bucket to be left alone", || {
+        (counted(&warmdock, "failed") >= 2.0).then_some(())
+    });
+    s3.start_again();
+    for file in &files {
+        s3.wait_object(file);
+    }
+    assert_eq!(counted(&warmdock, "dropped"), 0.0);
+    wait_for("the count", || {
+        (counted(&warmdock, "written") == 5.0).then_some(())
+    });
+}
+
 #[test]
 fn its_failure_fails_no_build() {
     let registry = Registry::start();

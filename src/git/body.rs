@@ -56,7 +56,7 @@ static QUEUE: Semaphore = Semaphore::const_new(256);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// SECURITY: for a whole body, so that nobody keeps room for hours with a few bytes now and then. The largest that the
 /// default of `limits.request_body` allows takes this long at 2 Mbit/s.
-const LONGEST_READ: Duration = Duration::from_secs(300);
+pub(super) const LONGEST_READ: Duration = Duration::from_secs(300);
 /// What is unpacked between two looks at the room.
 const PIECE: usize = 16 << 10;
 

@@ -3,13 +3,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::{Instant, timeout};
 
 use crate::access::{Principal, SshIdentity};
 use crate::app::App;
 use crate::error::Error;
+use crate::git::body::LONGEST_READ;
 use crate::git::conversation::{self, Broken, Client, Gone};
 use crate::git::name::RepoName;
 use crate::git::upload_pack::Version;
@@ -54,11 +56,9 @@ pub async fn serve(app: &Arc<App>, asked: Asked<'_>, client: &mut impl Client) -
         status: None,
         bytes: 0,
     };
-    let mut client = Counted {
-        client,
-        bytes: &mut record.bytes,
-    };
+    let mut client = Watched::new(client, &mut record.bytes);
     let answered = answer(app, &asked, &mut client, &mut record.name, &mut record.repo).await;
+    let answered = client.outcome(answered);
     drop(in_flight);
     let end = match answered {
         Ok(()) => End {
@@ -199,27 +199,126 @@ impl Drop for Record<'_> {
     }
 }
 
-struct Counted<'a, C> {
+/// A client of which is known what it was sent.
+///
+/// SECURITY: from the first to the last byte of what it says between two answers it may keep us waiting for as long as the
+/// body of a request over HTTP, so that nobody keeps room for hours with a few bytes now and then. How much that may be is
+/// for [`conversation`] to say, and how long it may be silent for who serves the client.
+struct Watched<'a, C> {
     client: &'a mut C,
+    /// That it was sent.
     bytes: &'a mut u64,
+    /// How long it kept us waiting since it began to say something. What we do meanwhile does not count.
+    waited: Option<Duration>,
+    is_late: bool,
 }
 
-impl<C: Client> Client for Counted<'_, C> {
+impl<'a, C> Watched<'a, C> {
+    fn new(client: &'a mut C, bytes: &'a mut u64) -> Self {
+        Self {
+            client,
+            bytes,
+            waited: None,
+            is_late: false,
+        }
+    }
+
+    /// How a conversation ended that itself only knows that no more came.
+    fn outcome(&self, ended: Result<(), Broken>) -> Result<(), Broken> {
+        if self.is_late {
+            Err(Error::RequestTimeout.into())
+        } else {
+            ended
+        }
+    }
+}
+
+impl<C: Client> Client for Watched<'_, C> {
     async fn receive(&mut self) -> Option<Bytes> {
-        self.client.receive().await
+        let Some(waited) = self.waited else {
+            self.waited = Some(Duration::ZERO);
+            return self.client.receive().await;
+        };
+        let since = Instant::now();
+        let left = LONGEST_READ.saturating_sub(waited);
+        let received = timeout(left, self.client.receive()).await;
+        self.waited = Some(waited + since.elapsed());
+        received.unwrap_or_else(|_| {
+            self.is_late = true;
+            None
+        })
     }
 
     async fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
         let length = bytes.len() as u64;
         self.client.send(bytes).await?;
         *self.bytes += length;
+        self.waited = None;
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A client that says something again and again, each time after this pause.
+    struct Talks(Duration);
+
+    impl Client for Talks {
+        async fn receive(&mut self) -> Option<Bytes> {
+            sleep(self.0).await;
+            Some(Bytes::from_static(b"0"))
+        }
+
+        async fn send(&mut self, _: Bytes) -> Result<(), Gone> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_takes_for_ever_to_say_something() {
+        for pause in [SECOND / 2, SECOND * 70] {
+            let (mut client, mut bytes) = (Talks(pause), 0);
+            let mut client = Watched::new(&mut client, &mut bytes);
+            client.receive().await.expect("a first byte");
+            let began = Instant::now();
+            while client.receive().await.is_some() {
+                let is_in_time = began.elapsed() <= LONGEST_READ + SECOND;
+                assert!(is_in_time, "still listened to");
+            }
+            let outcome = client.outcome(Err(Broken::Gone));
+            assert!(matches!(
+                outcome,
+                Err(Broken::Failed(Error::RequestTimeout))
+            ));
+        }
+    }
+
+    /// A long negotiation has many rounds, and before the first answer there may be a first clone.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_answered_and_who_waits_for_us_has_time() {
+        let (mut client, mut bytes) = (Talks(SECOND), 0);
+        let mut client = Watched::new(&mut client, &mut bytes);
+        for _ in 0..1000 {
+            client.receive().await.expect("the beginning of a batch");
+            client.receive().await.expect("its end");
+            client.send(Bytes::from_static(b"NAK")).await.unwrap();
+        }
+        for _ in 0..3 {
+            client.receive().await.expect("what is wanted");
+            sleep(LONGEST_READ).await;
+        }
+        assert!(matches!(
+            client.outcome(Err(Broken::Gone)),
+            Err(Broken::Gone)
+        ));
+        assert_eq!(bytes, 3000);
+    }
 
     #[test]
     fn commands_as_clients_write_them() {

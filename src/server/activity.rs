@@ -8,6 +8,9 @@
 //! - where a new connection finds all places taken, the one that is of least use is closed sooner ([`Connections`]);
 //! - a response whose next piece nobody takes ends the connection after `stall`: with HTTP/2 a closed window stops a
 //!   stream without stopping the socket.
+//!
+//! For the SSH door a request is a command. It has times of its own for all of this but the places, see
+//! [`crate::ssh::connection`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -56,6 +59,10 @@ impl Times {
     }
 }
 
+/// What we send of our own accord, such as a ping of HTTP/2 (17 bytes, and what TLS adds), makes an idle connection no less
+/// idle. The end of an answer may be as short, and then makes some moments less of its time.
+const LARGEST_PING: usize = 64;
+
 /// Why a connection is not worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expired {
@@ -81,7 +88,8 @@ struct State {
     opened: Instant,
     requests: u64,
     in_flight: usize,
-    http2: bool,
+    /// Requests run side by side, and pings come between them.
+    multiplexed: bool,
     closing: bool,
     /// To end, since somebody else waits for its place.
     asked: bool,
@@ -109,7 +117,7 @@ impl Activity {
             opened: now,
             requests: 0,
             in_flight: 0,
-            http2: false,
+            multiplexed: false,
             closing: false,
             asked: false,
             last: now,
@@ -124,7 +132,7 @@ impl Activity {
         })
     }
 
-    /// The TLS handshake is done: the time for the first request begins.
+    /// A step before the first request is done, such as the TLS handshake: the time for the next one begins.
     pub fn opened(&self) {
         self.state().opened = Instant::now();
     }
@@ -132,17 +140,19 @@ impl Activity {
     /// Bytes came from the client.
     pub fn received(&self) {
         let mut state = self.state();
-        // Idle HTTP/2 connections exchange pings.
-        if state.requests > 0 && state.in_flight == 0 && !state.http2 && state.head_began.is_none()
-        {
+        // Idle connections of HTTP/2 and SSH exchange pings.
+        let may_begin = state.in_flight == 0 && !state.multiplexed && state.head_began.is_none();
+        if state.requests > 0 && may_begin {
             state.head_began = Some(Instant::now());
         }
     }
 
-    /// Bytes went to the client.
-    pub fn sent(&self) {
+    /// So many bytes went to the client.
+    pub fn sent(&self, bytes: usize) {
         let mut state = self.state();
-        state.last = Instant::now();
+        if state.in_flight > 0 || bytes > LARGEST_PING {
+            state.last = Instant::now();
+        }
         state.blocked = false;
     }
 
@@ -151,12 +161,12 @@ impl Activity {
         self.state().blocked = true;
     }
 
-    /// A request's head has come.
-    pub fn request(self: &Arc<Self>, http2: bool) -> Exchange {
+    /// A request's head has come, over HTTP/2 or SSH if `multiplexed`.
+    pub fn request(self: &Arc<Self>, multiplexed: bool) -> Exchange {
         let mut state = self.state();
         state.requests += 1;
         state.in_flight += 1;
-        state.http2 = http2;
+        state.multiplexed = multiplexed;
         state.asked = false;
         state.head_began = None;
         Exchange {
@@ -378,7 +388,7 @@ mod tests {
     async fn a_connection_without_request_expires() {
         let activity = connection();
         activity.received();
-        activity.sent();
+        activity.sent(1000);
         assert_eq!(within(&activity, 9).await, None);
         assert_eq!(within(&activity, 2).await, Some(Expired::NoRequest));
     }
@@ -421,7 +431,7 @@ mod tests {
         let activity = connection();
         drop(activity.request(false));
         sleep(SECOND * 60).await;
-        activity.sent();
+        activity.sent(1000);
         assert_eq!(within(&activity, 74).await, None);
         assert_eq!(within(&activity, 2).await, Some(Expired::Idle));
     }
@@ -462,6 +472,10 @@ mod tests {
         drop(activity.request(true));
         activity.received();
         assert_eq!(within(&activity, 74).await, None);
+        // Ours give no more time either.
+        activity.sent(17);
+        activity.received();
+        assert_eq!(within(&activity, 2).await, Some(Expired::Idle));
     }
 
     /// The last bytes of an answer wait in buffers when its request is over for us.
@@ -475,7 +489,7 @@ mod tests {
         sleep(SECOND * 100).await;
         connections.ask_one_to_end();
         assert_eq!(within(&activity, 100).await, None);
-        activity.sent();
+        activity.sent(1000);
         sleep(SECOND * 3).await;
         connections.ask_one_to_end();
         assert_eq!(within(&activity, 0).await, Some(Expired::Idle));

@@ -34,14 +34,14 @@ impl<T> Guarded<T> {
         }
     }
 
-    fn written<R>(
+    fn written(
         &mut self,
         cx: &mut Context<'_>,
-        result: Poll<io::Result<R>>,
-    ) -> Poll<io::Result<R>> {
-        if result.is_ready() {
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = &result {
             self.waiting = false;
-            self.activity.sent();
+            self.activity.sent(*written.as_ref().unwrap_or(&0));
             return result;
         }
         self.activity.blocked();

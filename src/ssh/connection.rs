@@ -97,16 +97,20 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, times: Times, shared: Ar
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, %peer, "no TCP_NODELAY");
     }
+    let activity = Activity::new(times);
+    let _listed = shared.ending.connections.add(Arc::clone(&activity));
     let cut = shared.ending.cut.child_token();
     let stream = Cuttable {
-        inner: Guarded::new(stream, Activity::new(times), times.stall),
+        inner: Guarded::new(stream, Arc::clone(&activity), times.stall),
         cut: Box::pin(cut.clone().cancelled_owned()),
     };
-    let state = Arc::new(State::default());
+    let state = Arc::new(State::new(Arc::clone(&activity)));
     let session = Session::new(Arc::clone(&shared), peer, times, Arc::clone(&state));
     let login = shared.app.config().limits.ssh_login_timeout;
     let greeting = async {
         let greeted = greeting::exchange(stream, IDENTIFICATION).await?;
+        // Keys are exchanged and shown next, which takes some times the way there and back.
+        activity.opened();
         let protocol = shared.protocol.with(greeted.knows_aes_gcm);
         run_stream(protocol, greeted, session).await
     };
@@ -117,15 +121,19 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, times: Times, shared: Ar
             Err(_) => return tracing::debug!(%peer, "no SSH client: it says nothing"),
         },
         () = shared.ending.draining.cancelled() => return,
+        () = activity.asked_to_end() => {
+            return tracing::debug!(%peer, "no SSH client yet, and others wait for its place");
+        }
     };
     let handle = running.handle();
     let mut running = pin!(running);
     tokio::select! {
         end = &mut running => return ended(peer, end),
         () = shared.ending.cut.cancelled() => {}
-        why = worth_nothing(&state, login, times.idle, &shared.ending.draining) => {
+        (reason, why) = worth_nothing(&activity, &state, login, times.idle, &shared.ending.draining) => {
             tracing::debug!(%peer, why, "connection closed");
-            let goodbye = handle.disconnect(Disconnect::ByApplication, why.to_owned(), "en".to_owned());
+            activity.closing();
+            let goodbye = handle.disconnect(reason, why.to_owned(), "en".to_owned());
             let parted = timeout(PARTING, async {
                 let _ = goodbye.await;
                 (&mut running).await
@@ -147,8 +155,25 @@ fn ended(peer: SocketAddr, end: Result<(), russh::Error>) {
     }
 }
 
-/// Returns, with the reason, when a connection is not worth keeping.
+/// Returns, with the reason, when a connection is not worth keeping: after a while, or sooner where others wait.
 async fn worth_nothing(
+    activity: &Activity,
+    state: &State,
+    login: Duration,
+    idle: Duration,
+    draining: &CancellationToken,
+) -> (Disconnect, &'static str) {
+    tokio::select! {
+        why = over(state, login, idle, draining) => (Disconnect::ByApplication, why),
+        () = activity.asked_to_end() => (
+            Disconnect::TooManyConnections,
+            "nothing is done on this connection, and others wait for its place",
+        ),
+    }
+}
+
+/// Returns, with the reason, when a connection has had its time.
+async fn over(
     state: &State,
     login: Duration,
     idle: Duration,

@@ -11,7 +11,7 @@ use crate::git::conversation::{Client, Gone};
 use crate::git::ssh_door;
 use crate::server::activity::Times;
 
-/// What a client may say while it is being answered; then it is none.
+/// Bytes that a client may say while it is being answered; then it is none.
 const MOST_UNREAD: usize = 1 << 20;
 
 /// The pieces in which a client has to take an answer, each in the time of `Times::stall`.
@@ -22,6 +22,14 @@ pub(super) struct Line {
     read: ChannelReadHalf,
     write: ChannelWriteHalf<Msg>,
     times: Times,
+    heard: Heard,
+}
+
+/// What of all that comes on a channel matters.
+///
+/// SECURITY: the rest is dropped when it comes. There may be any amount of it, also while we wait for the client to take
+/// something.
+struct Heard {
     pace: Pace,
     /// Came while something was being sent.
     unread: Vec<u8>,
@@ -30,17 +38,38 @@ pub(super) struct Line {
     gone: bool,
 }
 
+impl Heard {
+    fn take(&mut self, message: Option<ChannelMsg>) {
+        match message {
+            Some(ChannelMsg::Data { data }) => {
+                if self.unread.len() + data.len() > MOST_UNREAD {
+                    self.gone = true;
+                } else {
+                    self.unread.extend_from_slice(&data);
+                }
+            }
+            Some(ChannelMsg::WindowAdjusted { new_size }) => self.pace.window_is(new_size),
+            Some(ChannelMsg::Eof) => self.ended = true,
+            Some(ChannelMsg::Close) | None => self.gone = true,
+            Some(_) => {}
+        }
+    }
+}
+
 impl Line {
     pub fn new(channel: Channel<Msg>, times: Times, pace: Pace) -> Self {
         let (read, write) = channel.split();
-        Self {
-            read,
-            write,
-            times,
+        let heard = Heard {
             pace,
             unread: Vec::new(),
             ended: false,
             gone: false,
+        };
+        Self {
+            read,
+            write,
+            times,
+            heard,
         }
     }
 
@@ -50,90 +79,73 @@ impl Line {
             let text = format!("warmdock: {message}\n");
             let _ = self.send_piece(text.into(), Stream::Error).await;
         }
-        let _ = self.write.exit_status(end.status).await;
-        let _ = self.write.eof().await;
-        let _ = self.write.close().await;
-    }
-
-    fn take(&mut self, message: Option<ChannelMsg>) {
-        match message {
-            Some(ChannelMsg::Data { data }) => {
-                self.unread.extend_from_slice(&data);
-                self.gone |= self.unread.len() > MOST_UNREAD;
-            }
-            Some(ChannelMsg::WindowAdjusted { new_size }) => self.pace.window_is(new_size),
-            Some(ChannelMsg::Eof) => self.ended = true,
-            Some(ChannelMsg::Close) | None => self.gone = true,
-            Some(_) => {}
-        }
+        // Were it there and nobody read, the connection would wait for us and we for it.
+        let Self { read, write, .. } = self;
+        drop(read);
+        let _ = write.exit_status(end.status).await;
+        let _ = write.eof().await;
+        let _ = write.close().await;
     }
 
     /// Waits while the client has more than enough, for a little while.
     async fn keep_pace(&mut self) -> Result<(), Gone> {
-        while let Some(message) = self.read.wait().now_or_never() {
-            self.take(message);
-            if self.gone {
+        let (read, heard) = (&mut self.read, &mut self.heard);
+        while let Some(message) = read.wait().now_or_never() {
+            heard.take(message);
+            if heard.gone {
                 return Err(Gone);
             }
         }
         let mut patience = Instant::now() + PATIENCE;
-        while self.pace.is_far_ahead() && !self.gone {
-            let taken = self.pace.taken();
-            if let Ok(message) = timeout_at(patience, self.read.wait()).await {
-                self.take(message);
+        while heard.pace.is_far_ahead() && !heard.gone {
+            let taken = heard.pace.taken();
+            if let Ok(message) = timeout_at(patience, read.wait()).await {
+                heard.take(message);
             }
             // What says nothing of that gives no more time.
             let is_over = Instant::now() >= patience;
-            if self.pace.taken() == taken && is_over {
-                self.pace.was_too_little();
+            if heard.pace.taken() == taken && is_over {
+                heard.pace.was_too_little();
             }
-            if self.pace.taken() > taken || is_over {
+            if heard.pace.taken() > taken || is_over {
                 patience = Instant::now() + PATIENCE;
             }
         }
-        if self.gone { Err(Gone) } else { Ok(()) }
+        if heard.gone { Err(Gone) } else { Ok(()) }
     }
 
     /// Sends one piece while it listens: were nobody to read, the connection would wait for us and we for it.
     async fn send_piece(&mut self, piece: Bytes, stream: Stream) -> Result<(), Gone> {
+        // Nobody takes what is sent to a channel that is closed.
+        if self.heard.gone {
+            return Err(Gone);
+        }
         let bytes = piece.len();
-        let (write, read) = (&self.write, &mut self.read);
+        let (write, read, heard) = (&self.write, &mut self.read, &mut self.heard);
         let sending = async {
             match stream {
                 Stream::Output => write.data_bytes(piece).await,
                 Stream::Error => write.extended_data_bytes(1, piece).await,
             }
         };
-        let mut heard = Vec::new();
-        let sent = {
-            let mut sending = std::pin::pin!(timeout(self.times.stall, sending));
-            let (mut is_open, mut bytes) = (true, 0);
-            loop {
-                tokio::select! {
-                    biased;
-                    sent = &mut sending => break matches!(sent, Ok(Ok(()))),
-                    message = read.wait(), if is_open => {
-                        is_open = !matches!(message, Some(ChannelMsg::Close) | None);
-                        if let Some(ChannelMsg::Data { data }) = &message {
-                            bytes += data.len();
-                        }
-                        heard.push(message);
-                        // Nobody takes what is sent to a channel that is closed.
-                        if !is_open || bytes > MOST_UNREAD {
-                            break false;
-                        }
+        let mut sending = std::pin::pin!(timeout(self.times.stall, sending));
+        let sent = loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => break matches!(sent, Ok(Ok(()))),
+                message = read.wait() => {
+                    heard.take(message);
+                    if heard.gone {
+                        break false;
                     }
                 }
             }
         };
-        for message in heard {
-            self.take(message);
-        }
-        if sent && !self.gone {
-            self.pace.sent(bytes);
+        if sent {
+            heard.pace.sent(bytes);
             Ok(())
         } else {
-            self.gone = true;
+            heard.gone = true;
             Err(Gone)
         }
     }
@@ -147,20 +159,23 @@ enum Stream {
 
 impl Client for Line {
     async fn receive(&mut self) -> Option<Bytes> {
-        while self.unread.is_empty() {
-            if self.ended || self.gone {
+        let heard = &mut self.heard;
+        // SECURITY: for all that comes until there is something to read, much of which may be nothing.
+        let until = Instant::now() + self.times.stall;
+        while heard.unread.is_empty() {
+            if heard.ended || heard.gone {
                 return None;
             }
-            match timeout(self.times.stall, self.read.wait()).await {
-                Ok(message) => self.take(message),
-                Err(_) => self.gone = true,
+            match timeout_at(until, self.read.wait()).await {
+                Ok(message) => heard.take(message),
+                Err(_) => heard.gone = true,
             }
         }
-        Some(std::mem::take(&mut self.unread).into())
+        Some(std::mem::take(&mut heard.unread).into())
     }
 
     async fn send(&mut self, mut bytes: Bytes) -> Result<(), Gone> {
-        if self.gone {
+        if self.heard.gone {
             return Err(Gone);
         }
         while !bytes.is_empty() {

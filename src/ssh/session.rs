@@ -17,13 +17,14 @@ use super::pace::Pace;
 use crate::access::SshIdentity;
 use crate::git::ssh_door;
 use crate::git::upload_pack::Version;
-use crate::server::activity::Times;
+use crate::server::activity::{Activity, Exchange, Times};
 
 /// Channels of one connection at once, as OpenSSH's server has it.
 const MOST_CHANNELS: usize = 10;
 
 /// What the connection's task knows of its session.
 pub(super) struct State {
+    activity: Arc<Activity>,
     logged_in: watch::Sender<bool>,
     /// Commands that run.
     commands: watch::Sender<usize>,
@@ -37,32 +38,39 @@ struct Waiting {
 }
 
 /// Counts a command as long as it lives.
-struct Command(Arc<State>);
+struct Command {
+    state: Arc<State>,
+    /// As long, the connection is not asked to end.
+    _exchange: Exchange,
+}
 
 impl Command {
     fn begin(state: &Arc<State>) -> Self {
+        let exchange = state.activity.request(true);
         state.commands.send_modify(|commands| *commands += 1);
-        Self(Arc::clone(state))
+        Self {
+            state: Arc::clone(state),
+            _exchange: exchange,
+        }
     }
 }
 
 impl Drop for Command {
     fn drop(&mut self) {
-        self.0.commands.send_modify(|commands| *commands -= 1);
+        self.state.commands.send_modify(|commands| *commands -= 1);
     }
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    pub fn new(activity: Arc<Activity>) -> Self {
         Self {
+            activity,
             logged_in: watch::Sender::new(false),
             commands: watch::Sender::new(0),
             waiting: Mutex::default(),
         }
     }
-}
 
-impl State {
     pub async fn logged_in(&self) {
         let _ = self.logged_in.subscribe().wait_for(|done| *done).await;
     }
@@ -239,6 +247,7 @@ impl server::Handler for Session {
 
     async fn auth_succeeded(&mut self, _: &mut server::Session) -> Result<(), russh::Error> {
         self.state.logged_in.send_replace(true);
+        self.state.activity.opened();
         self.waits_for = Some((Step::LoggedIn, Instant::now()));
         Ok(())
     }

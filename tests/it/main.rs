@@ -34,5 +34,6 @@ mod properties;
 mod reload;
 mod server;
 mod ssh_door;
+mod ssh_limits;
 mod ssh_upstream;
 mod tls;

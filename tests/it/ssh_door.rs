@@ -1,11 +1,9 @@
 //! The SSH door, with OpenSSH's own client: who is let in, what can be asked for, and what cannot. What git itself does
 //! through it is in `git_clients`.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -16,17 +14,17 @@ use crate::support::warmdock::{Builder, Warmdock, builder};
 use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, wait_for};
 
 /// A service with two repositories, a key for both, and a key for `other/*` only.
-struct Setup {
+pub struct Setup {
     upstream: Upstream,
-    door: SshDoor,
-    warmdock: Warmdock,
+    pub door: SshDoor,
+    pub warmdock: Warmdock,
 }
 
-fn setup() -> Setup {
+pub fn setup() -> Setup {
     setup_with(|builder| builder)
 }
 
-fn setup_with(change: impl FnOnce(Builder) -> Builder) -> Setup {
+pub fn setup_with(change: impl FnOnce(Builder) -> Builder) -> Setup {
     let (upstream, _repo) = Upstream::with_sample();
     upstream.sample("other/repo");
     let door = SshDoor::new();
@@ -48,19 +46,19 @@ fn setup_with(change: impl FnOnce(Builder) -> Builder) -> Setup {
 }
 
 impl Setup {
-    fn client(&self, key: &str) -> Client {
+    pub fn client(&self, key: &str) -> Client {
         let mut client = Client::new(2);
         client.set("GIT_SSH_COMMAND", &self.door.ssh(key));
         client
     }
 
-    fn clone(&self, key: &str, name: &str) -> Output {
+    pub fn clone(&self, key: &str, name: &str) -> Output {
         self.client(key)
             .clone(&self.warmdock.ssh_url(name), "ours", &["--bare"])
     }
 
     /// A command whose standard input stays open.
-    fn hold(&self, options: &[&str], command: &str) -> Child {
+    pub fn hold(&self, options: &[&str], command: &str) -> Child {
         let mut ssh = self.door.command(&self.warmdock, "user", options);
         ssh.arg(command)
             .stdin(Stdio::piped())
@@ -69,7 +67,7 @@ impl Setup {
         ssh.spawn().unwrap()
     }
 
-    fn run(&self, key: &str, options: &[&str], command: &[&str]) -> Output {
+    pub fn run(&self, key: &str, options: &[&str], command: &[&str]) -> Output {
         self.door.run(&self.warmdock, key, options, command)
     }
 }
@@ -143,46 +141,6 @@ fn an_agent_has_the_key() {
     client
         .clone(&setup.warmdock.ssh_url(SAMPLE), "ours", &[])
         .ok();
-}
-
-/// Ten may be refused, and the question of every client which ways to log in there are is one of them.
-#[test]
-fn keys_cannot_be_tried_for_ever() {
-    let setup = setup();
-    for (strangers, is_let_in) in [(8, true), (12, false)] {
-        let agent = Agent::start();
-        for number in 0..strangers {
-            agent.add(&setup.door.keygen(&format!("stranger-{strangers}-{number}")));
-        }
-        agent.add(&setup.door.path("user"));
-        let mut client = Client::new(2);
-        client.set("GIT_SSH_COMMAND", &setup.door.ssh_without_key());
-        client.set("SSH_AUTH_SOCK", &agent.socket());
-        let output = client.clone(&setup.warmdock.ssh_url(SAMPLE), "ours", &[]);
-        assert_eq!(output.status.success(), is_let_in, "{}", output.describe());
-        let says_why = output.stderr.contains("Too many authentication attempts");
-        assert_eq!(says_why, !is_let_in, "{}", output.describe());
-    }
-}
-
-#[test]
-fn the_number_of_connections_is_limited() {
-    let setup = setup_with(|builder| {
-        builder
-            .set("/limits/connections", 4)
-            .set("/limits/ssh_login_timeout", "2s")
-    });
-    let address = setup.warmdock.ssh_address();
-    let idle: Vec<_> = (0..10)
-        .map(|_| TcpStream::connect(address).unwrap())
-        .collect();
-    wait_for("as many connections as are allowed", || {
-        let name = "warmdock_ssh_connections";
-        (setup.warmdock.metric(|sample| sample == name) == 4.0).then_some(())
-    });
-    // Who waits is served when they are cut off.
-    setup.clone("user", SAMPLE).ok();
-    drop(idle);
 }
 
 /// Everything that differs between two refusals tells something.
@@ -466,43 +424,6 @@ fn a_clone_under_way_survives_a_stop() {
 }
 
 #[test]
-fn connections_that_do_not_log_in_are_closed() {
-    let setup = setup_with(|builder| builder.set("/limits/ssh_login_timeout", "300ms"));
-    let address = setup.warmdock.ssh_address();
-    // One says nothing, one speaks something else, one is a client of SSH up to there.
-    let connections: Vec<_> = ["", "GET / HTTP/1.1\r\n\r\n", "SSH-2.0-Test\r\n"]
-        .map(|first| {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream
-                .set_read_timeout(Some(Duration::from_secs(30)))
-                .unwrap();
-            let _ = stream.write_all(first.as_bytes());
-            stream
-        })
-        .into();
-    for mut stream in connections {
-        let mut said = Vec::new();
-        // Reset or ended, but not open.
-        if let Err(error) = stream.read_to_end(&mut said) {
-            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-        }
-        assert!(
-            said.starts_with(b"SSH-2.0-warmdock_"),
-            "{:?}",
-            String::from_utf8_lossy(&said)
-        );
-    }
-    setup.clone("user", SAMPLE).ok();
-    wait_for("all connections to be gone", || {
-        (setup
-            .warmdock
-            .metric(|name| name == "warmdock_ssh_connections")
-            == 0.0)
-            .then_some(())
-    });
-}
-
-#[test]
 fn commands_are_counted_and_written_down_without_secrets() {
     let setup = setup();
     setup.clone("user", SAMPLE).ok();
@@ -619,40 +540,4 @@ fn client_config_for_the_ssh_door() {
     {
         client.clone(url, &number.to_string(), &[]).ok();
     }
-}
-
-/// A connection has channels, each with a command of its own, and no more of them than it may.
-#[test]
-fn channels_have_a_number() {
-    let setup = setup();
-    let control = setup.door.path("control");
-    let path = format!("ControlPath={}", control.display());
-    let shared = [
-        "-o",
-        "ControlMaster=auto",
-        "-o",
-        "ControlPersist=60",
-        "-o",
-        path.as_str(),
-    ];
-    let command = format!("git-upload-pack '/{HOST}/{SAMPLE}.git'");
-    setup.run("user", &shared, &[&command]).ok();
-    // Whoever finds no place on that connection shall not make another.
-    let only = [&shared[..], &["-o", "ProxyCommand=false"]].concat();
-    let clients: Vec<_> = (0..14).map(|_| setup.hold(&only, &command)).collect();
-    wait_for("ten channels with commands", || {
-        let name = "warmdock_ssh_requests_in_flight";
-        (setup.warmdock.metric(|sample| sample == name) == 10.0).then_some(())
-    });
-    assert_eq!(
-        setup
-            .warmdock
-            .metric(|sample| sample == "warmdock_ssh_connections"),
-        1.0
-    );
-    for mut client in clients {
-        let _ = client.kill();
-        let _ = client.wait();
-    }
-    let _ = setup.run("user", &[&shared[..], &["-O", "exit"]].concat(), &[]);
 }

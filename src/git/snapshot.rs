@@ -138,6 +138,20 @@ impl Snapshot {
         Ok(strangers.is_empty())
     }
 
+    /// Whether its references, kept ones included, reach all that those of `before` did, an earlier snapshot with the same
+    /// history.
+    pub fn reaches_all_of(&self, before: &Self) -> bool {
+        let history = self.commits();
+        let held: HashSet<ObjectId> = self.refs.held().collect();
+        let still = reached(self.refs.held(), &self.peeled, &history);
+        let of_commits = reached(before.refs.held(), &before.peeled, &history);
+        of_commits.iter().all(|commit| still.contains(commit))
+            && before
+                .refs
+                .held()
+                .all(|tip| history.number(&tip).is_some() || held.contains(&tip))
+    }
+
     /// Says that the packs hold objects which nothing reaches.
     pub fn set_garbage(&mut self) {
         self.garbage = true;
@@ -205,7 +219,7 @@ impl Snapshot {
             self.packs.all()
         } else {
             let tips: Vec<ObjectId> = self.refs.tips().collect();
-            closure(|| self.commits(), &tips, reader, cancelled)?
+            closure(|| self.commits(), &tips, &[], reader, cancelled)?
         };
         Ok(self.live_objects.get_or_init(|| live))
     }

@@ -288,17 +288,22 @@ pub fn peel(id: ObjectId, reader: &mut Reader<'_>) -> Result<Peeled, ObjectError
     }
 }
 
-/// The objects of the packs that the given tips reach: everything, trees and blobs included. `history` knows the
-/// commits that the tips reach, and is not held for long.
+/// The objects of the packs that `tips` reach: everything, trees and blobs included. What `known` reach as well may be
+/// left out. `history` knows the commits that all of them reach, and is not held for long.
 ///
 /// # Errors
 /// [`ObjectError`] when an object is missing or damaged.
 pub fn closure<'h, H: std::ops::Deref<Target = Commits> + 'h>(
     history: impl Fn() -> H,
     tips: &[ObjectId],
+    known: &[ObjectId],
     reader: &mut Reader<'_>,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<ObjectSet, ObjectError> {
+    let mut stops = Vec::new();
+    for tip in known {
+        stops.extend(history().number(&peel(*tip, reader)?.id));
+    }
     let mut walk = super::walk::Walk::filtered(reader, super::walk::Filter::default(), cancelled);
     let mut starts = Vec::new();
     for tip in tips {
@@ -308,14 +313,14 @@ pub fn closure<'h, H: std::ops::Deref<Target = Commits> + 'h>(
             _ => walk.add_object(&peeled.id)?,
         }
     }
-    let (included, none) = {
+    let (included, passed, none) = {
         let commits = history();
-        (
-            commits.reachable(starts, &commits.no_commits()),
-            commits.no_commits(),
-        )
+        let none = commits.no_commits();
+        let passed = commits.reachable(stops, &none);
+        let included = commits.reachable_without(starts, &none, &passed);
+        (included, passed, none)
     };
-    super::walk::for_each_commit(&history, &included, &none, &none, |commit| {
+    super::walk::for_each_commit(&history, &included, &passed, &none, |commit| {
         walk.add_commit(commit)
     })?;
     Ok(walk.finish().objects)

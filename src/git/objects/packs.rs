@@ -341,6 +341,12 @@ impl PackSet {
         &self.packs
     }
 
+    /// Whether each of `packs` is one of these, as it was opened.
+    pub fn has_all(&self, packs: &[Arc<Pack>]) -> bool {
+        let has = |pack: &Arc<Pack>| self.packs.iter().any(|own| Arc::ptr_eq(own, pack));
+        packs.iter().all(has)
+    }
+
     /// The size that an [`ObjectSet`](super::set::ObjectSet) must have: every object of every pack, doubles included.
     pub fn room(&self) -> u32 {
         self.first.last().copied().unwrap_or(0)

@@ -20,6 +20,8 @@ pub struct Entry {
     state: Mutex<State>,
     /// Held by whoever opens, changes or evicts the mirror on disk.
     pub(super) busy: tokio::sync::Mutex<()>,
+    /// Held while packs are consolidated, which reads the mirror beside those who change it: not to be evicted meanwhile.
+    pub(super) maintaining: tokio::sync::Mutex<()>,
     /// Packs that are being made.
     pub making: Arc<Semaphore>,
     /// Those, and the ones that wait for their turn.
@@ -120,6 +122,7 @@ impl Entry {
             }),
             folder,
             busy: tokio::sync::Mutex::default(),
+            maintaining: tokio::sync::Mutex::default(),
             making: Arc::new(Semaphore::new(at_once)),
             making_or_waiting: Arc::new(Semaphore::new(at_once + waiting)),
         }

@@ -133,10 +133,11 @@ fn update(
         return Ok(Arc::clone(before));
     }
     let had_garbage = folder.has_garbage();
-    let garbage = had_garbage || before.refs.has_forgotten(&refs);
+    // Mostly its commits are behind those of another reference.
+    let has_forgotten = before.refs.has_forgotten(&refs);
     let mut packs = before.packs.packs().to_vec();
     // Should we die before all is written, something may be there that nothing reaches.
-    if garbage || fetched.index.is_some() {
+    if has_forgotten || fetched.index.is_some() {
         folder
             .set_garbage(true)
             .map_err(UpstreamError::unwritable)?;
@@ -153,8 +154,8 @@ fn update(
             .map_or(Ok(Vec::new()), |pack| pack.history())?;
         packs.extend(pack.clone());
         let commits = before.shared_commits();
-        let mut snapshot = Snapshot::new(PackSet::new(packs), refs, commits, garbage)?;
-        if !snapshot.knows(&new)? {
+        let mut snapshot = Snapshot::new(PackSet::new(packs), refs, commits, had_garbage)?;
+        if !snapshot.knows(&new)? || has_forgotten && !snapshot.reaches_all_of(before) {
             snapshot.set_garbage();
         }
         Ok(snapshot)

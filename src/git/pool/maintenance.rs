@@ -1,29 +1,35 @@
 //! Consolidates packs: many small ones become one, and what no reference reaches any more goes. Deltas are kept.
-//! Blocks; runs while no fetch of the same repository does.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
-use crate::git::mirror::MirrorFolder;
+use super::entry::Entry;
+use super::{Pool, data_dir};
+use crate::durable;
 use crate::git::objects::ObjectError;
-use crate::git::objects::commits::closure;
+use crate::git::objects::commits::{Commits, closure};
 use crate::git::objects::packs::{Pack, PackSet, Reader};
 use crate::git::objects::set::ObjectSet;
 use crate::git::objects::writer::{PackFormat, write_pack};
+use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{Progress, UpstreamError, pack::receive};
-use crate::storage::Reservation;
+use crate::storage::{Part, Reservation};
+
+/// Consolidation reads and writes a whole mirror, so it is not tried more often than this.
+const MAINTENANCE_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Packs beside the largest, before they become one. Each look-up asks every pack.
 const MOST_PACKS: usize = 8;
 
 /// What there is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Work {
-    Nothing,
+enum Work {
     /// Put all packs but the largest together.
     MergeSmall,
     /// Write one pack of what references reach.
@@ -31,23 +37,23 @@ pub(super) enum Work {
 }
 
 /// What the mirror needs.
-pub(super) fn needed(folder: &MirrorFolder, snapshot: &Snapshot) -> Work {
+fn needed(snapshot: &Snapshot) -> Option<Work> {
     let packs = snapshot.packs.packs();
     let small: u64 = packs.iter().skip(1).map(|pack| pack.bytes()).sum();
-    if folder.has_garbage() {
-        Work::Rewrite
+    if snapshot.has_garbage() {
+        Some(Work::Rewrite)
     } else if packs.len() <= MOST_PACKS {
-        Work::Nothing
+        None
     } else if small > packs[0].bytes() / 2 {
-        Work::Rewrite
+        Some(Work::Rewrite)
     } else {
-        Work::MergeSmall
+        Some(Work::MergeSmall)
     }
 }
 
 /// Why packs could not be consolidated.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
+enum Trouble {
     #[error("{0}")]
     Objects(#[from] ObjectError),
     #[error("{0}")]
@@ -56,62 +62,248 @@ pub(super) enum Trouble {
     Io(#[from] io::Error),
 }
 
-/// Does it. The snapshot that is returned has the same references and new packs. The caller holds `entry.busy`.
-///
-/// # Errors
-/// What went wrong; the mirror is then as it was, but for packs that are there twice until the next attempt.
-pub(super) fn consolidate(
-    work: Work,
-    folder: &MirrorFolder,
-    before: &Snapshot,
-    reservation: &mut Reservation,
-    scratch: &Path,
-    stop: &AtomicBool,
-) -> Result<Arc<Snapshot>, Trouble> {
-    let old = before.packs.packs();
-    let (kept, merged) = match work {
-        Work::Nothing | Work::MergeSmall => old.split_at(1.min(old.len())),
-        Work::Rewrite => (&[][..], old),
-    };
-    let source = PackSet::new(merged.to_vec());
-    let mut reader = Reader::new(&source);
-    let objects = match work {
-        Work::Rewrite => {
-            let tips: Vec<_> = before.refs.held().collect();
-            closure(|| before.commits(), &tips, &mut reader, &|| {
-                stop.load(Ordering::Relaxed)
-            })?
+impl Pool {
+    /// Consolidates the packs of `entry`; the new snapshot when something was done. Fetches go on while the new pack is
+    /// written, and wait only for its being put into place.
+    pub(super) async fn maintain(self: &Arc<Self>, entry: &Arc<Entry>) -> Option<Arc<Snapshot>> {
+        let _maintaining = entry.maintaining.try_lock().ok()?;
+        if entry
+            .state()
+            .maintained
+            .is_some_and(|last| last.elapsed() < MAINTENANCE_PAUSE)
+        {
+            return None;
         }
-        Work::Nothing | Work::MergeSmall => source.all(),
-    };
-    drop(reader);
+        let before = entry.snapshot()?;
+        let permit = Arc::clone(&self.threads).acquire_owned().await.ok()?;
+        let started = Instant::now();
+        let (pool, same, old) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&before));
+        let written = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let Some(work) = needed(&old) else {
+                return Ok(None);
+            };
+            tracing::info!(repo = %same.name, packs = old.packs.packs().len(), ?work, "consolidating packs");
+            same.state().maintained = Some(Instant::now());
+            let scratch = Scratch(pool.scratch());
+            let reservation = pool.storage.nothing(Part::Git);
+            Replacement::write(work, old, scratch, reservation, &pool.stop).map(Some)
+        });
+        let done = match written.await {
+            Ok(Ok(Some(replacement))) => {
+                let _busy = entry.busy.lock().await;
+                let (pool, same) = (Arc::clone(self), Arc::clone(entry));
+                tokio::task::spawn_blocking(move || replacement.take_over(&same, &pool.stop)).await
+            }
+            Ok(Ok(None)) => Ok(Ok(None)),
+            Ok(Err(trouble)) => Ok(Err(trouble)),
+            Err(panic) => Err(panic),
+        };
+        let elapsed_ms = || started.elapsed().as_millis() as u64;
+        match done {
+            Ok(Ok(None)) => None,
+            Ok(Ok(Some(snapshot))) => {
+                tracing::info!(
+                    repo = %entry.name,
+                    packs.before = before.packs.packs().len(),
+                    packs.after = snapshot.packs.packs().len(),
+                    bytes = snapshot.packs.bytes(),
+                    elapsed_ms = elapsed_ms(),
+                    "consolidated packs"
+                );
+                Some(snapshot)
+            }
+            Ok(Err(trouble)) => {
+                tracing::warn!(repo = %entry.name, error = %trouble, elapsed_ms = elapsed_ms(), "packs were not consolidated");
+                if let Trouble::Objects(error) = &trouble {
+                    // Fetches that came meanwhile have not mended what is there.
+                    let now = entry
+                        .snapshot()
+                        .filter(|now| now.packs.has_all(before.packs.packs()));
+                    self.report(entry, &now?, error).await;
+                }
+                None
+            }
+            Err(panic) => {
+                tracing::error!(repo = %entry.name, error = %panic, "consolidating packs failed");
+                None
+            }
+        }
+    }
+}
 
-    let index = rewrite(&source, &objects, scratch, stop, reservation)?;
-    let mut packs = kept.to_vec();
-    if let Some(index) = index {
-        let installed = folder.install(&index)?;
-        packs.push(Arc::new(Pack::open(&installed)?));
+/// A folder for temporary files, which goes with whoever works in it.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        data_dir::remove(&self.0);
     }
-    // Commits that went must not be taken for present, so history is read anew.
-    let commits = if work == Work::Rewrite {
-        Arc::new(RwLock::default())
-    } else {
-        before.shared_commits()
-    };
-    let snapshot = Snapshot::new(PackSet::new(packs), before.refs.clone(), commits, false)?;
-    // All others go: those that were put together, and what an attempt that failed has left. A pack with the same objects
-    // has the same name, and is the new one.
-    let packs = snapshot.packs.packs();
-    for index in folder.indices()? {
-        let pack = index.with_extension("pack");
-        if !packs.iter().any(|new| new.path() == pack) {
-            folder.remove_pack(&pack)?;
+}
+
+/// A pack that is to take the place of others, beside the mirror.
+struct Replacement {
+    work: Work,
+    /// The mirror that it was made from.
+    before: Arc<Snapshot>,
+    /// None where nothing is left.
+    index: Option<PathBuf>,
+    /// The history of what is in it: commits that go must not be taken for present.
+    history: Arc<RwLock<Commits>>,
+    scratch: Scratch,
+    reservation: Reservation,
+}
+
+impl Replacement {
+    /// Reads `before` and writes the new pack. Changes nothing of the mirror.
+    ///
+    /// # Errors
+    /// What went wrong.
+    fn write(
+        work: Work,
+        before: Arc<Snapshot>,
+        scratch: Scratch,
+        mut reservation: Reservation,
+        stop: &AtomicBool,
+    ) -> Result<Self, Trouble> {
+        let source = PackSet::new(replaced(work, &before.packs).to_vec());
+        let objects = match work {
+            Work::Rewrite => reached(&before, &Refs::default(), &source, stop)?,
+            Work::MergeSmall => source.all(),
+        };
+        let index = rewrite(&source, &objects, &scratch.0, stop, &mut reservation)?;
+        let history = match (work, &index) {
+            (Work::Rewrite, Some(index)) => {
+                let packs = PackSet::new(vec![Arc::new(Pack::open(index)?)]);
+                Snapshot::new(packs, before.refs.clone(), Arc::default(), false)?.shared_commits()
+            }
+            (Work::Rewrite, None) => Arc::default(),
+            (Work::MergeSmall, _) => before.shared_commits(),
+        };
+        Ok(Self {
+            work,
+            before,
+            index,
+            history,
+            scratch,
+            reservation,
+        })
+    }
+
+    /// Puts the new pack into place and removes those that it replaces. Does nothing when they are not in the mirror any
+    /// more. The caller holds `entry.busy`.
+    ///
+    /// # Errors
+    /// What went wrong; the mirror is then as it was, but for packs that are there twice until the next attempt.
+    fn take_over(
+        mut self,
+        entry: &Entry,
+        stop: &AtomicBool,
+    ) -> Result<Option<Arc<Snapshot>>, Trouble> {
+        let folder = &entry.folder;
+        let Some(now) = entry
+            .snapshot()
+            .filter(|now| now.packs.has_all(self.before.packs.packs()))
+        else {
+            return Ok(None);
+        };
+        let mut garbage = now.has_garbage();
+        let mut new = Vec::from_iter(self.index.take());
+        let mut packs = Vec::new();
+        match self.work {
+            Work::Rewrite => {
+                // What fetches brought meanwhile may build on what goes: of it, too, stays what references reach.
+                let objects = reached(&now, &self.before.refs, &now.packs, stop)?;
+                let scratch = &self.scratch.0;
+                new.extend(rewrite(
+                    &now.packs,
+                    &objects,
+                    scratch,
+                    stop,
+                    &mut self.reservation,
+                )?);
+                garbage = !now.reaches_all_of(&self.before);
+            }
+            Work::MergeSmall => {
+                let replaced = replaced(self.work, &self.before.packs);
+                let stay = |pack: &&Arc<Pack>| !replaced.iter().any(|old| Arc::ptr_eq(old, pack));
+                packs.extend(now.packs.packs().iter().filter(stay).cloned());
+            }
         }
+        for index in new {
+            packs.push(Arc::new(Pack::open(&folder.install(&index)?)?));
+        }
+        let snapshot = Snapshot::new(PackSet::new(packs), now.refs.clone(), self.history, garbage)?;
+        let snapshot = Arc::new(snapshot);
+        {
+            let mut state = entry.state();
+            state.reservation.absorb(self.reservation);
+            let current = state.snapshot.as_ref();
+            if !current.is_some_and(|current| Arc::ptr_eq(current, &now)) {
+                // Found to be damaged meanwhile.
+                return Ok(None);
+            }
+            state.snapshot = Some(Arc::clone(&snapshot));
+            if self.work == Work::MergeSmall {
+                // That was cheap, and may soon be due again.
+                state.maintained = None;
+            }
+        }
+
+        // All others go: those that were put together, and what an attempt that failed has left. A pack with the same
+        // objects has the same name, and is the new one.
+        let packs = snapshot.packs.packs();
+        for index in folder.indices()? {
+            let pack = index.with_extension("pack");
+            if !packs.iter().any(|new| new.path() == pack) {
+                folder.remove_pack(&pack)?;
+            }
+        }
+        if !garbage {
+            // The mark goes after all that it tells of, also when the power does.
+            durable::sync(&folder.packs())?;
+            folder.set_garbage(false)?;
+        }
+        let mut state = entry.state();
+        let gone = |pack: &&Arc<Pack>| !snapshot.packs.has_all(std::slice::from_ref(pack));
+        for pack in now.packs.packs().iter().filter(gone) {
+            pack.unlinked(&mut state.reservation);
+        }
+        state.reservation.set(folder.bytes());
+        drop(state);
+        Ok(Some(snapshot))
     }
-    if work == Work::Rewrite {
-        folder.set_garbage(false)?;
+}
+
+/// The packs that `work` replaces.
+fn replaced(work: Work, packs: &PackSet) -> &[Arc<Pack>] {
+    match work {
+        Work::Rewrite => packs.packs(),
+        // The first is the largest.
+        Work::MergeSmall => packs.packs().get(1..).unwrap_or_default(),
     }
-    Ok(Arc::new(snapshot))
+}
+
+/// What of `packs` the references of `snapshot` reach, less what those of `before` did.
+fn reached(
+    snapshot: &Snapshot,
+    before: &Refs,
+    packs: &PackSet,
+    stop: &AtomicBool,
+) -> Result<ObjectSet, ObjectError> {
+    let known: HashSet<_> = before.held().collect();
+    let new: HashSet<_> = snapshot
+        .refs
+        .held()
+        .filter(|tip| !known.contains(tip))
+        .collect();
+    closure(
+        || snapshot.commits(),
+        &Vec::from_iter(new),
+        &Vec::from_iter(known),
+        &mut Reader::new(packs),
+        &|| stop.load(Ordering::Relaxed),
+    )
 }
 
 /// Writes `objects` to a new pack and takes it in like one from outside: all is decoded and hashed once more.
@@ -122,6 +314,9 @@ fn rewrite(
     stop: &AtomicBool,
     reservation: &mut Reservation,
 ) -> Result<Option<PathBuf>, Trouble> {
+    if objects.is_empty() {
+        return Ok(None);
+    }
     fs::create_dir_all(scratch)?;
     let (output, input) = io::pipe()?;
     std::thread::scope(|scope| {
@@ -152,3 +347,6 @@ fn rewrite(
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

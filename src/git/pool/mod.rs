@@ -547,7 +547,9 @@ impl Evict for Pool {
                 return;
             }
             // Being opened, fetched or consolidated.
-            let Ok(_busy) = entry.busy.try_lock() else {
+            let (Ok(_busy), Ok(_maintaining)) =
+                (entry.busy.try_lock(), entry.maintaining.try_lock())
+            else {
                 continue;
             };
             let scratch = self.scratch();

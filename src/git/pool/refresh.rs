@@ -8,11 +8,9 @@ use std::time::Instant;
 use super::entry::{Entry, Failure};
 use super::fetch::{self, Surroundings};
 use super::flight::Flight;
-use super::maintenance::{self, Work};
 use super::{Pool, PoolError, data_dir};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
-use crate::git::objects::packs::Pack;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{Upstream, UpstreamError};
 use crate::ops::metrics::{FetchResult, Queue};
@@ -288,93 +286,7 @@ impl Pool {
             self.prepare(entry, snapshot).await;
         }
     }
-
-    /// Consolidates the packs of `entry`; the new snapshot when something was done.
-    async fn maintain(self: &Arc<Self>, entry: &Arc<Entry>) -> Option<Arc<Snapshot>> {
-        if entry
-            .state()
-            .maintained
-            .is_some_and(|last| last.elapsed() < MAINTENANCE_PAUSE)
-        {
-            return None;
-        }
-        let _busy = entry.busy.lock().await;
-        let before = entry.snapshot()?;
-        let permit = Arc::clone(&self.threads).acquire_owned().await.ok()?;
-        let started = Instant::now();
-        let (pool, same, old) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&before));
-        let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            let work = maintenance::needed(&same.folder, &old);
-            if work == Work::Nothing {
-                return Ok(None);
-            }
-            same.state().maintained = Some(Instant::now());
-            let scratch = pool.scratch();
-            let mut new = pool.storage.nothing(Part::Git);
-            let result =
-                maintenance::consolidate(work, &same.folder, &old, &mut new, &scratch, &pool.stop);
-            data_dir::remove(&scratch);
-            let snapshot = result?;
-            let mut state = same.state();
-            if !state
-                .snapshot
-                .as_ref()
-                .is_some_and(|now| Arc::ptr_eq(now, &old))
-            {
-                // Found to be damaged meanwhile.
-                return Ok(None);
-            }
-            if work == Work::MergeSmall {
-                // That was cheap, and may soon be due again.
-                state.maintained = None;
-            }
-            state.snapshot = Some(Arc::clone(&snapshot));
-            state.reservation.absorb(new);
-            let stays = |pack: &Arc<Pack>| {
-                snapshot
-                    .packs
-                    .packs()
-                    .iter()
-                    .any(|new| Arc::ptr_eq(new, pack))
-            };
-            for pack in old.packs.packs().iter().filter(|pack| !stays(pack)) {
-                pack.unlinked(&mut state.reservation);
-            }
-            state.reservation.set(same.folder.bytes());
-            Ok::<_, maintenance::Trouble>(Some(snapshot))
-        });
-        let elapsed_ms = || started.elapsed().as_millis() as u64;
-        match done.await {
-            Ok(Ok(None)) => None,
-            Ok(Ok(Some(snapshot))) => {
-                tracing::info!(
-                    repo = %entry.name,
-                    packs.before = before.packs.packs().len(),
-                    packs.after = snapshot.packs.packs().len(),
-                    bytes = snapshot.packs.bytes(),
-                    elapsed_ms = elapsed_ms(),
-                    "consolidated packs"
-                );
-                Some(snapshot)
-            }
-            Ok(Err(trouble)) => {
-                tracing::warn!(repo = %entry.name, error = %trouble, elapsed_ms = elapsed_ms(), "packs were not consolidated");
-                if let maintenance::Trouble::Objects(error) = &trouble {
-                    self.report(entry, &before, error).await;
-                }
-                None
-            }
-            Err(panic) => {
-                tracing::error!(repo = %entry.name, error = %panic, "consolidating packs failed");
-                None
-            }
-        }
-    }
 }
-
-/// Consolidation reads and writes a whole mirror, so it is not tried more often than this.
-const MAINTENANCE_PAUSE: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// What an error says of the files, rather than of the machine.
 fn is_damage(error: &std::io::Error) -> bool {

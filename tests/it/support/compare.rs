@@ -60,8 +60,9 @@ pub fn assert_same(client: &Client, ours: &str, direct: &str, objects: Objects) 
 #[track_caller]
 fn same_output(client: &Client, ours: &str, direct: &str, args: &[&str]) {
     let (ours, direct) = (sorted(client, ours, args), sorted(client, direct, args));
-    let surplus: Vec<_> = ours.iter().filter(|line| !direct.contains(line)).collect();
-    let lacking: Vec<_> = direct.iter().filter(|line| !ours.contains(line)).collect();
+    let lacks = |lines: &[String], line: &String| lines.binary_search(line).is_err();
+    let surplus: Vec<_> = ours.iter().filter(|line| lacks(&direct, line)).collect();
+    let lacking: Vec<_> = direct.iter().filter(|line| lacks(&ours, line)).collect();
     assert!(
         surplus.is_empty() && lacking.is_empty(),
         "git {args:?} differs; only through warmdock: {surplus:#?}; only straight from the upstream: {lacking:#?}"

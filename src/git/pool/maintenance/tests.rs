@@ -1,0 +1,351 @@
+//! What fetches do while a pack is being written, in every order, with git's own repository as upstream.
+
+use std::path::Path;
+use std::process::Command;
+
+use gix_hash::ObjectId;
+
+use super::*;
+use crate::config::Config;
+use crate::config::environment::Environment;
+use crate::git::mirror::MirrorFolder;
+use crate::git::pool::fetch::{self, Surroundings};
+use crate::git::pool::flight::Flight;
+use crate::git::upstream::Upstream;
+use crate::storage::Storage;
+
+struct Mirror {
+    folder: tempfile::TempDir,
+    upstream: Upstream,
+    storage: Arc<Storage>,
+    entry: Entry,
+    stop: Arc<AtomicBool>,
+    keep_unreachable: Duration,
+}
+
+impl Mirror {
+    /// Of a repository with one commit on main.
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let upstreams = folder.path().join("upstreams");
+        std::fs::create_dir_all(upstreams.join("team")).unwrap();
+        let config = format!(
+            r#"{{"git": {{"upstreams": [{{"host": "git.test", "url": "file://{}"}}]}}}}"#,
+            upstreams.display()
+        );
+        let config = Config::parse(&config, &Environment::default()).unwrap();
+        let upstream = Upstream::new(config.upstream("git.test").unwrap(), &config).unwrap();
+        let storage = Storage::new(u64::MAX);
+        let name = crate::git::name::RepoName::parse("git.test/team/app").unwrap();
+        let mirror = MirrorFolder::at(folder.path().join("mirror.git"));
+        let entry = Entry::new(name, mirror, storage.nothing(Part::Git), (1, 1));
+        let new = Self {
+            folder,
+            upstream,
+            storage,
+            entry,
+            stop: Arc::default(),
+            keep_unreachable: Duration::ZERO,
+        };
+        let git_dir = format!(
+            "--separate-git-dir={}",
+            upstreams.join("team/app.git").display()
+        );
+        git_at(
+            new.folder.path(),
+            &[
+                "init",
+                "--quiet",
+                "--initial-branch=main",
+                &git_dir,
+                "checkout",
+            ],
+        );
+        new.commit("first");
+        new.fetch();
+        new
+    }
+
+    fn checkout(&self) -> PathBuf {
+        self.folder.path().join("checkout")
+    }
+
+    fn git(&self, args: &[&str]) -> String {
+        git_at(&self.checkout(), args)
+    }
+
+    /// Commits a file with its own name as content, at HEAD.
+    fn commit(&self, file: &str) -> ObjectId {
+        std::fs::write(self.checkout().join(file), file).unwrap();
+        self.git(&["add", "."]);
+        self.git(&["commit", "--quiet", "--message", file]);
+        self.id("HEAD")
+    }
+
+    fn id(&self, name: &str) -> ObjectId {
+        ObjectId::from_hex(self.git(&["rev-parse", name]).as_bytes()).unwrap()
+    }
+
+    fn fetch(&self) -> Arc<Snapshot> {
+        let scratch = self.scratch("fetch");
+        std::fs::create_dir_all(&scratch.0).unwrap();
+        let around = Surroundings {
+            upstream: &self.upstream,
+            storage: &self.storage,
+            scratch: &scratch.0,
+            keep_unreachable: self.keep_unreachable,
+            stop: &self.stop,
+        };
+        let before = self.entry.snapshot();
+        let flight = Flight::new(before.is_none());
+        fetch::fetch(&self.entry, before, &flight, &around).unwrap()
+    }
+
+    fn scratch(&self, name: &str) -> Scratch {
+        Scratch(self.folder.path().join(name))
+    }
+
+    fn write(&self, work: Work) -> Replacement {
+        let before = self.entry.snapshot().unwrap();
+        let nothing = self.storage.nothing(Part::Git);
+        Replacement::write(work, before, self.scratch("new"), nothing, &self.stop).unwrap()
+    }
+
+    fn take_over(&self, replacement: Replacement) -> Option<Arc<Snapshot>> {
+        let taken = replacement.take_over(&self.entry, &self.stop).unwrap();
+        if taken.is_some() {
+            assert_eq!(self.storage.used(Part::Git), self.entry.folder.bytes());
+        }
+        taken
+    }
+
+    fn has(&self, object: &ObjectId) -> bool {
+        self.entry.snapshot().unwrap().packs.contains(object)
+    }
+
+    /// Everything that the upstream's references reach is in the files, as git sees them. What
+    /// the mirror knows of itself is what a process that starts now would find.
+    #[track_caller]
+    fn is_whole(&self) {
+        let path = self.entry.folder.path();
+        git_at(path, &["fsck", "--full", "--strict", "--connectivity-only"]);
+        let refs = [
+            "for-each-ref",
+            "--format=%(objectname) %(refname)",
+            "refs/heads",
+            "refs/tags",
+        ];
+        assert_eq!(git_at(path, &refs), self.git(&refs));
+        let snapshot = self.entry.snapshot().unwrap();
+        let packs = self.entry.folder.indices().unwrap();
+        assert_eq!(packs.len(), snapshot.packs.packs().len());
+        assert_eq!(self.entry.folder.has_garbage(), snapshot.has_garbage());
+        assert!(!self.folder.path().join("new").exists());
+    }
+}
+
+fn git_at(folder: &Path, args: &[&str]) -> String {
+    let identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
+    let mut command = Command::new("git");
+    command.args(identity).args(args).current_dir(folder);
+    // Nothing of the machine's, nor of a hook's that runs this.
+    for name in ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"] {
+        command.env_remove(name);
+    }
+    command
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_NOSYSTEM", "1");
+    let output = command.output().expect("git, which the tests need");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "git {args:?}: {error}");
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .trim_end()
+        .to_owned()
+}
+
+/// Where nothing is kept that was dropped, a branch that moves on drops nothing.
+#[test]
+fn what_moves_forward_leaves_nothing_behind() {
+    let mirror = Mirror::new();
+    mirror.commit("second");
+    assert!(!mirror.fetch().has_garbage());
+    mirror.is_whole();
+}
+
+#[test]
+fn what_comes_while_small_packs_are_merged_stays() {
+    let mirror = Mirror::new();
+    for file in ["second", "third"] {
+        mirror.commit(file);
+        mirror.fetch();
+    }
+    let merged = mirror.write(Work::MergeSmall);
+    let fourth = mirror.commit("fourth");
+    let now = mirror.fetch();
+    assert_eq!(now.packs.packs().len(), 4);
+    drop(now);
+    let after = mirror.take_over(merged).unwrap();
+    // The first, the merged one and the one that came.
+    assert_eq!(after.packs.packs().len(), 3);
+    assert!(mirror.has(&fourth) && !after.has_garbage());
+    mirror.is_whole();
+}
+
+#[test]
+fn a_mark_that_comes_while_small_packs_are_merged_stays() {
+    let mirror = Mirror::new();
+    let second = mirror.commit("second");
+    mirror.fetch();
+    let merged = mirror.write(Work::MergeSmall);
+    mirror.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
+    mirror.fetch();
+    assert!(mirror.take_over(merged).unwrap().has_garbage() && mirror.has(&second));
+    mirror.is_whole();
+    let rewritten = mirror.write(Work::Rewrite);
+    assert!(!mirror.take_over(rewritten).unwrap().has_garbage() && !mirror.has(&second));
+    mirror.is_whole();
+}
+
+/// Makes a mirror whose second commit was forgotten.
+fn with_garbage() -> (Mirror, ObjectId) {
+    let mirror = Mirror::new();
+    let second = mirror.commit("second");
+    mirror.fetch();
+    mirror.git(&["branch", "old"]);
+    mirror.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
+    mirror.git(&["update-ref", "-d", "refs/heads/old"]);
+    assert!(mirror.fetch().has_garbage() && mirror.has(&second));
+    (mirror, second)
+}
+
+#[test]
+fn what_comes_while_all_is_rewritten_stays() {
+    let (mirror, second) = with_garbage();
+    let rewritten = mirror.write(Work::Rewrite);
+    // Two, and the branch only moves forward: nothing is forgotten.
+    for file in ["third", "fourth"] {
+        mirror.commit(file);
+        mirror.fetch();
+    }
+    mirror.git(&["tag", "--annotate", "--message=new", "v1"]);
+    mirror.fetch();
+    let after = mirror.take_over(rewritten).unwrap();
+    assert!(!after.has_garbage() && !mirror.has(&second));
+    assert_eq!(after.commits().number(&second), None);
+    mirror.is_whole();
+}
+
+#[test]
+fn what_comes_back_while_all_is_rewritten_stays() {
+    let (mirror, second) = with_garbage();
+    let rewritten = mirror.write(Work::Rewrite);
+    mirror.git(&["branch", "back", &second.to_string()]);
+    let packs = mirror.entry.snapshot().unwrap().packs.packs().len();
+    // It is there, so nothing is fetched.
+    assert_eq!(mirror.fetch().packs.packs().len(), packs);
+    assert!(!mirror.take_over(rewritten).unwrap().has_garbage());
+    assert!(mirror.has(&second));
+    mirror.is_whole();
+}
+
+/// From a folder, no object is fetched that is there, whether something reaches it or not.
+#[test]
+fn a_file_that_comes_back_while_all_is_rewritten_stays() {
+    let (mirror, second) = with_garbage();
+    let rewritten = mirror.write(Work::Rewrite);
+    let blob = mirror.id(&format!("{second}:second"));
+    let third = mirror.commit("third");
+    let below = mirror.checkout().join("below");
+    std::fs::create_dir(&below).unwrap();
+    std::fs::write(below.join("again"), "second").unwrap();
+    mirror.commit("fourth");
+    mirror.fetch();
+    assert!(!mirror.take_over(rewritten).unwrap().has_garbage());
+    assert!(mirror.has(&blob) && mirror.has(&third) && !mirror.has(&second));
+    mirror.is_whole();
+}
+
+#[test]
+fn what_is_forgotten_while_all_is_rewritten_keeps_the_mark() {
+    for forgotten in ["branch", "tag", "tag of a file"] {
+        let (mirror, _) = with_garbage();
+        mirror.git(&["checkout", "--quiet", "-b", "side"]);
+        mirror.commit("side");
+        mirror.git(&["checkout", "--quiet", "main"]);
+        mirror.git(&["tag", "--annotate", "--message=of main", "annotated"]);
+        mirror.git(&["tag", "file", "main:first"]);
+        mirror.fetch();
+        let rewritten = mirror.write(Work::Rewrite);
+        let gone = match forgotten {
+            "branch" => "refs/heads/side",
+            "tag" => "refs/tags/annotated",
+            _ => "refs/tags/file",
+        };
+        mirror.git(&["update-ref", "-d", gone]);
+        mirror.commit("third");
+        mirror.fetch();
+        assert!(
+            mirror.take_over(rewritten).unwrap().has_garbage(),
+            "{forgotten}"
+        );
+        mirror.is_whole();
+        let again = mirror.write(Work::Rewrite);
+        assert!(
+            !mirror.take_over(again).unwrap().has_garbage(),
+            "{forgotten}"
+        );
+        mirror.is_whole();
+    }
+}
+
+/// What an upstream dropped is kept for a while: that is nothing to clean up.
+#[test]
+fn what_is_kept_for_a_while_is_not_forgotten() {
+    let (mut mirror, _) = with_garbage();
+    mirror.keep_unreachable = Duration::from_secs(3600);
+    let third = mirror.commit("third");
+    mirror.fetch();
+    let rewritten = mirror.write(Work::Rewrite);
+    mirror.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
+    mirror.fetch();
+    assert!(!mirror.take_over(rewritten).unwrap().has_garbage());
+    assert!(mirror.has(&third));
+    mirror.is_whole();
+}
+
+#[test]
+fn another_mirror_is_left_alone() {
+    for work in [Work::Rewrite, Work::MergeSmall] {
+        let (mirror, second) = with_garbage();
+        let replacement = mirror.write(work);
+        {
+            let mut state = mirror.entry.state();
+            state.snapshot = None;
+            state.on_disk = false;
+        }
+        assert!(mirror.take_over(replacement).is_none());
+        mirror.fetch();
+        let replacement = mirror.write(work);
+        mirror.entry.state().snapshot = None;
+        mirror.fetch();
+        let packs = mirror.entry.folder.indices().unwrap();
+        assert!(mirror.take_over(replacement).is_none());
+        assert_eq!(mirror.entry.folder.indices().unwrap(), packs);
+        assert!(!mirror.has(&second));
+        mirror.is_whole();
+    }
+}
+
+/// Nothing is dropped, so the new pack has the name of the old one.
+#[test]
+fn a_pack_that_replaces_itself_stays() {
+    let mirror = Mirror::new();
+    let rewritten = mirror.write(Work::Rewrite);
+    mirror.take_over(rewritten).unwrap();
+    let rewritten = mirror.write(Work::Rewrite);
+    let before = mirror.entry.folder.indices().unwrap();
+    mirror.take_over(rewritten).unwrap();
+    assert_eq!(mirror.entry.folder.indices().unwrap(), before);
+    mirror.is_whole();
+}

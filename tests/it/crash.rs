@@ -2,11 +2,16 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::json;
 
+use crate::crates_cache::{ask_and_forget, over};
 use crate::support::compare::{Objects, assert_same};
+use crate::support::registry::{Fault as RegistryFault, Of, Registry, index_path, noise};
 use crate::support::warmdock::{builder, files_below};
 use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, http, wait_for};
 
@@ -107,6 +112,40 @@ fn killed_again_and_again() {
         .git(&["ls-remote", &warmdock.url(SAMPLE)])
         .ok();
     all_is_well(&upstream, &repo, &warmdock);
+}
+
+/// Killed while packs are consolidated, at some moment of it, and while what comes meanwhile is fetched.
+#[test]
+fn killed_while_packs_are_consolidated() {
+    let (upstream, repo) = Upstream::with_sample();
+    let mut warmdock = builder(&upstream.url())
+        .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+        .set("/git/keep_unreachable", "0s")
+        .start();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    repo.commits("main", 2_000);
+    let ask = |url: String| Client::new(2).git(&["ls-remote", &url]);
+    ask(warmdock.url(SAMPLE)).ok();
+    let mut rng = crate::support::repo::Rng(5);
+    for round in 0..8_u64 {
+        // What is dropped while it does not run is noticed at its start, and cleaned up then.
+        warmdock.kill9();
+        repo.force_push("main");
+        warmdock.start_again();
+        warmdock.wait_log("consolidation", |event| {
+            event["message"] == "consolidating packs"
+        });
+        repo.commit("main", &[("round.txt", format!("{round}\n").as_bytes())]);
+        let url = warmdock.url(SAMPLE);
+        let asking = (round % 2 == 1).then(|| std::thread::spawn(move || ask(url)));
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(120)));
+        warmdock.kill9();
+        let _ = asking.map(std::thread::JoinHandle::join);
+        warmdock.start_again();
+        ask(warmdock.url(SAMPLE)).ok();
+        all_is_well(&upstream, &repo, &warmdock);
+        assert_eq!(leftovers(&warmdock.data()), Vec::<PathBuf>::new());
+    }
 }
 
 fn open_to_damage(path: &Path) -> File {
@@ -245,5 +284,156 @@ fn a_mirror_without_its_files_is_made_anew() {
             .git(&["ls-remote", &warmdock.url(SAMPLE)])
             .ok();
         all_is_well(&upstream, &repo, &warmdock);
+    }
+}
+
+/// An index entry, as a client gets it.
+fn index_entry(warmdock: &Warmdock, name: &str) -> http::Response {
+    http::get(warmdock.address(), &index_target(name))
+}
+
+fn index_target(name: &str) -> String {
+    format!("/crates/corp/{}", index_path(name))
+}
+
+/// What is kept of an index entry.
+fn kept_entry(warmdock: &Warmdock, name: &str) -> Option<Vec<u8>> {
+    let files = files_below(&warmdock.data().join("crates"));
+    let path = files
+        .into_iter()
+        .find(|path| path.ends_with(index_path(name)))?;
+    Some(std::fs::read(path).unwrap())
+}
+
+/// Index entries that are being written, or were when the service ended.
+fn unfinished_entries(warmdock: &Warmdock) -> Vec<PathBuf> {
+    let mut files = files_below(&warmdock.data().join("crates"));
+    files.retain(|path| path.parent().unwrap().ends_with("tmp"));
+    files
+}
+
+/// Without anybody who asks for something.
+#[track_caller]
+fn wait_none_unfinished(warmdock: &Warmdock) {
+    wait_for("unfinished index entries to be removed", || {
+        unfinished_entries(warmdock).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn killed_while_an_index_entry_comes() {
+    let registry = Registry::start();
+    registry.publish_bytes("leaf", "1.0.0", &[], noise(10, 1));
+    let mut warmdock = over(&registry).start();
+    let whole = registry.entry("leaf");
+    for bytes in [0, 1, whole.len() / 2, whole.len() - 1] {
+        registry.fail(Of::Index, RegistryFault::HoldAfter(bytes));
+        let address = warmdock.address();
+        let asking = std::thread::spawn(move || ask_and_forget(address, &index_target("leaf")));
+        registry.wait_held();
+        warmdock.kill9();
+        registry.release();
+        asking.join().unwrap();
+        warmdock.start_again();
+        wait_none_unfinished(&warmdock);
+        assert_eq!(kept_entry(&warmdock, "leaf"), None);
+    }
+    assert_eq!(index_entry(&warmdock, "leaf").text(), whole);
+}
+
+/// At every stage of a file, also where an older one lies in its place.
+#[test]
+fn killed_in_the_middle_of_writing_an_index_entry() {
+    let registry = Registry::start();
+    registry.publish_bytes("leaf", "1.0.0", &[], noise(10, 1));
+    let mut warmdock = over(&registry).start();
+    index_entry(&warmdock, "leaf");
+    let first = wait_for("an entry to be kept", || kept_entry(&warmdock, "leaf"));
+    // Each version makes the file longer.
+    let almost_all = first.len() as u64 - 1;
+    for (round, bytes) in [0, 1, almost_all / 2, almost_all].into_iter().enumerate() {
+        for name in ["leaf".to_owned(), format!("fresh{round}")] {
+            let before = kept_entry(&warmdock, &name);
+            let old = before.as_ref().map(|_| registry.entry(&name));
+            let content = noise(10, 2 + round as u64);
+            registry.publish_bytes(&name, &format!("1.1.{round}"), &[], content);
+            warmdock.end_after_writing(bytes);
+            ask_and_forget(warmdock.address(), &index_target(&name));
+            let status = warmdock.wait();
+            assert_eq!(status.signal(), Some(Signal::XFSZ.as_raw()), "{status}");
+            let unfinished = unfinished_entries(&warmdock);
+            let sizes: Vec<_> = unfinished
+                .iter()
+                .map(|path| path.metadata().unwrap().len())
+                .collect();
+            assert_eq!(sizes, [bytes], "{name}");
+            assert_eq!(kept_entry(&warmdock, &name), before);
+            registry.fail(Of::Everything, RegistryFault::CutOff);
+            warmdock.start_again();
+            wait_none_unfinished(&warmdock);
+            let response = index_entry(&warmdock, &name);
+            match old {
+                Some(old) => assert_eq!((response.status, response.text()), (200, old)),
+                None => assert_eq!(response.status, 502),
+            }
+            registry.release();
+            let new = registry.entry(&name);
+            wait_for("the new entry", || {
+                (index_entry(&warmdock, &name).text() == new).then_some(())
+            });
+            wait_for("the new entry to be kept", || {
+                (kept_entry(&warmdock, &name) != before).then_some(())
+            });
+        }
+    }
+}
+
+/// At moments that nobody chose, while entries are written all the time.
+#[test]
+fn killed_again_and_again_while_index_entries_are_written() {
+    let registry = Registry::start();
+    let names: Vec<_> = (0..40).map(|number| format!("crate{number}")).collect();
+    let mut seen = vec![String::new(); names.len()];
+    let mut warmdock = over(&registry).start();
+    let mut rng = crate::support::repo::Rng(5);
+    for round in 0..8 {
+        for name in &names {
+            registry.publish_bytes(name, &format!("1.0.{round}"), &[], noise(10, round));
+        }
+        let address = warmdock.address();
+        let asking: Vec<_> = names
+            .iter()
+            .map(|name| index_target(name))
+            .map(|target| std::thread::spawn(move || ask_and_forget(address, &target)))
+            .collect();
+        std::thread::sleep(Duration::from_millis(rng.below(100)));
+        warmdock.kill9();
+        for one in asking {
+            one.join().unwrap();
+        }
+        registry.fail(Of::Everything, RegistryFault::CutOff);
+        warmdock.start_again();
+        wait_none_unfinished(&warmdock);
+        for (name, seen) in names.iter().zip(&mut seen) {
+            let is_kept = kept_entry(&warmdock, name).is_some();
+            let response = index_entry(&warmdock, name);
+            if !is_kept {
+                assert_eq!((response.status, &**seen), (502, ""), "{name} got lost");
+                continue;
+            }
+            assert_eq!(response.status, 200, "{name}");
+            // Whole lines, and no fewer than before.
+            let text = response.text();
+            assert!(text.ends_with('\n') && text.starts_with(&**seen), "{text}");
+            assert!(registry.entry(name).starts_with(&text), "{text}");
+            *seen = text;
+        }
+        registry.release();
+        // One that has not seen the registry fail.
+        warmdock.kill9();
+        warmdock.start_again();
+    }
+    for name in &names {
+        assert_eq!(index_entry(&warmdock, name).text(), registry.entry(name));
     }
 }

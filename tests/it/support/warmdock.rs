@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
 
 use super::client::git_at;
@@ -333,6 +334,19 @@ impl Warmdock {
     pub fn kill9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// From now on the kernel ends it, as [`Warmdock::kill9`] does, when it has written this many bytes of a file and
+    /// wants to write more.
+    pub fn end_after_writing(&self, bytes: u64) {
+        // The signal would also leave an image of its memory, in the folder of whoever runs the tests.
+        for (resource, most) in [(Resource::Core, 0), (Resource::Fsize, bytes)] {
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            prlimit(Some(Pid::from_child(&self.child)), resource, limit).unwrap();
+        }
     }
 
     /// Starts it again on the same data and the configuration file as it is now.

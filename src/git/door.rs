@@ -94,6 +94,7 @@ async fn refs(app: &Arc<App>, name: &RepoName, headers: &HeaderMap) -> Result<Re
             method: Method::GET,
             tail: "info/refs?service=git-upload-pack",
             body: Bytes::new(),
+            place: None,
         };
         if let Some(answer) = pass_through(app, cold, request, headers).await? {
             return Ok(answer);
@@ -180,24 +181,32 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
 
     let version = version_of(&headers);
     let found = app.pool.present(&name).await.map_err(refused)?;
-    if let Some(cold) = to_pass_through(app, &found) {
+    let packed = body.shared();
+    // Its room as well, as long as it may be passed on.
+    let parsed = work(&app.pool, move || {
+        let body = body.decoded(encoding, limit)?;
+        Ok::<_, Parsing>((exchange::parse(version, body.bytes())?, body))
+    });
+    let parsed = parsed.await?;
+    // What is no request for us may be one for the upstream, whose capabilities the client may have seen.
+    let can_wait = parsed.as_ref().is_ok_and(|(command, _)| command.can_wait());
+    if let Some(cold) = to_pass_through(app, &found)
+        && let Some(place) = cold.entry.pass_through(can_wait)
+    {
         let request = Relayed {
             method: Method::POST,
             tail: "git-upload-pack",
-            body: body.shared(),
+            body: packed,
+            place: Some(place),
         };
         if let Some(answer) = pass_through(app, cold, request, &headers).await? {
             return Ok(answer);
         }
     }
-    let command = work(&app.pool, move || {
-        let body = body.decoded(encoding, limit)?;
-        Ok::<_, Parsing>(exchange::parse(version, body.bytes())?)
-    });
-    let command = match command.await? {
+    let command = match parsed {
         Err(Parsing::Body(error)) => return Err(error),
         Err(Parsing::Refusal(refusal)) => return Ok(result(exchange::refusal_reply(&refusal))),
-        Ok(command) => command,
+        Ok((command, _)) => command,
     };
     exchange::answer(app, &name, found, command)
         .await

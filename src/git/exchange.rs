@@ -42,6 +42,17 @@ pub enum Fetch {
     V2(Arc<FetchRequest>),
 }
 
+impl Command {
+    /// Whether a client that waits for a first clone to answer this is told something meanwhile.
+    pub fn can_wait(&self) -> bool {
+        match self {
+            Self::Nothing | Self::LsRefs(_) => true,
+            Self::Fetch(Fetch::V2(request)) => v2::has_certain_head(request),
+            Self::Fetch(Fetch::V0(request)) => v0::certain_head(request).is_some(),
+        }
+    }
+}
+
 /// Reads a whole request. Takes processor time.
 ///
 /// # Errors

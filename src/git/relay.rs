@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use tokio::time::timeout;
 
 use crate::git::name::RepoName;
-use crate::git::pool::PoolError;
+use crate::git::pool::{Passing, PoolError};
 use crate::git::upstream::http::HttpUpstream;
 use crate::ops::metrics::{AnswerKind, Metrics};
 
@@ -24,6 +24,8 @@ pub struct Relayed {
     /// Below the repository: `info/refs?service=git-upload-pack` or `git-upload-pack`.
     pub tail: &'static str,
     pub body: Bytes,
+    /// For a pack.
+    pub place: Option<Passing>,
 }
 
 /// Asks the upstream and streams its answer; `None` where it sent the request on to another address. Git would ask there
@@ -87,7 +89,11 @@ pub async fn relay(
         )));
     }
 
-    let counted = Counted { metrics, bytes: 0 };
+    let counted = Counted {
+        metrics,
+        bytes: 0,
+        _place: request.place,
+    };
     let stream = futures_util::stream::unfold(
         (incoming.bytes_stream(), counted),
         move |(mut incoming, mut counted)| async move {
@@ -113,6 +119,7 @@ pub async fn relay(
 struct Counted {
     metrics: Arc<Metrics>,
     bytes: u64,
+    _place: Option<Passing>,
 }
 
 impl Drop for Counted {

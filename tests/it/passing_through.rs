@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::compare::{Objects, assert_same};
 use crate::support::http::Request;
-use crate::support::{Client, Fault, Repo, SAMPLE, Upstream, cgi, warmdock};
+use crate::support::{Client, Fault, Repo, SAMPLE, Upstream, cgi, wait_for, warmdock};
 
 /// Clones with the first request that the service ever gets, and again when the mirror is there.
 fn cold_and_warm(protocol: u8, args: &[&str], objects: Objects) {
@@ -268,6 +268,66 @@ fn a_slow_first_clone_is_waited_for() {
         }
     });
     warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
+/// Builders that start together do not make the upstream pack the same for each of them, or share the way there with all
+/// others: most wait for the mirror, which only few slow down. Whoever cannot be told how far it is does not wait.
+#[test]
+fn many_at_once_wait_for_the_mirror() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_http(&upstream);
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let client = Client::new(2);
+    // The first one makes the service begin to clone.
+    let mut first = client.command(&["clone", "--quiet", "--bare", &warmdock.url(SAMPLE), "first"]);
+    let mut first = first.spawn().unwrap();
+    wait_for("the first clone to begin", || {
+        (upstream.packs_for_mirror() == 1).then_some(())
+    });
+    std::thread::scope(|scope| {
+        let clone = |into: String, depth: &'static str| {
+            let (client, url) = (&client, warmdock.url(SAMPLE));
+            scope.spawn(move || client.clone(&url, &into, &["--bare", depth]).ok())
+        };
+        let mut clones: Vec<_> = (0..8)
+            .map(|number| clone(format!("whole-{number}"), "--no-tags"))
+            .collect();
+        wait_for("all places to be taken", || {
+            (upstream.packs() == 5).then_some(())
+        });
+        clones.push(clone("shallow".to_owned(), "--depth=1"));
+        wait_for("one that cannot be told to be passed on", || {
+            (upstream.packs() == 6).then_some(())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert_eq!(upstream.packs(), 6);
+        upstream.release();
+        for clone in clones {
+            clone.join().unwrap();
+        }
+    });
+    assert!(first.wait().unwrap().success());
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    assert_eq!(upstream.packs(), 6);
+    client
+        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
+        .ok();
+    client
+        .clone(
+            &upstream.direct(SAMPLE),
+            "untagged",
+            &["--bare", "--no-tags"],
+        )
+        .ok();
+    assert_same(&client, "first", "direct", Objects::Reachable);
+    for number in 0..8 {
+        assert_same(
+            &client,
+            &format!("whole-{number}"),
+            "untagged",
+            Objects::Reachable,
+        );
+    }
 }
 
 /// The client goes away in the middle: the mirror is still made, and the next client is served.

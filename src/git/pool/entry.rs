@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::flight::Flight;
 use crate::git::mirror::MirrorFolder;
@@ -22,6 +22,8 @@ pub struct Entry {
     pub(super) busy: tokio::sync::Mutex<()>,
     /// Held while packs are consolidated, which reads the mirror beside those who change it: not to be evicted meanwhile.
     pub(super) maintaining: tokio::sync::Mutex<()>,
+    /// Requests that are passed through to the upstream while its first clone is under way.
+    passing: Arc<Semaphore>,
     /// Packs that are being made.
     pub making: Arc<Semaphore>,
     /// Those, and the ones that wait for their turn.
@@ -47,6 +49,11 @@ pub(super) struct State {
     pub reservation: Reservation,
 }
 
+/// A request that is passed through, as long as this lives.
+pub struct Passing {
+    _place: Option<OwnedSemaphorePermit>,
+}
+
 /// Why the upstream could not be asked, and how often in a row.
 #[derive(Clone)]
 pub(super) struct Failure {
@@ -54,6 +61,10 @@ pub(super) struct Failure {
     pub error: UpstreamError,
     pub times: u32,
 }
+
+/// Packs of one repository that its upstream makes for clients at once. All of them and the first clone have to share the
+/// way there: with fifty builders that start together, nobody would have anything for long.
+const PASSING_AT_ONCE: usize = 4;
 
 /// After a failure the upstream is left alone for this long, twice as long after the next, and so on.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -123,6 +134,7 @@ impl Entry {
             folder,
             busy: tokio::sync::Mutex::default(),
             maintaining: tokio::sync::Mutex::default(),
+            passing: Arc::new(Semaphore::new(PASSING_AT_ONCE)),
             making: Arc::new(Semaphore::new(at_once)),
             making_or_waiting: Arc::new(Semaphore::new(at_once + waiting)),
         }
@@ -130,6 +142,21 @@ impl Entry {
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a request for a pack is passed through to the upstream. Not where that makes packs for others already, a
+    /// first clone is under way, and the client `can_wait` for that.
+    pub fn pass_through(&self, can_wait: bool) -> Option<Passing> {
+        let place = Arc::clone(&self.passing).try_acquire_owned().ok();
+        let has_begun = || {
+            let state = self.state();
+            state
+                .flight
+                .as_ref()
+                .is_some_and(|flight| flight.has_begun())
+        };
+        let waits = place.is_none() && can_wait && has_begun();
+        (!waits).then_some(Passing { _place: place })
     }
 
     /// The mirror as it is now, when it is open.

@@ -51,6 +51,11 @@ impl Flight {
         }
     }
 
+    /// Whether the upstream has told its references: whoever waits for the pack can be told how far it is.
+    pub(super) fn has_begun(&self) -> bool {
+        self.refs.borrow().is_some()
+    }
+
     /// The mirror as the fetch left it.
     ///
     /// # Errors

@@ -29,8 +29,8 @@ use crate::ops::metrics::Metrics;
 use crate::storage::{Evict, Part, Storage, StorageFull};
 use data_dir::DataDir;
 
-pub use entry::Entry;
 use entry::Failure;
+pub use entry::{Entry, Passing};
 pub use flight::Flight;
 pub use status::RepoStatus;
 

@@ -170,15 +170,20 @@ fn refuse_doubles(want_refs: &[BString]) -> Result<(), Refusal> {
     }
 }
 
-/// What the answer to `request` begins with whatever objects the mirror holds, where its references are `refs`; `None`
-/// where that is not known. Takes processor time: references are many.
-pub fn certain_head(request: &FetchRequest, refs: &Refs) -> Option<Vec<u8>> {
+/// Whether references alone tell what the answer to `request` begins with, whatever objects the mirror holds.
+pub fn has_certain_head(request: &FetchRequest) -> bool {
     let asks = !request.wants.is_empty() || !request.want_refs.is_empty();
     // Who is done is told of no haves; where history ends, the objects say.
     let plain = (request.haves.is_empty() || request.done)
         && request.shallow.is_empty()
         && !request.deepen.is_asked();
-    if !asks || !plain {
+    asks && plain
+}
+
+/// What the answer to `request` begins with whatever objects the mirror holds, where its references are `refs`; `None`
+/// where that is not known. Takes processor time: references are many.
+pub fn certain_head(request: &FetchRequest, refs: &Refs) -> Option<Vec<u8>> {
+    if !has_certain_head(request) {
         return None;
     }
     let (_, mut out) = resolve(&request.want_refs, refs).ok()?;

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::bucket::Bucket;
 use super::{BlobId, Digest};
@@ -23,10 +23,11 @@ const LARGEST: u64 = 32 << 20;
 /// Files that wait to be written, also while the bucket cannot be reached: some 200 bytes of memory each. More are not
 /// written: the next warmdock asks the registry.
 const MOST_WAITING: usize = 8192;
-/// How often a file is tried to be written. One that the bucket never takes holds up no others.
-const TRIES: usize = 3;
-/// How often it is looked whether the bucket may be asked again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A file that could not be written is tried again behind all others, for so long.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// Failures in a row after which the bucket is left alone for [`PAUSE`] between two.
+const FAILURES: u32 = 2;
+const PAUSE: Duration = Duration::from_secs(15);
 /// For one file. A bucket that takes longer is no gain.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -35,13 +36,22 @@ pub struct SecondTier {
     config: watch::Receiver<Arc<Config>>,
     /// Made when it is first used, and anew after a reload.
     bucket: Mutex<(Arc<Config>, Option<Arc<Bucket>>)>,
+    /// For reading: a bucket that takes no files may still give some.
     breaker: Breaker,
-    waiting: mpsc::Sender<(BlobId, PathBuf)>,
+    waiting: mpsc::Sender<Offered>,
     results: Family<ResultLabel, Counter>,
 }
 
 /// Files to write, for [`SecondTier::write_behind`].
-pub type Waiting = mpsc::Receiver<(BlobId, PathBuf)>;
+pub type Waiting = mpsc::Receiver<Offered>;
+
+/// A file to write.
+pub struct Offered {
+    id: BlobId,
+    /// Where it is kept here.
+    path: PathBuf,
+    since: Instant,
+}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
@@ -118,36 +128,52 @@ impl SecondTier {
 
     /// Has a file written that is kept at `path`, when there is time.
     pub fn offer(&self, id: BlobId, path: PathBuf) {
-        if self.bucket().is_some() && self.waiting.try_send((id, path)).is_err() {
+        if self.bucket().is_some() {
+            let since = Instant::now();
+            self.queue(Offered { id, path, since });
+        }
+    }
+
+    fn queue(&self, offered: Offered) {
+        if self.waiting.try_send(offered).is_err() {
             self.count("dropped");
         }
     }
 
-    /// Writes what was offered, one after the other; while the bucket is left alone, it waits. Never ends.
+    /// Writes what was offered, one after the other, also what comes while the bucket is away. Never ends.
     pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting) {
-        while let Some((id, path)) = waiting.recv().await {
-            let mut tries = TRIES;
-            while tries > 0
-                && let Some(bucket) = self.bucket()
-            {
-                if !self.breaker.allows() {
-                    sleep(LOOK_AGAIN).await;
+        let mut failures = 0;
+        while let Some(offered) = waiting.recv().await {
+            let Some(bucket) = self.bucket() else {
+                continue;
+            };
+            let id = &offered.id;
+            let content = match content(id, &offered.path).await {
+                Ok(Some(content)) => content,
+                Ok(None) => continue,
+                Err(error) => {
+                    self.failed("written", id, &format!("it cannot be read: {error}"));
                     continue;
                 }
-                tries -= 1;
-                let why = match timeout(PATIENCE, write(&bucket, &id, &path)).await {
-                    Ok(Ok(was_written)) => {
-                        if was_written {
-                            self.breaker.succeeded();
-                            self.count("written");
-                        }
-                        break;
-                    }
-                    Ok(Err(error)) => format!("{error:#}"),
-                    Err(_) => "it takes too long".into(),
-                };
-                self.breaker.failed();
-                self.failed("written", &id, &why);
+            };
+            let why = match timeout(PATIENCE, bucket.put(id, content)).await {
+                Ok(Ok(())) => {
+                    failures = 0;
+                    self.count("written");
+                    continue;
+                }
+                Ok(Err(error)) => format!("{error:#}"),
+                Err(_) => "it takes too long".into(),
+            };
+            self.failed("written", id, &why);
+            if offered.since.elapsed() < LONGEST_WAIT {
+                self.queue(offered);
+            } else {
+                self.count("dropped");
+            }
+            failures += 1;
+            if failures >= FAILURES {
+                sleep(PAUSE).await;
             }
         }
     }
@@ -172,8 +198,8 @@ impl SecondTier {
     }
 }
 
-/// Returns whether it was written: it may be evicted already, or be too large.
-async fn write(bucket: &Bucket, id: &BlobId, path: &Path) -> anyhow::Result<bool> {
+/// What is kept at `path`, unless it is evicted already, or is too large.
+async fn content(id: &BlobId, path: &Path) -> std::io::Result<Option<Vec<u8>>> {
     let (digest, path) = (id.digest, path.to_owned());
     let read = tokio::task::spawn_blocking(move || {
         let size = path.metadata()?.len();
@@ -182,14 +208,10 @@ async fn write(bucket: &Bucket, id: &BlobId, path: &Path) -> anyhow::Result<bool
             .transpose()?;
         std::io::Result::Ok(content.filter(|content| Digest::of(content) == digest))
     });
-    let content = match read.await? {
-        Ok(Some(content)) => content,
-        Ok(None) => return Ok(false),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    bucket.put(id, content).await?;
-    Ok(true)
+    match read.await? {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        content => content,
+    }
 }
 
 fn bucket_of(config: &Config) -> Option<Arc<Bucket>> {

@@ -276,55 +276,6 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_ends_at_any_step_leaves_the_old_entry_or_the_new_one() {
-        let serde = name("serde");
-        let (old, new) = (
-            entry_with("serde", "1.0.0"),
-            entry_with("serde", "1.0.1-with-a-longer-name"),
-        );
-        let file = new.to_file();
-        let whole = file.len();
-        let steps = [
-            (0, false),
-            (whole / 2, false),
-            (whole, false),
-            (whole, true),
-        ];
-        for (was_there, (written, is_moved)) in [false, true]
-            .into_iter()
-            .flat_map(|was_there| steps.map(|step| (was_there, step)))
-        {
-            let folder = tempfile::tempdir().unwrap();
-            let root = folder.path().join("x");
-            let storage = Storage::new(1 << 20);
-            let entries = Entries::open(root.clone(), &storage).unwrap();
-            if was_there {
-                entries.write(&serde, &old).unwrap();
-            }
-            drop(entries);
-            let (temporary, place) = (root.join("tmp/0"), root.join("se/rd/serde"));
-            fs::write(&temporary, &file[..written]).unwrap();
-            if is_moved {
-                fs::create_dir_all(place.parent().unwrap()).unwrap();
-                fs::rename(&temporary, &place).unwrap();
-            }
-            let entries = Entries::open(root, &storage).unwrap();
-            entries.load();
-            assert!(!temporary.exists());
-            let expected = if is_moved {
-                Some(&new)
-            } else {
-                was_there.then_some(&old)
-            };
-            let read = entries.read(&serde).map(|(entry, _)| entry.to_file());
-            let expected = expected.map(Entry::to_file);
-            assert_eq!(read, expected, "{was_there} {written} {is_moved}");
-            let size = expected.map_or(0, |file| file.len() as u64);
-            assert_eq!(storage.used(Part::Index), size);
-        }
-    }
-
-    #[test]
     fn there_is_room_at_the_byte_and_the_oldest_goes() {
         let folder = tempfile::tempdir().unwrap();
         let size = |name: &str| entry(name).to_file().len() as u64;

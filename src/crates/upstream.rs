@@ -72,8 +72,8 @@ pub struct Upstream {
 struct KeptConfig {
     /// With the moment from which on it is to be read anew.
     kept: Mutex<Option<(Arc<UpstreamConfig>, Instant)>>,
-    /// Held by who reads the first one.
-    first: tokio::sync::Mutex<()>,
+    /// Held by who reads one that the others need; and why that failed last.
+    first: tokio::sync::Mutex<Option<(Instant, Trouble)>>,
 }
 
 /// What a registry says of itself (<https://doc.rust-lang.org/cargo/reference/registry-index.html>).
@@ -295,12 +295,24 @@ impl Upstream {
         if let Some(config) = self.known_config() {
             return Ok(config);
         }
-        let _turn = self.config.first.lock().await;
+        let came = Instant::now();
+        let mut failed = self.config.first.lock().await;
         if let Some(config) = self.known_config() {
             return Ok(config);
         }
-        let config = self.read_config().await?;
-        Ok(self.config.keep(config, Instant::now()))
+        // Whoever waited for somebody's attempt has its answer.
+        if let Some((when, trouble)) = &*failed
+            && *when >= came
+        {
+            return Err(trouble.clone());
+        }
+        match self.read_config().await {
+            Ok(config) => Ok(self.config.keep(config, Instant::now())),
+            Err(trouble) => {
+                *failed = Some((Instant::now(), trouble.clone()));
+                Err(trouble)
+            }
+        }
     }
 
     /// The one that was read last. An old one serves while it is read anew, unless the operator prefers an error: where

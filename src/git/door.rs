@@ -181,8 +181,8 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
 
     let version = version_of(&headers);
     let found = app.pool.present(&name).await.map_err(refused)?;
-    let packed = body.shared();
-    // Its room as well, as long as it may be passed on.
+    let packed = to_pass_through(app, &found).map(|cold| (cold, body.shared()));
+    // The body as well, whose room is taken as long as it may be passed on.
     let parsed = work(&app.pool, move || {
         let body = body.decoded(encoding, limit)?;
         Ok::<_, Parsing>((exchange::parse(version, body.bytes())?, body))
@@ -190,7 +190,7 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     let parsed = parsed.await?;
     // What is no request for us may be one for the upstream, whose capabilities the client may have seen.
     let can_wait = parsed.as_ref().is_ok_and(|(command, _)| command.can_wait());
-    if let Some(cold) = to_pass_through(app, &found)
+    if let Some((cold, packed)) = packed
         && let Some(place) = cold.entry.pass_through(can_wait)
     {
         let request = Relayed {
@@ -206,7 +206,10 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     let command = match parsed {
         Err(Parsing::Body(error)) => return Err(error),
         Err(Parsing::Refusal(refusal)) => return Ok(result(exchange::refusal_reply(&refusal))),
-        Ok((command, _)) => command,
+        Ok((command, body)) => {
+            drop(body);
+            command
+        }
     };
     exchange::answer(app, &name, found, command)
         .await

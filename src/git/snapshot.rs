@@ -143,9 +143,22 @@ impl Snapshot {
     pub fn reaches_all_of(&self, before: &Self) -> bool {
         let history = self.commits();
         let held: HashSet<ObjectId> = self.refs.held().collect();
-        let still = reached(self.refs.held(), &self.peeled, &history);
-        let of_commits = reached(before.refs.held(), &before.peeled, &history);
-        of_commits.iter().all(|commit| still.contains(commit))
+        // Of a tag that is only kept, no more is known than before.
+        let peeled = |tip| {
+            self.peeled
+                .get(&tip)
+                .or(before.peeled.get(&tip))
+                .copied()
+                .unwrap_or(tip)
+        };
+        let reach = |refs: &Refs| {
+            let commits = refs.held().filter_map(|tip| history.number(&peeled(tip)));
+            history.reachable(commits, &history.no_commits())
+        };
+        let still = reach(&self.refs);
+        reach(&before.refs)
+            .iter()
+            .all(|commit| still.contains(commit))
             && before
                 .refs
                 .held()

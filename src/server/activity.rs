@@ -59,9 +59,9 @@ impl Times {
     }
 }
 
-/// What we send of our own accord, such as a ping of HTTP/2 (17 bytes, and what TLS adds), makes an idle connection no less
-/// idle. The end of an answer may be as short, and then makes some moments less of its time.
-const LARGEST_PING: usize = 64;
+/// What we send of our own accord makes an idle connection no less idle: a ping of HTTP/2 has 17 bytes, and what TLS adds,
+/// one of SSH up to 100. The end of an answer may be as short, and then makes some moments less of its time.
+const LARGEST_PING: usize = 128;
 
 /// Why a connection is not worth keeping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

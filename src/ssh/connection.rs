@@ -127,19 +127,26 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, times: Times, shared: Ar
     };
     let handle = running.handle();
     let mut running = pin!(running);
-    tokio::select! {
-        end = &mut running => return ended(peer, end),
-        () = shared.ending.cut.cancelled() => {}
-        (reason, why) = worth_nothing(&activity, &state, login, times.idle, &shared.ending.draining) => {
-            tracing::debug!(%peer, why, "connection closed");
-            activity.closing();
-            let goodbye = handle.disconnect(reason, why.to_owned(), "en".to_owned());
-            let parted = timeout(PARTING, async {
-                let _ = goodbye.await;
-                (&mut running).await
-            });
-            if let Ok(end) = parted.await {
-                return ended(peer, end);
+    loop {
+        tokio::select! {
+            end = &mut running => return ended(peer, end),
+            () = shared.ending.cut.cancelled() => break,
+            (reason, why) = worth_nothing(&activity, &state, login, times.idle, &shared.ending.draining) => {
+                if state.is_busy() {
+                    // Since a moment.
+                    continue;
+                }
+                tracing::debug!(%peer, why, "connection closed");
+                activity.closing();
+                let goodbye = handle.disconnect(reason, why.to_owned(), "en".to_owned());
+                let parted = timeout(PARTING, async {
+                    let _ = goodbye.await;
+                    (&mut running).await
+                });
+                if let Ok(end) = parted.await {
+                    return ended(peer, end);
+                }
+                break;
             }
         }
     }

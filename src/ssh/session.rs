@@ -71,6 +71,11 @@ impl State {
         }
     }
 
+    /// Whether a command runs.
+    pub fn is_busy(&self) -> bool {
+        *self.commands.borrow() > 0
+    }
+
     pub async fn logged_in(&self) {
         let _ = self.logged_in.subscribe().wait_for(|done| *done).await;
     }
@@ -213,6 +218,8 @@ impl server::Handler for Session {
         if *offer.algorithm == (Algorithm::Rsa { hash: None }) {
             return Ok(Auth::reject());
         }
+        // Keys are asked for one after the other, and as often as is allowed.
+        self.state.activity.opened();
         let access = &self.shared.app.access;
         let identity = SshIdentity::Key(Box::new(offer.public_key.clone()));
         // What is offered may be the key of a certificate, which is shown later.

@@ -155,8 +155,9 @@ fn what_waits_for_it_is_written_when_it_is_back() {
     for file in &files {
         is_whole(&warmdock, file);
     }
+    // After two reads no more are tried: two files are not written then, and come behind the others.
     wait_for("the bucket to be left alone", || {
-        (counted(&warmdock, "failed") >= 2.0).then_some(())
+        (counted(&warmdock, "failed") >= 4.0).then_some(())
     });
     s3.start_again();
     for file in &files {

@@ -250,15 +250,8 @@ fn a_push_is_told_where_to_go() {
 #[test]
 fn a_revoked_key_is_refused_after_the_reload() {
     let setup = setup();
-    let control = setup.door.path("control");
-    let shared = [
-        "-o",
-        "ControlMaster=auto",
-        "-o",
-        "ControlPersist=60",
-        "-o",
-        &format!("ControlPath={}", control.display()),
-    ];
+    let shared = setup.door.one_connection();
+    let shared: Vec<&str> = shared.split(' ').collect();
     let command = format!("git-upload-pack '/{HOST}/{SAMPLE}.git'");
     // The conversation ends at once: there is nothing on standard input.
     let first = setup.run("user", &shared, &[&command]).ok();

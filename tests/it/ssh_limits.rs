@@ -38,11 +38,7 @@ fn keys_cannot_be_tried_for_ever() {
 
 #[test]
 fn the_number_of_connections_is_limited() {
-    let setup = setup_with(|builder| {
-        builder
-            .set("/limits/connections", 4)
-            .set("/limits/ssh_login_timeout", "2s")
-    });
+    let setup = setup_with(|builder| builder.set("/limits/connections", 4));
     let address = setup.warmdock.ssh_address();
     let idle: Vec<_> = (0..10)
         .map(|_| TcpStream::connect(address).unwrap())
@@ -51,7 +47,7 @@ fn the_number_of_connections_is_limited() {
         let name = "warmdock_ssh_connections";
         (setup.warmdock.metric(|sample| sample == name) == 4.0).then_some(())
     });
-    // Who waits is served when they are cut off.
+    // Who waits is served when they have given way.
     setup.clone("user", SAMPLE).ok();
     drop(idle);
 }
@@ -101,19 +97,12 @@ fn connections_without_a_command_give_way() {
             .set("/limits/connections", 4)
             .set("/limits/ssh_login_timeout", "1h")
     });
+    let shared = setup.door.one_connection();
+    let shared: Vec<&str> = shared.split(' ').collect();
     let count = |name: &str| setup.warmdock.metric(|sample| sample == name);
     let command = format!("git-upload-pack '/{HOST}/{SAMPLE}.git'");
     let mut busy = vec![setup.hold(&[], &command)];
     // One has run a command, one has logged in, and one has only come.
-    let path = format!("ControlPath={}", setup.door.path("control").display());
-    let shared = [
-        "-o",
-        "ControlMaster=auto",
-        "-o",
-        "ControlPersist=600",
-        "-o",
-        path.as_str(),
-    ];
     setup.run("user", &shared, &[&command]).ok();
     let mut logged_in = setup.door.command(&setup.warmdock, "user", &["-N"]);
     logged_in
@@ -126,10 +115,12 @@ fn connections_without_a_command_give_way() {
         let logins = count("warmdock_ssh_logins_total{result=\"ok\"}");
         (count("warmdock_ssh_connections") == 4.0 && logins == 3.0).then_some(())
     });
-    busy.extend((0..3).map(|_| setup.hold(&[], &command)));
-    wait_for("all places to have commands", || {
-        (count("warmdock_ssh_requests_in_flight") == 4.0).then_some(())
-    });
+    for number in 2..=4 {
+        busy.push(setup.hold(&[], &command));
+        wait_for("another place to have a command", || {
+            (count("warmdock_ssh_requests_in_flight") == f64::from(number)).then_some(())
+        });
+    }
     let told = logged_in.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&told.stderr);
     assert!(
@@ -154,16 +145,8 @@ fn connections_without_a_command_give_way() {
 #[test]
 fn channels_have_a_number() {
     let setup = setup();
-    let control = setup.door.path("control");
-    let path = format!("ControlPath={}", control.display());
-    let shared = [
-        "-o",
-        "ControlMaster=auto",
-        "-o",
-        "ControlPersist=60",
-        "-o",
-        path.as_str(),
-    ];
+    let shared = setup.door.one_connection();
+    let shared: Vec<&str> = shared.split(' ').collect();
     let command = format!("git-upload-pack '/{HOST}/{SAMPLE}.git'");
     setup.run("user", &shared, &[&command]).ok();
     // Whoever finds no place on that connection shall not make another.
@@ -253,8 +236,8 @@ async fn what_means_nothing_gives_no_time() {
     let closed = timeout(PATIENCE, async {
         loop {
             match timeout(Duration::from_millis(50), channel.wait()).await {
-                Ok(Some(ChannelMsg::Close) | None) => break,
-                Ok(Some(_)) => {}
+                Ok(Some(ChannelMsg::Close)) => break,
+                Ok(message) => assert!(message.is_some(), "the connection ended"),
                 Err(_) => {
                     let _ = channel.window_change(80, 24, 0, 0).await;
                 }

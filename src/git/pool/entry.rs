@@ -22,7 +22,7 @@ pub struct Entry {
     pub(super) busy: tokio::sync::Mutex<()>,
     /// Held while packs are consolidated, which reads the mirror beside those who change it: not to be evicted meanwhile.
     pub(super) maintaining: tokio::sync::Mutex<()>,
-    /// Requests that are passed through to the upstream while its first clone is under way.
+    /// Places for requests with a body that are passed through to the upstream.
     passing: Arc<Semaphore>,
     /// Packs that are being made.
     pub making: Arc<Semaphore>,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::entry::Entry;
 use super::{Pool, data_dir};
 use crate::durable;
+use crate::git::mirror::MirrorFolder;
 use crate::git::objects::ObjectError;
 use crate::git::objects::commits::{Commits, closure};
 use crate::git::objects::packs::{Pack, PackSet, Reader};
@@ -36,11 +37,11 @@ enum Work {
     Rewrite,
 }
 
-/// What the mirror needs.
-fn needed(snapshot: &Snapshot) -> Option<Work> {
+/// What the mirror needs. The caller holds `entry.busy`, or the mark may be one that a fetch sets for a moment.
+fn needed(folder: &MirrorFolder, snapshot: &Snapshot) -> Option<Work> {
     let packs = snapshot.packs.packs();
     let small: u64 = packs.iter().skip(1).map(|pack| pack.bytes()).sum();
-    if snapshot.has_garbage() {
+    if folder.has_garbage() {
         Some(Work::Rewrite)
     } else if packs.len() <= MOST_PACKS {
         None
@@ -74,28 +75,30 @@ impl Pool {
         {
             return None;
         }
-        let before = entry.snapshot()?;
+        let (before, work) = {
+            let _busy = entry.busy.lock().await;
+            let before = entry.snapshot()?;
+            let (same, old) = (Arc::clone(entry), Arc::clone(&before));
+            let needed = tokio::task::spawn_blocking(move || needed(&same.folder, &old));
+            (before, needed.await.ok()??)
+        };
         let permit = Arc::clone(&self.threads).acquire_owned().await.ok()?;
         let started = Instant::now();
         let (pool, same, old) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&before));
         let written = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let Some(work) = needed(&old) else {
-                return Ok(None);
-            };
             tracing::info!(repo = %same.name, packs = old.packs.packs().len(), ?work, "consolidating packs");
             same.state().maintained = Some(Instant::now());
             let scratch = Scratch(pool.scratch());
             let reservation = pool.storage.nothing(Part::Git);
-            Replacement::write(work, old, scratch, reservation, &pool.stop).map(Some)
+            Replacement::write(work, old, scratch, reservation, &pool.stop)
         });
         let done = match written.await {
-            Ok(Ok(Some(replacement))) => {
+            Ok(Ok(replacement)) => {
                 let _busy = entry.busy.lock().await;
                 let (pool, same) = (Arc::clone(self), Arc::clone(entry));
                 tokio::task::spawn_blocking(move || replacement.take_over(&same, &pool.stop)).await
             }
-            Ok(Ok(None)) => Ok(Ok(None)),
             Ok(Err(trouble)) => Ok(Err(trouble)),
             Err(panic) => Err(panic),
         };
@@ -168,7 +171,7 @@ impl Replacement {
     ) -> Result<Self, Trouble> {
         let source = PackSet::new(replaced(work, &before.packs).to_vec());
         let objects = match work {
-            Work::Rewrite => reached(&before, &Refs::default(), &source, stop)?,
+            Work::Rewrite => reached_since(&Refs::default(), &before, &source, stop)?,
             Work::MergeSmall => source.all(),
         };
         let index = rewrite(&source, &objects, &scratch.0, stop, &mut reservation)?;
@@ -200,20 +203,15 @@ impl Replacement {
         entry: &Entry,
         stop: &AtomicBool,
     ) -> Result<Option<Arc<Snapshot>>, Trouble> {
-        let folder = &entry.folder;
-        let Some(now) = entry
-            .snapshot()
-            .filter(|now| now.packs.has_all(self.before.packs.packs()))
-        else {
+        let is_same = |now: &Arc<Snapshot>| now.packs.has_all(self.before.packs.packs());
+        let Some(now) = entry.snapshot().filter(is_same) else {
             return Ok(None);
         };
-        let mut garbage = now.has_garbage();
         let mut new = Vec::from_iter(self.index.take());
-        let mut packs = Vec::new();
-        match self.work {
+        let (kept, garbage) = match self.work {
             Work::Rewrite => {
                 // What fetches brought meanwhile may build on what goes: of it, too, stays what references reach.
-                let objects = reached(&now, &self.before.refs, &now.packs, stop)?;
+                let objects = reached_since(&self.before.refs, &now, &now.packs, stop)?;
                 let scratch = &self.scratch.0;
                 new.extend(rewrite(
                     &now.packs,
@@ -222,22 +220,34 @@ impl Replacement {
                     stop,
                     &mut self.reservation,
                 )?);
-                garbage = !now.reaches_all_of(&self.before);
+                let garbage = now.has_garbage() && !now.reaches_all_of(&self.before);
+                (Vec::new(), garbage)
             }
             Work::MergeSmall => {
                 let replaced = replaced(self.work, &self.before.packs);
                 let stay = |pack: &&Arc<Pack>| !replaced.iter().any(|old| Arc::ptr_eq(old, pack));
-                packs.extend(now.packs.packs().iter().filter(stay).cloned());
+                let kept = now.packs.packs().iter().filter(stay).cloned();
+                (kept.collect(), now.has_garbage())
             }
-        }
-        for index in new {
-            packs.push(Arc::new(Pack::open(&folder.install(&index)?)?));
-        }
-        let snapshot = Snapshot::new(PackSet::new(packs), now.refs.clone(), self.history, garbage)?;
-        let snapshot = Arc::new(snapshot);
+        };
+        entry.state().reservation.absorb(self.reservation);
+        let installed = install(&entry.folder, &new, kept).and_then(|packs| {
+            Ok(Snapshot::new(
+                packs,
+                now.refs.clone(),
+                self.history,
+                garbage,
+            )?)
+        });
+        let snapshot = match installed {
+            Ok(snapshot) => Arc::new(snapshot),
+            Err(trouble) => {
+                entry.state().reservation.set(entry.folder.bytes());
+                return Err(trouble);
+            }
+        };
         {
             let mut state = entry.state();
-            state.reservation.absorb(self.reservation);
             let current = state.snapshot.as_ref();
             if !current.is_some_and(|current| Arc::ptr_eq(current, &now)) {
                 // Found to be damaged meanwhile.
@@ -250,29 +260,49 @@ impl Replacement {
             }
         }
 
-        // All others go: those that were put together, and what an attempt that failed has left. A pack with the same
-        // objects has the same name, and is the new one.
-        let packs = snapshot.packs.packs();
-        for index in folder.indices()? {
-            let pack = index.with_extension("pack");
-            if !packs.iter().any(|new| new.path() == pack) {
-                folder.remove_pack(&pack)?;
-            }
-        }
-        if !garbage {
-            // The mark goes after all that it tells of, also when the power does.
-            durable::sync(&folder.packs())?;
-            folder.set_garbage(false)?;
+        if let Err(error) = remove_others(&entry.folder, &snapshot) {
+            tracing::warn!(repo = %entry.name, %error, "packs that were consolidated are not all removed");
         }
         let mut state = entry.state();
         let gone = |pack: &&Arc<Pack>| !snapshot.packs.has_all(std::slice::from_ref(pack));
         for pack in now.packs.packs().iter().filter(gone) {
             pack.unlinked(&mut state.reservation);
         }
-        state.reservation.set(folder.bytes());
+        state.reservation.set(entry.folder.bytes());
         drop(state);
         Ok(Some(snapshot))
     }
+}
+
+/// Moves the packs of these indices into the mirror, beside those that are `kept`.
+fn install(
+    folder: &MirrorFolder,
+    indices: &[PathBuf],
+    kept: Vec<Arc<Pack>>,
+) -> Result<PackSet, Trouble> {
+    let mut packs = kept;
+    for index in indices {
+        packs.push(Arc::new(Pack::open(&folder.install(index)?)?));
+    }
+    Ok(PackSet::new(packs))
+}
+
+/// Removes all packs but those of `snapshot`: those that were put together, and what an attempt that failed has left. A
+/// pack that was written byte for byte as before has its name, and is the new one.
+fn remove_others(folder: &MirrorFolder, snapshot: &Snapshot) -> io::Result<()> {
+    let packs = snapshot.packs.packs();
+    for index in folder.indices()? {
+        let pack = index.with_extension("pack");
+        if !packs.iter().any(|new| new.path() == pack) {
+            folder.remove_pack(&pack)?;
+        }
+    }
+    if !snapshot.has_garbage() {
+        // The mark goes after all that it tells of, also when the power does.
+        durable::sync(&folder.packs())?;
+        folder.set_garbage(false)?;
+    }
+    Ok(())
 }
 
 /// The packs that `work` replaces.
@@ -284,19 +314,19 @@ fn replaced(work: Work, packs: &PackSet) -> &[Arc<Pack>] {
     }
 }
 
-/// What of `packs` the references of `snapshot` reach, less what those of `before` did.
-fn reached(
-    snapshot: &Snapshot,
+/// What of `packs` the references of `snapshot` reach and those of `before` did not.
+fn reached_since(
     before: &Refs,
+    snapshot: &Snapshot,
     packs: &PackSet,
     stop: &AtomicBool,
 ) -> Result<ObjectSet, ObjectError> {
     let known: HashSet<_> = before.held().collect();
-    let new: HashSet<_> = snapshot
-        .refs
-        .held()
-        .filter(|tip| !known.contains(tip))
-        .collect();
+    let tips = snapshot.refs.held().filter(|tip| !known.contains(tip));
+    let new: HashSet<_> = tips.collect();
+    if new.is_empty() {
+        return Ok(ObjectSet::default());
+    }
     closure(
         || snapshot.commits(),
         &Vec::from_iter(new),

@@ -531,7 +531,7 @@ impl Evict for Pool {
         Some(used.min().unwrap_or_else(SystemTime::now))
     }
 
-    /// Removes whole mirrors: never one in `git.warm`, in use, or being fetched.
+    /// Removes whole mirrors: never one in `git.warm`, in use, or being fetched or consolidated.
     fn evict(&self, bytes: u64) {
         let warm = self.config.borrow().git.warm.clone();
         let mut idle: Vec<_> = self

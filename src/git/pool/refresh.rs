@@ -177,13 +177,12 @@ impl Pool {
                 Waiting::new(&self.waiting_clones),
             )
         });
-        // From here on nobody else changes the mirror. First of all: consolidation may take minutes, in which others can
-        // have the place.
-        let _busy = entry.busy.lock().await;
         let place = tokio::select! {
             place = Arc::clone(places).acquire_owned() => place.map_err(|_| UpstreamError::Stopped)?,
             () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
         };
+        // From here on nobody else changes the mirror.
+        let _busy = entry.busy.lock().await;
         drop(queued);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);

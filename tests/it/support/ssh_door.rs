@@ -114,6 +114,13 @@ impl SshDoor {
         ssh
     }
 
+    /// Options with which OpenSSH's client has one connection for all commands, and makes it for the first of them.
+    pub fn one_connection(&self) -> String {
+        let control = self.path("control");
+        let control = control.display();
+        format!("-oControlMaster=auto -oControlPersist=60 -oControlPath={control}")
+    }
+
     /// Runs OpenSSH's client with the key `key`, further options, and what is to be run.
     #[track_caller]
     pub fn run(

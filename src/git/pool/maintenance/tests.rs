@@ -8,7 +8,6 @@ use gix_hash::ObjectId;
 use super::*;
 use crate::config::Config;
 use crate::config::environment::Environment;
-use crate::git::mirror::MirrorFolder;
 use crate::git::pool::fetch::{self, Surroundings};
 use crate::git::pool::flight::Flight;
 use crate::git::upstream::Upstream;
@@ -302,16 +301,29 @@ fn what_is_forgotten_while_all_is_rewritten_keeps_the_mark() {
 /// What an upstream dropped is kept for a while: that is nothing to clean up.
 #[test]
 fn what_is_kept_for_a_while_is_not_forgotten() {
-    let (mut mirror, _) = with_garbage();
-    mirror.keep_unreachable = Duration::from_secs(3600);
-    let third = mirror.commit("third");
-    mirror.fetch();
-    let rewritten = mirror.write(Work::Rewrite);
-    mirror.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
-    mirror.fetch();
-    assert!(!mirror.take_over(rewritten).unwrap().has_garbage());
-    assert!(mirror.has(&third));
-    mirror.is_whole();
+    for tagged in [false, true] {
+        let (mut mirror, _) = with_garbage();
+        mirror.keep_unreachable = Duration::from_secs(3600);
+        let third = mirror.commit("third");
+        if tagged {
+            mirror.git(&["tag", "--annotate", "--message=third", "v3"]);
+            mirror.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
+        }
+        mirror.fetch();
+        let rewritten = mirror.write(Work::Rewrite);
+        if tagged {
+            mirror.git(&["tag", "--delete", "v3"]);
+        } else {
+            mirror.git(&["reset", "--quiet", "--hard", "HEAD~1"]);
+        }
+        mirror.fetch();
+        assert!(
+            !mirror.take_over(rewritten).unwrap().has_garbage(),
+            "{tagged}"
+        );
+        assert!(mirror.has(&third));
+        mirror.is_whole();
+    }
 }
 
 #[test]

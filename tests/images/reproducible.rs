@@ -23,10 +23,11 @@ fn two_builds_from_clean_caches_have_one_digest() {
             let archive = project.beside("image.tar");
             let built = project
                 .build(dockerfile)
-                .option(if place == "here" {
-                    "--no-cache-filter=manifests,crates,binary,rootfs,image"
-                } else {
+                // The compilers come the same way for both, so they are made anew once.
+                .option(if place == "elsewhere" && dockerfile == "Dockerfile.musl" {
                     "--no-cache"
+                } else {
+                    "--no-cache-filter=manifests,crates,binary,rootfs,image"
                 })
                 .option("--platform=linux/amd64,linux/arm64")
                 .arg("SOURCE_DATE_EPOCH", "1700000000")

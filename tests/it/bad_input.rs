@@ -183,18 +183,22 @@ fn a_body_that_breaks_off_inside_a_packet() {
     setup.still_works();
 }
 
+/// The head of a request for a pack by protocol v2, with what tells how long its body is, as far as the body.
+fn head(length: &str) -> String {
+    let target = upload_pack();
+    let kind = KIND.1;
+    format!(
+        "POST {target} HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Type: {kind}\r\n{length}\r\n\r\n"
+    )
+}
+
 /// The connection ends before the body that was promised.
 #[test]
 fn a_body_that_is_shorter_than_promised() {
     let setup = setup();
-    let head = format!(
-        "POST {} HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Type: {}\r\n",
-        upload_pack(),
-        KIND.1
-    );
     for head in [
-        format!("{head}Content-Length: 1000\r\n\r\n"),
-        format!("{head}Transfer-Encoding: chunked\r\n\r\n3e8\r\n"),
+        head("Content-Length: 1000"),
+        head("Transfer-Encoding: chunked") + "3e8\r\n",
     ] {
         let mut stream = connect(setup.warmdock.address());
         stream.write_all(head.as_bytes()).unwrap();
@@ -218,15 +222,8 @@ fn a_body_that_is_shorter_than_promised() {
 fn a_body_that_stops() {
     let setup = setup_with_small_bodies();
     let mut stream = connect(setup.warmdock.address());
-    let head = format!(
-        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\n",
-        upload_pack(),
-        KIND.1
-    );
     stream
-        .write_all(
-            format!("{head}Git-Protocol: version=2\r\nContent-Length: 1000\r\n\r\n").as_bytes(),
-        )
+        .write_all(head("Content-Length: 1000").as_bytes())
         .unwrap();
     stream.write_all(&line("command=fetch\n")).unwrap();
     // Ends by itself: the read fails only after 30 s.
@@ -247,16 +244,8 @@ fn a_body_that_stops() {
 fn a_body_without_end() {
     let setup = setup_with_small_bodies();
     let mut stream = connect(setup.warmdock.address());
-    let head = format!(
-        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\n",
-        upload_pack(),
-        KIND.1
-    );
     stream
-        .write_all(
-            format!("{head}Git-Protocol: version=2\r\nTransfer-Encoding: chunked\r\n\r\n")
-                .as_bytes(),
-        )
+        .write_all(head("Transfer-Encoding: chunked").as_bytes())
         .unwrap();
     let mut begin = line("command=fetch\n");
     begin.extend(DELIMITER);
@@ -294,15 +283,9 @@ fn a_body_without_end() {
 #[test]
 fn a_body_that_is_announced_as_too_large() {
     let setup = setup_with_small_bodies();
-    let head = format!(
-        "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\n",
-        upload_pack(),
-        KIND.1
-    );
     let response = http::exchange(
         setup.warmdock.address(),
-        format!("{head}Git-Protocol: version=2\r\nContent-Length: 99999999999\r\n\r\n0000")
-            .as_bytes(),
+        (head("Content-Length: 99999999999") + "0000").as_bytes(),
     );
     assert_eq!(response.unwrap().status, 413);
     setup.still_works();

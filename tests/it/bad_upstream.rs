@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::compare::{Objects, assert_same};
+use crate::support::compare::clone_is_whole;
 use crate::support::http::{self, Response};
 use crate::support::process::Output;
 use crate::support::warmdock::{Builder, builder, files_below, target};
@@ -52,14 +52,7 @@ fn recovers(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
     });
     warmdock.wait_mirrored(SAMPLE, repo);
     warmdock.fsck_mirror(SAMPLE);
-    let client = Client::new(2);
-    client
-        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
-        .ok();
-    client
-        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
-        .ok();
-    assert_same(&client, "ours", "direct", Objects::Reachable);
+    clone_is_whole(2, upstream, warmdock, SAMPLE);
 }
 
 fn clone(warmdock: &Warmdock, protocol: u8) -> Output {

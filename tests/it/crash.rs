@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::crates_cache::{ask_and_forget, over};
-use crate::support::compare::{Objects, assert_same};
+use crate::support::compare::{Objects, assert_same, clone_is_whole};
 use crate::support::registry::{Fault as RegistryFault, Of, Registry, index_path, noise};
 use crate::support::warmdock::{builder, files_below};
 use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, http, wait_for};
@@ -26,14 +26,7 @@ fn all_is_well(upstream: &Upstream, repo: &Repo, warmdock: &Warmdock) {
     warmdock.wait_mirrored(SAMPLE, repo);
     warmdock.fsck_mirror(SAMPLE);
     for protocol in [0, 2] {
-        let client = Client::new(protocol);
-        client
-            .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
-            .ok();
-        client
-            .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
-            .ok();
-        assert_same(&client, "ours", "direct", Objects::Reachable);
+        clone_is_whole(protocol, upstream, warmdock, SAMPLE);
     }
 }
 

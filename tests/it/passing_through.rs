@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::support::compare::{Objects, assert_same};
+use crate::support::compare::{Objects, assert_same, clone_is_whole};
 use crate::support::http::Request;
 use crate::support::{Client, Fault, Repo, SAMPLE, Upstream, cgi, wait_for, warmdock};
 
@@ -115,14 +115,7 @@ fn an_upstream_that_only_knows_v0() {
     upstream.only_v0();
     let warmdock = warmdock::over_http(&upstream);
     for protocol in [0, 1, 2] {
-        let client = Client::new(protocol);
-        client
-            .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
-            .ok();
-        client
-            .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
-            .ok();
-        assert_same(&client, "ours", "direct", Objects::Reachable);
+        clone_is_whole(protocol, &upstream, &warmdock, SAMPLE);
     }
     warmdock.wait_mirrored(SAMPLE, &repo);
     repo.commit("main", &[("new.txt", b"new\n")]);

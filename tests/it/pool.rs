@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::client::git_at;
-use crate::support::compare::{Objects, assert_same};
+use crate::support::compare::{Objects, assert_same, clone_is_whole};
 use crate::support::http::{self, Response};
 use crate::support::pkt;
 use crate::support::warmdock::{Builder, builder, files_below, target};
@@ -46,16 +46,6 @@ fn want(warmdock: &Warmdock, id: &str) -> Response {
         &headers,
         &pkt::v2_clone(id),
     )
-}
-
-#[track_caller]
-fn clone_is_whole(upstream: &Upstream, warmdock: &Warmdock, name: &str) {
-    let client = Client::new(2);
-    client.clone(&warmdock.url(name), "ours", &["--bare"]).ok();
-    client
-        .clone(&upstream.direct(name), "direct", &["--bare"])
-        .ok();
-    assert_same(&client, "ours", "direct", Objects::Reachable);
 }
 
 #[test]
@@ -319,7 +309,7 @@ fn what_nobody_reaches_any_more_goes_in_the_end() {
     assert!(!found.status.success());
     assert!(pkt::errors_of(&want(&warmdock, &old).body).contains(&old));
     warmdock.fsck_mirror(SAMPLE);
-    clone_is_whole(&upstream, &warmdock, SAMPLE);
+    clone_is_whole(2, &upstream, &warmdock, SAMPLE);
 }
 
 #[test]
@@ -410,7 +400,7 @@ fn many_small_packs_are_consolidated() {
     });
     assert!(warmdock.packs(SAMPLE).len() < 60 && !left.exists());
     warmdock.fsck_mirror(SAMPLE);
-    clone_is_whole(&upstream, &warmdock, SAMPLE);
+    clone_is_whole(2, &upstream, &warmdock, SAMPLE);
 }
 
 /// A large mirror is rewritten for minutes.
@@ -435,7 +425,7 @@ fn references_stay_fresh_while_packs_are_consolidated() {
         let found = git_at(&warmdock.mirror(SAMPLE), &["cat-file", "-e", &old], b"");
         assert!(!found.status.success());
         warmdock.fsck_mirror(SAMPLE);
-        clone_is_whole(&upstream, &warmdock, SAMPLE);
+        clone_is_whole(2, &upstream, &warmdock, SAMPLE);
         if was_meanwhile {
             return;
         }
@@ -501,7 +491,7 @@ fn what_an_upstream_sends_too_much_goes() {
     let pull = git_at(&second.mirror(SAMPLE), &["cat-file", "-e", &pull], b"");
     assert!(!pull.status.success());
     second.fsck_mirror(SAMPLE);
-    clone_is_whole(&upstream, &second, SAMPLE);
+    clone_is_whole(2, &upstream, &second, SAMPLE);
 }
 
 #[test]
@@ -683,7 +673,7 @@ fn a_repository_that_can_never_fit_is_refused() {
     // The others are served as before.
     assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
     warmdock.wait_mirrored(SAMPLE, &small);
-    clone_is_whole(&upstream, &warmdock, SAMPLE);
+    clone_is_whole(2, &upstream, &warmdock, SAMPLE);
 }
 
 #[track_caller]

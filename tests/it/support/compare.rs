@@ -1,6 +1,6 @@
 //! Whether a clone through the service is what a clone straight from the upstream is.
 
-use super::Client;
+use super::{Client, Upstream, Warmdock};
 
 /// What two clones are compared by.
 #[derive(Clone, Copy, PartialEq)]
@@ -11,6 +11,16 @@ pub enum Objects {
     Reachable,
     /// A partial clone: everything that is there, and everything that is missing.
     Partial,
+}
+
+/// Asserts that a clone through the service, by this version of the protocol, is what one straight from the upstream is.
+#[track_caller]
+pub fn clone_is_whole(protocol: u8, upstream: &Upstream, warmdock: &Warmdock, name: &str) {
+    let client = Client::new(protocol);
+    let bare: &[&str] = &["--bare"];
+    client.clone(&warmdock.url(name), "ours", bare).ok();
+    client.clone(&upstream.direct(name), "direct", bare).ok();
+    assert_same(&client, "ours", "direct", Objects::Reachable);
 }
 
 /// Asserts that two repositories of `client` have the same references, the same shallow boundary and the same objects,

@@ -1,4 +1,5 @@
-//! The HTTP client for every upstream: certificates, time to connect, and where redirects may lead.
+//! The HTTP client for every upstream that packs and crates come from: certificates, time to connect, and where redirects
+//! may lead.
 
 use std::time::Duration;
 

@@ -42,7 +42,7 @@ pub struct ListenFile {
     /// is used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_url: Option<Given<HttpUrl>>,
-    /// Addresses or networks of proxies whose `X-Forwarded-Host` and `X-Forwarded-Proto` count.
+    /// Addresses or networks of proxies whose `X-Forwarded-Host`, `-Proto`, `-Port` and `-Prefix` count.
     #[serde(default)]
     pub trusted_proxies: Vec<Given<Network>>,
     /// A door for Git over SSH. Without it there is none.

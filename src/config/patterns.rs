@@ -1,4 +1,4 @@
-//! Glob patterns that allow repositories.
+//! Glob patterns that allow repositories and registries.
 
 use std::fmt;
 

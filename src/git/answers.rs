@@ -1,5 +1,5 @@
 //! Finished answers on disk: packs in the form in which they go over the wire. One writer, many readers; readers
-//! follow while the writer is at it, and a reader that stalls costs nothing but an open file.
+//! follow while the writer is at it, and a reader that stalls costs an open file and a few blocks.
 //!
 //! Answers are derived from mirrors, so they are thrown away at start and nothing here is synced to disk.
 

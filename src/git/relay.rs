@@ -1,5 +1,5 @@
-//! Passes requests through to an upstream over HTTP while the first clone of a repository is under way, so that a
-//! cold miss takes no longer than going there directly. Nothing of what passes is kept.
+//! Passes requests through to an upstream over HTTP while the first clone of a repository is under way, so that for the
+//! first clients a cold miss takes no longer than going there directly. Nothing of what passes is kept.
 
 use std::sync::Arc;
 

@@ -90,7 +90,7 @@ pub enum Found {
     Cold(Cold),
 }
 
-/// A repository without a mirror. Where its upstream speaks HTTP, requests are passed through to it while
+/// A repository without a mirror. Where its upstream speaks HTTP, some requests are passed through to it while
 /// [`Pool::first_clone`] makes the mirror; else they wait for that.
 pub struct Cold {
     pub entry: Arc<Entry>,

@@ -125,7 +125,7 @@ fn a_published_key_that_is_revoked_here_is_refused() {
 fn an_upstream_that_is_away_lets_nobody_in_for_long() {
     let setup = setup();
     assert!(setup.may_read("alice", "alice", SAMPLE));
-    setup.upstream.fail(Fault::CutOff);
+    setup.upstream.fail(Fault::Status(503));
     wait_for("kept keys to count no more", || {
         std::thread::sleep(Duration::from_millis(500));
         (!setup.may_read("alice", "alice", SAMPLE)).then_some(())

@@ -36,7 +36,7 @@ fn setup() -> Setup {
 fn setup_with_small_bodies() -> Setup {
     let (upstream, repo) = Upstream::with_sample();
     let config = builder(&upstream.file_url()).set("/limits/request_body", "1MiB");
-    let warmdock = config.set("/limits/body_idle_timeout", "1s").start();
+    let warmdock = config.set("/limits/body_idle_timeout", "3s").start();
     Setup {
         _upstream: upstream,
         repo,
@@ -243,16 +243,16 @@ fn a_body_that_stops() {
 #[test]
 fn a_body_without_end() {
     let setup = setup_with_small_bodies();
-    let mut stream = connect(setup.warmdock.address());
-    stream
-        .write_all(head("Transfer-Encoding: chunked").as_bytes())
-        .unwrap();
     let mut begin = line("command=fetch\n");
     begin.extend(DELIMITER);
     begin.extend(line(&format!("want {}\n", setup.repo.id("main"))));
     let haves: Vec<u8> = (0..1000)
         .flat_map(|number| line(&format!("have {number:040x}\n")))
         .collect();
+    let mut stream = connect(setup.warmdock.address());
+    stream
+        .write_all(head("Transfer-Encoding: chunked").as_bytes())
+        .unwrap();
     let mut writer = stream.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
         let mut sent = 0_u64;
@@ -654,7 +654,7 @@ fn what_is_no_http() {
 fn slow_headers_are_cut_off() {
     let (upstream, repo) = Upstream::with_sample();
     let warmdock = builder(&upstream.file_url())
-        .set("/limits/header_timeout", "500ms")
+        .set("/limits/header_timeout", "3s")
         .start();
     let mut silent = connect(warmdock.address());
     let mut dribbling = connect(warmdock.address());

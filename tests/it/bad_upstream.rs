@@ -12,7 +12,7 @@ const TOKEN: &str = "upstream-secret-4f1d9a72";
 
 /// Fails fast where the service itself sets the pace.
 fn config(upstream: &Upstream) -> Builder {
-    builder(&upstream.url()).set("/limits/upstream_idle_timeout", "1s")
+    builder(&upstream.url()).set("/limits/upstream_idle_timeout", "3s")
 }
 
 fn advertisement(warmdock: &Warmdock) -> Response {

@@ -42,6 +42,14 @@ fn leftovers(data: &Path) -> Vec<PathBuf> {
     files_below(data).into_iter().filter(is_leftover).collect()
 }
 
+/// What was cut short may be done again meanwhile.
+#[track_caller]
+fn no_leftovers(warmdock: &Warmdock) {
+    wait_for("no leftovers", || {
+        leftovers(&warmdock.data()).is_empty().then_some(())
+    });
+}
+
 #[test]
 fn killed_in_the_middle_of_a_first_clone() {
     let (upstream, repo) = Upstream::with_sample();
@@ -53,7 +61,7 @@ fn killed_in_the_middle_of_a_first_clone() {
         upstream.release();
         warmdock.start_again();
         all_is_well(&upstream, &repo, &warmdock);
-        assert_eq!(leftovers(&warmdock.data()), Vec::<PathBuf>::new());
+        no_leftovers(&warmdock);
     }
 }
 
@@ -81,7 +89,7 @@ fn killed_in_the_middle_of_a_later_fetch() {
             .git(&["ls-remote", &warmdock.url(SAMPLE)])
             .ok();
         all_is_well(&upstream, &repo, &warmdock);
-        assert_eq!(leftovers(&warmdock.data()), Vec::<PathBuf>::new());
+        no_leftovers(&warmdock);
     }
 }
 
@@ -139,10 +147,7 @@ fn killed_while_packs_are_consolidated() {
         warmdock.start_again();
         ask(warmdock.url(SAMPLE)).ok();
         all_is_well(&upstream, &repo, &warmdock);
-        // What was cut short is done again meanwhile.
-        wait_for("no leftovers", || {
-            leftovers(&warmdock.data()).is_empty().then_some(())
-        });
+        no_leftovers(&warmdock);
     }
     assert!(cut_short > 0, "each consolidation was quicker");
 }

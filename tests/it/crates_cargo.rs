@@ -57,7 +57,7 @@ impl Machine {
     }
 
     fn cargo(&self, args: &[&str]) -> Output {
-        process::run(self.command(args), b"", Duration::from_secs(150))
+        process::run(self.command(args), b"", Duration::from_secs(300))
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -383,10 +383,10 @@ fn fifty_cargos_at_once() {
         waited.push(begin.elapsed());
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Milliseconds; here is room for what fifty cargos make of two processors.
+    // Milliseconds; here is room for what fifty cargos, and images, make of two processors.
     waited.sort();
     let usual = waited[waited.len() / 2];
-    assert!(usual < Duration::from_millis(500), "{waited:?}");
+    assert!(usual < Duration::from_secs(5), "{waited:?}");
     for one in fetching {
         one.join().unwrap().ok();
     }

@@ -241,8 +241,8 @@ fn send_on_or_answer(root: &Path, mut stream: &TcpStream) -> Option<()> {
 fn a_slow_first_clone_is_waited_for() {
     let (upstream, repo) = Upstream::with_sample();
     // Shorter than the wait below: the service must not count time in which its own upstream is slow.
-    let config = warmdock::builder(&upstream.url()).set("/limits/body_idle_timeout", "1s");
-    let warmdock = config.set("/limits/header_timeout", "1s").start();
+    let config = warmdock::builder(&upstream.url()).set("/limits/body_idle_timeout", "3s");
+    let warmdock = config.set("/limits/header_timeout", "3s").start();
     upstream.fail(Fault::HoldPackAfter(2000));
     std::thread::scope(|scope| {
         let url = warmdock.url(SAMPLE);
@@ -254,7 +254,7 @@ fn a_slow_first_clone_is_waited_for() {
             })
             .collect();
         upstream.wait_held();
-        std::thread::sleep(std::time::Duration::from_secs(4));
+        std::thread::sleep(std::time::Duration::from_secs(5));
         upstream.release();
         for clone in clones {
             clone.join().unwrap();

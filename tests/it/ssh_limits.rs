@@ -54,7 +54,7 @@ fn the_number_of_connections_is_limited() {
 
 #[test]
 fn connections_that_do_not_log_in_are_closed() {
-    let setup = setup_with(|builder| builder.set("/limits/ssh_login_timeout", "300ms"));
+    let setup = setup_with(|builder| builder.set("/limits/ssh_login_timeout", "3s"));
     let address = setup.warmdock.ssh_address();
     // One says nothing, one speaks something else, one is a client of SSH up to there.
     let connections: Vec<_> = ["", "GET / HTTP/1.1\r\n\r\n", "SSH-2.0-Test\r\n"]

@@ -411,11 +411,11 @@ fn a_server_that_is_killed_in_the_middle_of_a_pack() {
 fn a_server_that_hangs() {
     let setup = Setup::new();
     let warmdock = over(setup.entry())
-        .set("/limits/upstream_idle_timeout", "1s")
+        .set("/limits/upstream_idle_timeout", "3s")
         .start();
     setup.sshd.fail(SshFault::Hang);
     let refusal = setup.refusal(&warmdock);
-    assert!(refusal.contains("did not answer for 1s"), "{refusal}");
+    assert!(refusal.contains("did not answer for 3s"), "{refusal}");
     // In the middle of a pack as well.
     Repo::large(&setup.upstream.path("team/large"), 4 << 20);
     setup.sshd.fail(SshFault::None);
@@ -434,7 +434,7 @@ fn a_server_that_hangs() {
     );
     warmdock.wait_log("the reason", |event| {
         let error = event["error"].as_str().unwrap_or_default();
-        error == format!("{HOST}: it sent nothing for 1s")
+        error == format!("{HOST}: it sent nothing for 3s")
     });
 }
 

@@ -204,7 +204,7 @@ fn slow_handshakes_hold_nobody_up() {
     let (upstream, _repo) = Upstream::with_sample();
     let tls = json!({ "cert": certificate.cert, "key": certificate.key });
     let config = builder(&upstream.file_url()).set("/listen/tls", tls);
-    let warmdock = config.set("/limits/tls_handshake_timeout", "500ms").start();
+    let warmdock = config.set("/limits/tls_handshake_timeout", "3s").start();
     let mut silent: Vec<_> = (0..50)
         .map(|_| crate::support::http::connect(warmdock.address()))
         .collect();

@@ -29,7 +29,7 @@ pub const HOST: &str = "git.example.test";
 pub const SAMPLE: &str = "team/sample";
 
 /// How long to wait for something that should be there in a moment. No test measures time: this only ends a hang.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A folder that is removed with its last owner. `KEEP_TEMPORARY=1` keeps it, to look at what a failed test left.
 pub fn temporary_folder() -> tempfile::TempDir {

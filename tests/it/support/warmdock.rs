@@ -241,6 +241,13 @@ impl Warmdock {
             let refs = git_at(&mirror, &[&["for-each-ref"], &namespaces[..]].concat(), b"");
             (refs.status.success() && refs.text() == expected).then_some(())
         });
+        // Its files are there a moment before it is in service.
+        if self.config()["listen"]["tls"].is_null() {
+            let begin = "warmdock_git_mirror_staleness_seconds{";
+            wait_for("the mirror to be in service", || {
+                self.metrics().contains(begin).then_some(())
+            });
+        }
     }
 
     /// Whether a mirror holds what nothing reaches, or held that until packs were consolidated.
@@ -319,7 +326,15 @@ impl Warmdock {
     /// Waits for the end of the process.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        wait_for("the service to end", || self.child.try_wait().unwrap())
+        let status = wait_for("the service to end", || self.child.try_wait().unwrap());
+        self.wait_log_ended();
+        status
+    }
+
+    fn wait_log_ended(&self) {
+        wait_for("the last line of the log", || {
+            self.log.ended.load(Ordering::Acquire).then_some(())
+        });
     }
 
     /// Stops it as an orchestrator does, and expects that it ends well.
@@ -334,6 +349,9 @@ impl Warmdock {
     pub fn kill9(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !std::thread::panicking() {
+            self.wait_log_ended();
+        }
     }
 
     /// From now on the kernel ends it, as [`Warmdock::kill9`] does, when it has written this many bytes of a file and

@@ -146,9 +146,9 @@ impl Pool {
         let (pool, entry, under_way) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&flight));
         self.tasks.spawn(async move {
             let started = Instant::now();
-            let before = entry.snapshot();
             let result = pool.fetch_now(&entry, upstream, &under_way).await;
-            pool.landed(&entry, &under_way, before.as_ref(), result.clone(), started);
+            pool.landed(&entry, &under_way, result.as_ref(), started);
+            let result = result.map(|(snapshot, _)| snapshot);
             under_way.finish(result.clone());
             if let Ok(snapshot) = result {
                 pool.after_fetch(&entry, snapshot).await;
@@ -157,12 +157,13 @@ impl Pool {
         flight
     }
 
+    /// Fetches when it is its turn. Returns the mirror, and whether that brought anything.
     async fn fetch_now(
         self: &Arc<Self>,
         entry: &Arc<Entry>,
         upstream: Arc<Upstream>,
         flight: &Arc<Flight>,
-    ) -> Result<Arc<Snapshot>, UpstreamError> {
+    ) -> Result<(Arc<Snapshot>, bool), UpstreamError> {
         let (places, limit) = {
             let config = self.config.borrow();
             if flight.first {
@@ -199,11 +200,15 @@ impl Pool {
                 keep_unreachable,
                 stop: &stopped,
             };
+            let before = entry.snapshot();
             let result = made
                 .map_err(UpstreamError::unwritable)
-                .and_then(|()| fetch::fetch(&entry, entry.snapshot(), &flight, &around));
+                .and_then(|()| fetch::fetch(&entry, before.clone(), &flight, &around));
             data_dir::remove(&scratch);
-            result
+            result.map(|now| {
+                let is_new = before.is_none_or(|before| !Arc::ptr_eq(&before, &now));
+                (now, is_new)
+            })
         });
         let limit = async {
             match limit {
@@ -232,8 +237,7 @@ impl Pool {
         &self,
         entry: &Entry,
         flight: &Flight,
-        before: Option<&Arc<Snapshot>>,
-        result: Result<Arc<Snapshot>, UpstreamError>,
+        result: Result<&(Arc<Snapshot>, bool), &UpstreamError>,
         started: Instant,
     ) {
         let elapsed = started.elapsed();
@@ -241,11 +245,10 @@ impl Pool {
         let mut state = entry.state();
         state.flight = None;
         let counted = match result {
-            Ok(snapshot) => {
-                let changed = before.is_none_or(|before| !Arc::ptr_eq(before, &snapshot));
+            Ok((_, is_new)) => {
                 state.failed = None;
                 let bytes = flight.progress.bytes.load(Ordering::Relaxed);
-                if changed {
+                if *is_new {
                     tracing::info!(repo = %entry.name, bytes, elapsed_ms, first = flight.first, "fetched");
                     FetchResult::Ok
                 } else {
@@ -262,7 +265,7 @@ impl Pool {
                         tracing::warn!(repo = %entry.name, upstream.host = entry.name.host(), elapsed_ms, %error, "fetch failed")
                     }
                 }
-                state.failed = Some(Failure::after(state.failed.as_ref(), error));
+                state.failed = Some(Failure::after(state.failed.as_ref(), error.clone()));
                 FetchResult::Failed
             }
         };

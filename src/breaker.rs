@@ -4,9 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Failures in a row that open the breaker. One may be chance.
-const FAILURES: u32 = 2;
+pub const FAILURES: u32 = 2;
 /// How long nobody asks then. Short: when the upstream is back, what is new there should be seen.
-const PAUSE: Duration = Duration::from_secs(15);
+pub const PAUSE: Duration = Duration::from_secs(15);
 
 /// Whether an upstream is asked at all.
 #[derive(Default)]

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::bucket::Bucket;
 use super::{BlobId, Digest};
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, FAILURES, PAUSE};
 use crate::config::Config;
 
 /// What is larger stays here alone: it is held in memory while it is checked.
@@ -25,9 +25,10 @@ const LARGEST: u64 = 32 << 20;
 const MOST_WAITING: usize = 8192;
 /// A file that could not be written is tried again behind all others, for so long.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// Failures in a row after which the bucket is left alone for [`PAUSE`] between two.
-const FAILURES: u32 = 2;
-const PAUSE: Duration = Duration::from_secs(15);
+/// One that the bucket does not take, while it takes others, is tried as often.
+const TRIES: u32 = 3;
+/// After failures in a row the bucket is left alone for [`PAUSE`], twice as long after the next, and so on.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// For one file. A bucket that takes longer is no gain.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -51,6 +52,19 @@ pub struct Offered {
     /// Where it is kept here.
     path: PathBuf,
     since: Instant,
+    /// How often the bucket did not take it, but others.
+    tries: u32,
+    /// How many others had been written when it was last tried.
+    behind: Option<u64>,
+}
+
+impl Offered {
+    /// It was not written, when as many others had been. Returns whether it is worth another try.
+    fn failed(&mut self, written: u64) -> bool {
+        self.tries += u32::from(self.behind.is_none_or(|behind| behind < written));
+        self.behind = Some(written);
+        self.tries < TRIES && self.since.elapsed() < LONGEST_WAIT
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -129,8 +143,13 @@ impl SecondTier {
     /// Has a file written that is kept at `path`, when there is time.
     pub fn offer(&self, id: BlobId, path: PathBuf) {
         if self.bucket().is_some() {
-            let since = Instant::now();
-            self.queue(Offered { id, path, since });
+            self.queue(Offered {
+                id,
+                path,
+                since: Instant::now(),
+                tries: 0,
+                behind: None,
+            });
         }
     }
 
@@ -142,8 +161,8 @@ impl SecondTier {
 
     /// Writes what was offered, one after the other, also what comes while the bucket is away. Never ends.
     pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting) {
-        let mut failures = 0;
-        while let Some(offered) = waiting.recv().await {
+        let (mut failures, mut written) = (0, 0);
+        while let Some(mut offered) = waiting.recv().await {
             let Some(bucket) = self.bucket() else {
                 continue;
             };
@@ -159,6 +178,7 @@ impl SecondTier {
             let why = match timeout(PATIENCE, bucket.put(id, content)).await {
                 Ok(Ok(())) => {
                     failures = 0;
+                    written += 1;
                     self.count("written");
                     continue;
                 }
@@ -166,14 +186,15 @@ impl SecondTier {
                 Err(_) => "it takes too long".into(),
             };
             self.failed("written", id, &why);
-            if offered.since.elapsed() < LONGEST_WAIT {
+            if offered.failed(written) {
                 self.queue(offered);
             } else {
                 self.count("dropped");
             }
             failures += 1;
             if failures >= FAILURES {
-                sleep(PAUSE).await;
+                let pause = PAUSE * 2_u32.saturating_pow((failures - FAILURES).min(10));
+                sleep(pause.min(LONGEST_PAUSE)).await;
             }
         }
     }

@@ -193,6 +193,11 @@ impl Whole {
         &self.bytes
     }
 
+    /// The body if it takes more than the small ones have room for in any case: what was made of it may be as large.
+    pub fn if_large(self) -> Option<Self> {
+        (self.bytes.len() > SMALL).then_some(self)
+    }
+
     /// The bytes as they came, which have room as long as this lives.
     pub fn shared(&self) -> Bytes {
         self.bytes.clone()

@@ -203,13 +203,10 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
             return Ok(answer);
         }
     }
-    let command = match parsed {
+    let (command, _room) = match parsed {
         Err(Parsing::Body(error)) => return Err(error),
         Err(Parsing::Refusal(refusal)) => return Ok(result(exchange::refusal_reply(&refusal))),
-        Ok((command, body)) => {
-            drop(body);
-            command
-        }
+        Ok((command, body)) => (command, body.if_large()),
     };
     exchange::answer(app, &name, found, command)
         .await

@@ -31,7 +31,7 @@ pub struct Shared {
 }
 
 /// OpenSSH's default is six; agents with more keys than that are common.
-const LOGIN_ATTEMPTS: usize = 10;
+pub(super) const LOGIN_ATTEMPTS: usize = 10;
 /// SECURITY: a refusal takes as long whether the key is nobody's, of a kind that is not taken, or badly signed.
 const REFUSAL: Duration = Duration::from_millis(100);
 /// Finds clients that are gone without having said so.

@@ -11,6 +11,7 @@ use russh::server::{self, Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Verified
 use russh::{Channel, ChannelId, ChannelOpenFailure, Pty};
 use tokio::sync::watch;
 
+use super::connection::LOGIN_ATTEMPTS;
 use super::connection::Shared;
 use super::line::Line;
 use super::pace::Pace;
@@ -115,6 +116,8 @@ pub(super) struct Session {
     peer: SocketAddr,
     times: Times,
     state: Arc<State>,
+    /// Keys that were asked for.
+    offered: usize,
     /// The name of the user, which matters to upstreams that are asked, and what was proved.
     login: Option<(String, SshIdentity)>,
     /// What the client has to wait for before it can go on.
@@ -130,6 +133,7 @@ impl Session {
             peer,
             times,
             state,
+            offered: 0,
             login: None,
             waits_for: None,
             way: Duration::MAX,
@@ -218,8 +222,11 @@ impl server::Handler for Session {
         if *offer.algorithm == (Algorithm::Rsa { hash: None }) {
             return Ok(Auth::reject());
         }
-        // Keys are asked for one after the other, and as often as is allowed.
-        self.state.activity.opened();
+        // Keys are asked for one after the other; russh counts those that are refused, and these may be none.
+        self.offered += 1;
+        if self.offered <= LOGIN_ATTEMPTS {
+            self.state.activity.opened();
+        }
         let access = &self.shared.app.access;
         let identity = SshIdentity::Key(Box::new(offer.public_key.clone()));
         // What is offered may be the key of a certificate, which is shown later.

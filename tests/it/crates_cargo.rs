@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -376,17 +376,14 @@ fn fifty_cargos_at_once() {
             })
         })
         .collect();
-    let mut waited = Vec::new();
+    let mut answered = 0;
     while fetching.iter().any(|one| !one.is_finished()) {
-        let begin = Instant::now();
         assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
-        waited.push(begin.elapsed());
+        answered += 1;
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Milliseconds; here is room for what fifty cargos, and images, make of two processors.
-    waited.sort();
-    let usual = waited[waited.len() / 2];
-    assert!(usual < Duration::from_secs(5), "{waited:?}");
+    // If an answer waited for the cargos, there would be one.
+    assert!(answered > 4, "answered {answered} times");
     for one in fetching {
         one.join().unwrap().ok();
     }

@@ -80,7 +80,10 @@ impl Pool {
             let before = entry.snapshot()?;
             let (same, old) = (Arc::clone(entry), Arc::clone(&before));
             let needed = tokio::task::spawn_blocking(move || needed(&same.folder, &old));
-            (before, needed.await.ok()??)
+            let needed = needed.await.inspect_err(|panic| {
+                tracing::error!(repo = %entry.name, error = %panic, "consolidating packs failed");
+            });
+            (before, needed.ok()??)
         };
         let permit = Arc::clone(&self.threads).acquire_owned().await.ok()?;
         let started = Instant::now();

@@ -118,7 +118,7 @@ impl SshDoor {
     pub fn one_connection(&self) -> String {
         let control = self.path("control");
         let control = control.display();
-        format!("-oControlMaster=auto -oControlPersist=60 -oControlPath={control}")
+        format!("-oControlMaster=auto -oControlPersist=600 -oControlPath={control}")
     }
 
     /// Runs OpenSSH's client with the key `key`, further options, and what is to be run.

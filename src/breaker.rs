@@ -8,6 +8,12 @@ pub const FAILURES: u32 = 2;
 /// How long nobody asks then. Short: when the upstream is back, what is new there should be seen.
 pub const PAUSE: Duration = Duration::from_secs(15);
 
+/// How long what failed so many `times` in a row is left alone: `first`, twice as long each time after that, and `longest`
+/// at most.
+pub fn growing_pause(first: Duration, times: u32, longest: Duration) -> Duration {
+    (first * 2_u32.saturating_pow(times.saturating_sub(1).min(10))).min(longest)
+}
+
 /// Whether an upstream is asked at all.
 #[derive(Default)]
 pub struct Breaker(Mutex<State>);

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::bucket::Bucket;
 use super::{BlobId, Digest};
-use crate::breaker::{Breaker, FAILURES, PAUSE};
+use crate::breaker::{Breaker, FAILURES, PAUSE, growing_pause};
 use crate::config::Config;
 
 /// What is larger stays here alone: it is held in memory while it is checked.
@@ -193,8 +193,7 @@ impl SecondTier {
             }
             failures += 1;
             if failures >= FAILURES {
-                let pause = PAUSE * 2_u32.saturating_pow((failures - FAILURES).min(10));
-                sleep(pause.min(LONGEST_PAUSE)).await;
+                sleep(growing_pause(PAUSE, failures - FAILURES + 1, LONGEST_PAUSE)).await;
             }
         }
     }

@@ -233,11 +233,7 @@ mod tests {
     use super::*;
 
     fn entry(name: &str) -> Entry {
-        entry_with(name, "1.0.0")
-    }
-
-    fn entry_with(name: &str, version: &str) -> Entry {
-        let text = format!("{{\"name\":\"{name}\",\"vers\":\"{version}\",\"cksum\":\"ab\"}}\n");
+        let text = format!("{{\"name\":\"{name}\",\"vers\":\"1.0.0\",\"cksum\":\"ab\"}}\n");
         Entry::receive(name, Received::default(), Bytes::from(text)).unwrap()
     }
 

@@ -341,10 +341,14 @@ impl PackSet {
         &self.packs
     }
 
-    /// Whether each of `packs` is one of these, as it was opened.
-    pub fn has_all(&self, packs: &[Arc<Pack>]) -> bool {
-        let has = |pack: &Arc<Pack>| self.packs.iter().any(|own| Arc::ptr_eq(own, pack));
-        packs.iter().all(has)
+    /// Whether `pack` is one of these, as it was opened.
+    pub fn has(&self, pack: &Arc<Pack>) -> bool {
+        self.packs.iter().any(|own| Arc::ptr_eq(own, pack))
+    }
+
+    /// Whether all of `others` are among these.
+    pub fn has_all(&self, others: &Self) -> bool {
+        others.packs.iter().all(|pack| self.has(pack))
     }
 
     /// The size that an [`ObjectSet`](super::set::ObjectSet) must have: every object of every pack, doubles included.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::flight::Flight;
+use crate::breaker::growing_pause;
 use crate::git::mirror::MirrorFolder;
 use crate::git::name::RepoName;
 use crate::git::snapshot::Snapshot;
@@ -96,8 +97,7 @@ impl Failure {
             UpstreamError::Storage(StorageFull::Limit { .. })
             | UpstreamError::Sha256
             | UpstreamError::Hopeless(_) => HOPELESS_PAUSE,
-            _ => (FIRST_PAUSE * 2u32.saturating_pow(self.times.saturating_sub(1).min(10)))
-                .min(LONGEST_PAUSE),
+            _ => growing_pause(FIRST_PAUSE, self.times, LONGEST_PAUSE),
         }
     }
 }

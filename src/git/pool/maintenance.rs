@@ -125,7 +125,7 @@ impl Pool {
                     // Fetches that came meanwhile have not mended what is there.
                     let now = entry
                         .snapshot()
-                        .filter(|now| now.packs.has_all(before.packs.packs()));
+                        .filter(|now| now.packs.has_all(&before.packs));
                     self.report(entry, &now?, error).await;
                 }
                 None
@@ -152,6 +152,7 @@ struct Replacement {
     work: Work,
     /// The mirror that it was made from.
     before: Arc<Snapshot>,
+    replaced: PackSet,
     /// None where nothing is left.
     index: Option<PathBuf>,
     /// The history of what is in it: commits that go must not be taken for present.
@@ -172,12 +173,17 @@ impl Replacement {
         mut reservation: Reservation,
         stop: &AtomicBool,
     ) -> Result<Self, Trouble> {
-        let source = PackSet::new(replaced(work, &before.packs).to_vec());
+        let all = before.packs.packs();
+        let replaced = PackSet::new(match work {
+            Work::Rewrite => all.to_vec(),
+            // The first is the largest.
+            Work::MergeSmall => all.get(1..).unwrap_or_default().to_vec(),
+        });
         let objects = match work {
-            Work::Rewrite => reached_since(&Refs::default(), &before, &source, stop)?,
-            Work::MergeSmall => source.all(),
+            Work::Rewrite => reached_since(&Refs::default(), &before, &replaced, stop)?,
+            Work::MergeSmall => replaced.all(),
         };
-        let index = rewrite(&source, &objects, &scratch.0, stop, &mut reservation)?;
+        let index = rewrite(&replaced, &objects, &scratch.0, stop, &mut reservation)?;
         let history = match (work, &index) {
             (Work::Rewrite, Some(index)) => {
                 let packs = PackSet::new(vec![Arc::new(Pack::open(index)?)]);
@@ -189,6 +195,7 @@ impl Replacement {
         Ok(Self {
             work,
             before,
+            replaced,
             index,
             history,
             scratch,
@@ -206,7 +213,7 @@ impl Replacement {
         entry: &Entry,
         stop: &AtomicBool,
     ) -> Result<Option<Arc<Snapshot>>, Trouble> {
-        let is_same = |now: &Arc<Snapshot>| now.packs.has_all(self.before.packs.packs());
+        let is_same = |now: &Arc<Snapshot>| now.packs.has_all(&self.before.packs);
         let Some(now) = entry.snapshot().filter(is_same) else {
             return Ok(None);
         };
@@ -227,8 +234,7 @@ impl Replacement {
                 (Vec::new(), garbage)
             }
             Work::MergeSmall => {
-                let replaced = replaced(self.work, &self.before.packs);
-                let stay = |pack: &&Arc<Pack>| !replaced.iter().any(|old| Arc::ptr_eq(old, pack));
+                let stay = |pack: &&Arc<Pack>| !self.replaced.has(pack);
                 let kept = now.packs.packs().iter().filter(stay).cloned();
                 (kept.collect(), now.has_garbage())
             }
@@ -267,7 +273,7 @@ impl Replacement {
             tracing::warn!(repo = %entry.name, %error, "packs that were consolidated are not all removed");
         }
         let mut state = entry.state();
-        let gone = |pack: &&Arc<Pack>| !snapshot.packs.has_all(std::slice::from_ref(pack));
+        let gone = |pack: &&Arc<Pack>| !snapshot.packs.has(pack);
         for pack in now.packs.packs().iter().filter(gone) {
             pack.unlinked(&mut state.reservation);
         }
@@ -306,15 +312,6 @@ fn remove_others(folder: &MirrorFolder, snapshot: &Snapshot) -> io::Result<()> {
         folder.set_garbage(false)?;
     }
     Ok(())
-}
-
-/// The packs that `work` replaces.
-fn replaced(work: Work, packs: &PackSet) -> &[Arc<Pack>] {
-    match work {
-        Work::Rewrite => packs.packs(),
-        // The first is the largest.
-        Work::MergeSmall => packs.packs().get(1..).unwrap_or_default(),
-    }
 }
 
 /// What of `packs` the references of `snapshot` reach and those of `before` did not.

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::breaker::growing_pause;
 use crate::config::{SshIdentity, UpstreamSsh};
 use crate::ssh::known_hosts::Mistrust;
 use crate::ssh::private_key::SshKey;
@@ -316,7 +317,7 @@ async fn hash_for(key: &PublicKey, handle: &Handle<Gatekeeper>) -> Result<Option
 }
 
 fn pause(times: u32) -> Duration {
-    (FIRST_PAUSE * 2u32.saturating_pow(times.saturating_sub(1).min(10))).min(LONGEST_PAUSE)
+    growing_pause(FIRST_PAUSE, times, LONGEST_PAUSE)
 }
 
 /// Decides whether the host is who it should be.

@@ -1,46 +1,55 @@
 //! The same sources give the same image, to the last bit.
 
+use std::thread;
+
 use crate::archive::Archive;
 use crate::docker;
 use crate::project::Project;
 
+/// Builds a service for both architectures from its sources alone, and gives the images' digests.
+#[track_caller]
+fn digests(project: &Project, dockerfile: &str, again: &str) -> [String; 2] {
+    let archive = project.beside(&format!("{dockerfile}.tar"));
+    let built = project
+        .build(dockerfile)
+        // All that makes the image; not cargo-auditable, whose version is pinned with all that it is made of.
+        .option(format!(
+            "--no-cache-filter={again}manifests,crates,binary,rootfs,image"
+        ))
+        .option("--platform=linux/amd64,linux/arm64")
+        .arg("SOURCE_DATE_EPOCH", "1700000000")
+        .option(format!(
+            "--output=type=oci,rewrite-timestamp=true,dest={}",
+            archive.display()
+        ))
+        .run()
+        .ok();
+    assert!(built.ran("/step/compile"), "{}", built.describe());
+    let archive = Archive::open(&archive);
+    ["amd64", "arm64"].map(|architecture| archive.image(architecture).digest)
+}
+
 #[test]
 fn two_builds_from_clean_caches_have_one_digest() {
-    for dockerfile in ["Dockerfile.musl", "Dockerfile.debian"] {
-        let digests = ["here", "elsewhere"].map(|place| {
-            // Another checkout in another folder, with other times; on a builder that has none of it.
-            let project = Project::hello("hello-twice");
-            // It has C code, which writes down when it was compiled.
-            let manifest = project.read("Cargo.toml");
-            project.write("Cargo.toml", &format!("{manifest}mimalloc = \"0.1\"\n"));
-            let source = project.read("src/main.rs");
-            let allocator =
-                "#[global_allocator]\nstatic GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;\n";
-            project.write("src/main.rs", &format!("{allocator}{source}"));
-            project.lock(&[]);
-            docker::forget_downloads();
-            docker::empty_mounts("target-hello-twice-");
-            let archive = project.beside("image.tar");
-            let built = project
-                .build(dockerfile)
-                .option(match (place, dockerfile) {
-                    ("here", _) => "--no-cache-filter=manifests,crates,binary,rootfs,image",
-                    (_, "Dockerfile.musl") => "--no-cache",
-                    // All but cargo-auditable, which is the same for both.
-                    _ => "--no-cache-filter=toolchain,manifests,crates,binary,rootfs,image",
-                })
-                .option("--platform=linux/amd64,linux/arm64")
-                .arg("SOURCE_DATE_EPOCH", "1700000000")
-                .option(format!(
-                    "--output=type=oci,rewrite-timestamp=true,dest={}",
-                    archive.display()
-                ))
-                .run()
-                .ok();
-            assert!(built.ran("/step/compile"), "{}", built.describe());
-            let opened = Archive::open(&archive);
-            ["amd64", "arm64"].map(|architecture| opened.image(architecture).digest)
-        });
-        assert_eq!(digests[0], digests[1], "{dockerfile}");
-    }
+    // The second time in another checkout in another folder, with other times, and with compilers installed anew.
+    let [here, elsewhere] = ["", "toolchain,"].map(|again| {
+        let project = Project::hello("hello-twice");
+        // It has C code, which writes down when it was compiled.
+        let manifest = project.read("Cargo.toml");
+        project.write("Cargo.toml", &format!("{manifest}mimalloc = \"0.1\"\n"));
+        let source = project.read("src/main.rs");
+        let allocator =
+            "#[global_allocator]\nstatic GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;\n";
+        project.write("src/main.rs", &format!("{allocator}{source}"));
+        project.lock(&[]);
+        docker::forget_downloads();
+        docker::empty_mounts("target-hello-twice-");
+        thread::scope(|scope| {
+            let (project, again) = (&project, &again);
+            ["Dockerfile.musl", "Dockerfile.debian"]
+                .map(|dockerfile| scope.spawn(move || digests(project, dockerfile, again)))
+                .map(|build| build.join().unwrap())
+        })
+    });
+    assert_eq!(here, elsewhere, "musl and Debian");
 }

@@ -145,6 +145,14 @@ impl Storage {
         self.used[part as usize].load(Ordering::Relaxed)
     }
 
+    fn full(&self, wanted: u64) -> StorageFull {
+        StorageFull::Limit {
+            wanted,
+            used: self.used_in_all(),
+            limit: self.limit(),
+        }
+    }
+
     pub fn used_in_all(&self) -> u64 {
         self.in_all.load(Ordering::Acquire)
     }
@@ -314,15 +322,23 @@ impl Reservation {
                 && storage.evict_until(true, || storage.try_take(self.part, more));
             storage.crowded.notify_one();
             if !taken {
-                return Err(StorageFull::Limit {
-                    wanted: more,
-                    used: storage.used_in_all(),
-                    limit: storage.limit(),
-                });
+                return Err(storage.full(more));
             }
         }
         self.bytes += more;
         Ok(())
+    }
+
+    /// Whether `more` bytes could be taken while `others` stay, if all else were evicted.
+    ///
+    /// # Errors
+    /// [`StorageFull`] when they could not.
+    pub fn can_grow(&self, more: u64, others: u64) -> Result<(), StorageFull> {
+        if others.saturating_add(more) <= self.storage.limit() {
+            Ok(())
+        } else {
+            Err(self.storage.full(more))
+        }
     }
 
     /// Takes over what `other` has: at no moment is it counted twice or not at all.

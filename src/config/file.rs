@@ -203,7 +203,8 @@ pub struct RegistryFile {
     /// Where its sparse index is. Without it, at the host `index` below its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<Given<HttpUrl>>,
-    /// File with the token for a registry that wants one.
+    /// File with the token for a registry that wants one, as cargo sends it: alone, or with its scheme, as in
+    /// `Bearer TOKEN`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<Given<AbsolutePath>>,
 }
@@ -327,13 +328,13 @@ pub struct LimitsFile {
     pub ssh_login_timeout: Given<Span>,
     /// For the whole header of a request.
     pub header_timeout: Given<Span>,
-    /// Without a byte in the middle of a request's body.
+    /// Without a byte in the middle of a request's body. An answer that nobody takes is cut off after ten times that.
     pub body_idle_timeout: Given<Span>,
     /// How long answers under way may take after the stop signal.
     pub drain_timeout: Given<Span>,
     /// Of a request's body, decoded.
     pub request_body: Given<Size>,
-    /// Packs of one repository that are made or sent at once. Needs a restart to change.
+    /// Packs of one repository that are made at once, as far as there are threads. Needs a restart to change.
     pub packs_per_repo: Given<usize>,
     /// Requests of one repository that wait; more get 503. Needs a restart to change.
     pub packs_queue_per_repo: Given<usize>,

@@ -370,7 +370,7 @@ pub struct Limits {
     /// Bytes of a request body, decoded.
     #[serde(serialize_with = "units::write_size")]
     pub request_body: u64,
-    /// Packs of one repository that are made or sent at once.
+    /// Packs of one repository that are made at once.
     pub packs_per_repo: usize,
     /// Requests of one repository that wait for their turn.
     pub packs_queue_per_repo: usize,

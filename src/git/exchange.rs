@@ -151,9 +151,8 @@ async fn answer_fetch(
     snapshot: Arc<Snapshot>,
     fetch: Fetch,
 ) -> Result<Reply, Error> {
-    let policy = policy(app);
     let mut snapshot = snapshot;
-    let mut answer = respond(&app.pool, fetch.clone(), Arc::clone(&snapshot), policy).await?;
+    let mut answer = respond(app, &entry, fetch.clone(), &snapshot).await?;
     if matches!(answer, Err(Refusal::NotOurRef(_) | Refusal::UnknownRef(_))) {
         // The upstream may have it by now.
         snapshot = app
@@ -161,7 +160,7 @@ async fn answer_fetch(
             .ask_again(&entry, snapshot)
             .await
             .map_err(refused)?;
-        answer = respond(&app.pool, fetch, Arc::clone(&snapshot), policy).await?;
+        answer = respond(app, &entry, fetch, &snapshot).await?;
     }
     let Answer { head, pack } = match answer {
         Ok(answer) => answer,
@@ -191,20 +190,19 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
         let snapshot = flight.wait().await.map_err(|error| refused(error.into()))?;
         return answer_fetch(app, entry, snapshot, fetch).await;
     };
-    let (name, metrics, policy, pool) = (
+    let (name, metrics, app) = (
         entry.name.clone(),
         Arc::clone(&app.metrics),
-        policy(app),
-        Arc::clone(&app.pool),
+        Arc::clone(app),
     );
     let rest: serve::Respond = Box::new(move |snapshot| {
         Box::pin(async move {
-            let answer = respond(&pool, fetch, Arc::clone(&snapshot), policy)
+            let answer = respond(&app, &entry, fetch, &snapshot)
                 .await
                 .map_err(|error| error.to_string())?;
             let pack = answer.map_err(|refusal| refusal.to_string())?.pack;
             let pack = pack.ok_or_else(|| "nothing was asked for".to_owned())?;
-            serve::prepare(&pool, &entry, &snapshot, pack).map_err(|Busy| busy().to_string())
+            serve::prepare(&app.pool, &entry, &snapshot, pack).map_err(|Busy| busy().to_string())
         })
     });
     Ok(Reply::Streamed(serve::send_after_first_clone(
@@ -218,7 +216,8 @@ async fn early_head(
     flight: &Flight,
     fetch: Fetch,
 ) -> Result<Option<serve::Beginning>, Error> {
-    // The mirror will have just these.
+    // The mirror will have these. Where one is force-pushed while the clone waits for its turn, git finds that what it was
+    // told did not come, and the next try gets it.
     let refs = flight.refs().await.map_err(|error| refused(error.into()))?;
     work(&app.pool, move || {
         let (head, request) = match &fetch {
@@ -243,18 +242,32 @@ pub async fn first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Snapshot>, E
     flight.wait().await.map_err(|error| refused(error.into()))
 }
 
-/// Negotiates and plans, on a thread of its own: history is walked for that.
+/// Negotiates and plans.
 async fn respond(
-    pool: &Pool,
+    app: &App,
+    entry: &Entry,
     fetch: Fetch,
-    snapshot: Arc<Snapshot>,
-    policy: WantPolicy,
+    snapshot: &Arc<Snapshot>,
 ) -> Result<Result<Answer, Refusal>, Error> {
-    work(pool, move || match fetch {
+    let (snapshot, policy) = (Arc::clone(snapshot), policy(app));
+    plan(&app.pool, entry, move || match fetch {
         Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
         Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
     })
     .await
+}
+
+/// [`work`] that walks a repository's history, in turn with that of other repositories.
+///
+/// # Errors
+/// As [`work`].
+pub async fn plan<T: Send + 'static>(
+    pool: &Pool,
+    entry: &Entry,
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let _turn = entry.planning.acquire().await;
+    work(pool, what).await
 }
 
 /// Runs what takes processor time, on one of a few threads for that.

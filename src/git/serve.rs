@@ -1,7 +1,7 @@
 //! Sends a pack to a client: a kept answer, one that is being made, or one that has to be made first.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -19,11 +19,9 @@ use crate::git::upload_pack::request::Band;
 use crate::git::upload_pack::sideband::{self, Reframe};
 use crate::ops::metrics::{AnswerKind, Metrics, Queue};
 
-/// git-upload-pack's default. libgit2 with curl gives up after 30 s without a byte.
-const KEEPALIVE: Duration = Duration::from_secs(5);
-
-/// How often those who wait for a first clone hear how far it is.
-const PROGRESS: Duration = Duration::from_secs(1);
+/// How often a client that waits for its pack hears of us. Cargo's client gives up where less than 10 bytes come per
+/// second over 30 s.
+const PULSE: Duration = Duration::from_secs(1);
 
 /// Blocks that are read ahead of a client, beside the one that is being sent.
 const READ_AHEAD: usize = 1;
@@ -179,12 +177,22 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
     }
     let mut reframe = Reframe::to(band);
     let mut sent = 0;
+    let mut waits_since = Some(Instant::now());
     loop {
-        let chunk = match timeout(KEEPALIVE, stream.next()).await {
+        let chunk = match timeout(PULSE, stream.next()).await {
             // Also tells us whether the client is still there.
-            Err(_) => Bytes::from(sideband::keepalive(band)),
-            Ok(Ok(Some(block))) if reframe.is_identity() => block,
-            Ok(Ok(Some(block))) => reframe.push(&block).into(),
+            Err(_) => pulse(band, || {
+                let waited = waits_since.filter(|_| progress)?.elapsed().as_secs();
+                Some(format!("making the pack: {waited} s"))
+            }),
+            Ok(Ok(Some(block))) => {
+                waits_since = None;
+                if reframe.is_identity() {
+                    block
+                } else {
+                    reframe.push(&block).into()
+                }
+            }
             Ok(Ok(None)) => {
                 let _ = sender
                     .send(Ok(Bytes::from_static(sideband::end(band))))
@@ -214,6 +222,15 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
     metrics.answer(kind, sent);
 }
 
+/// What a client hears that waits: how far it is, where it wants that and there is something to tell.
+fn pulse(band: Band, describe: impl FnOnce() -> Option<String>) -> Bytes {
+    let packets = match describe() {
+        Some(text) => sideband::progress(band, &format!("warmdock: {text}\r")),
+        None => sideband::keepalive(band),
+    };
+    packets.into()
+}
+
 /// Makes the rest of a response, once there is a mirror. An error is a sentence for the client.
 pub type Respond =
     Box<dyn FnOnce(Arc<Snapshot>) -> BoxFuture<'static, Result<Prepared, String>> + Send>;
@@ -240,22 +257,21 @@ pub fn send_after_first_clone(
         band,
         progress,
     } = beginning;
-    let pause = if progress { PROGRESS } else { KEEPALIVE };
     tokio::spawn(async move {
         let mut next = Bytes::from(head);
         let landed = loop {
             if sender.send(Ok(next)).await.is_err() {
                 return;
             }
-            match timeout(pause, flight.wait()).await {
+            match timeout(PULSE, flight.wait()).await {
                 Ok(landed) => break landed.map_err(|error| error.to_string()),
-                Err(_) if !progress => next = sideband::keepalive(band).into(),
                 Err(_) => {
-                    let text = format!(
-                        "warmdock: first clone of this repository: {}\r",
-                        flight.progress.describe()
-                    );
-                    next = sideband::progress(band, &text).into();
+                    next = pulse(band, || {
+                        progress.then(|| {
+                            let far = flight.progress.describe();
+                            format!("first clone of this repository: {far}")
+                        })
+                    });
                 }
             }
         };
@@ -275,4 +291,19 @@ pub fn send_after_first_clone(
         }
     });
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_waits_hears_ten_bytes_a_second() {
+        for band in [Band::Small, Band::Large] {
+            for said in [None, Some(String::new())] {
+                let bytes = pulse(band, || said).len() as f64;
+                assert!(bytes / PULSE.as_secs_f64() >= 10.0, "{band:?}");
+            }
+        }
+    }
 }

@@ -221,6 +221,43 @@ fn survives(fault: Fault, seed: u64) {
     recovers(&upstream, &repo, &warmdock);
 }
 
+/// Each host has places of its own for fetches.
+#[test]
+fn a_host_that_hangs_makes_no_other_stale() {
+    let (hanging, hung) = (Upstream::start(), "hanging.example.test");
+    let names: Vec<_> = (0..12).map(|number| format!("team/r{number}")).collect();
+    for name in &names {
+        hanging.sample(name);
+    }
+    let (upstream, repo) = Upstream::with_sample();
+    let upstreams = json!([
+        { "host": HOST, "url": upstream.url() },
+        { "host": hung, "url": hanging.url() },
+    ]);
+    let mut warm: Vec<_> = names.iter().map(|name| format!("{hung}/{name}")).collect();
+    warm.push(format!("{HOST}/{SAMPLE}"));
+    let mirrors = warm.len();
+    let warmdock = builder(&upstream.url())
+        .set("/git/upstreams", upstreams)
+        .set("/git/warm", warm)
+        .set("/git/first_clones", mirrors)
+        .set("/git/refresh", "1s")
+        .set("/limits/upstream_idle_timeout", "10m")
+        .start();
+    wait_for("all mirrors", || {
+        let fetched = warmdock.metric(|name| name == "warmdock_git_fetches_total{result=\"ok\"}");
+        (fetched >= mirrors as f64).then_some(())
+    });
+    hanging.fail(Fault::Hang);
+    let asked = hanging.asked().len();
+    wait_for("its places to be taken", || {
+        (hanging.asked().len() >= asked + 8).then_some(())
+    });
+    let new = repo.commit("main", &[("new.txt", b"new\n")]);
+    let listed = advertisement(&warmdock).text();
+    assert!(listed.contains(&new), "{listed}");
+}
+
 /// A service whose upstream wants a token.
 fn with_token(upstream: &Upstream, auth: &str, token: &str) -> (tempfile::NamedTempFile, Warmdock) {
     let file = tempfile::NamedTempFile::new().unwrap();

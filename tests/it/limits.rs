@@ -113,6 +113,32 @@ fn packs_wait_in_the_queue() {
     assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
 }
 
+/// Who asks one repository for many packs only waits for oneself.
+#[test]
+fn others_do_not_wait_for_a_repository_that_is_flooded() {
+    let (_upstream, repo, warmdock) = large(|config| {
+        config
+            .set("/limits/pack_threads", 1)
+            .set("/limits/packs_per_repo", 100)
+    });
+    let want = format!("want {}", repo.id("main"));
+    let waiting = || {
+        warmdock.metric(|sample| sample.starts_with("warmdock_git_queue_length{queue=\"pack\"}"))
+    };
+    let flood: Vec<_> = (1..=60)
+        .map(|number| {
+            let filter = format!("filter blob:limit={number}g");
+            stalled(&warmdock, &[&want, &filter, "done"])
+        })
+        .collect();
+    assert!(flood.iter().all(|(head, _)| head.status == 200));
+    assert!(waiting() > 20.0, "no queue: {}", warmdock.metrics());
+    Client::new(2)
+        .clone(&warmdock.url("team/other"), "ours", &["--bare"])
+        .ok();
+    assert!(waiting() > 0.0, "the whole queue was before another's pack");
+}
+
 /// Readers that sleep in the middle of a pack hold neither memory for it nor others up.
 #[test]
 fn readers_that_stall() {

@@ -1,13 +1,18 @@
 //! The pool of mirrors: what is fetched, when, how often, and what clients see of it.
 
+use std::collections::{BTreeSet, HashMap};
+use std::io::{BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::support::cgi;
 use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, clone_is_whole};
-use crate::support::http::{self, Response};
+use crate::support::http::{self, Request, Response};
 use crate::support::pkt;
 use crate::support::warmdock::{Builder, builder, files_below, target};
 use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for, warmdock};
@@ -234,6 +239,77 @@ fn warm_repositories_are_refreshed_by_themselves() {
     repo.commit("main", &[("new.txt", b"new\n")]);
     repo.git(&["branch", "--delete", "--force", "feature/two"]);
     warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
+/// More of them than there are places for fetches at once, so that some wait for the slow answers to others.
+#[test]
+fn warm_repositories_are_refreshed_as_often_as_promised() {
+    const REFRESH: Duration = Duration::from_secs(3);
+    let upstream = Upstream::start();
+    let names: Vec<_> = (0..10).map(|number| format!("team/r{number}")).collect();
+    for name in &names {
+        upstream.sample(name);
+    }
+    let (url, asked) = slow_host(&upstream);
+    let warm: Vec<_> = names.iter().map(|name| format!("{HOST}/{name}")).collect();
+    let _warmdock = builder(&url)
+        .set("/git/warm", warm)
+        .set("/git/first_clones", names.len())
+        .set("/git/refresh", format!("{}s", REFRESH.as_secs()))
+        .start();
+    // A first clone, and five times more.
+    let asked = wait_for("each repository to be asked for six times", || {
+        let asked = asked.lock().unwrap();
+        let is_enough = asked.len() == names.len() && asked.values().all(|times| times.len() >= 6);
+        is_enough.then(|| asked.clone())
+    });
+    for (repo, times) in asked {
+        let took = times[5] - times[1];
+        // Half as often would take eight.
+        assert!(took < REFRESH * 11 / 2, "{repo}: four times in {took:?}");
+    }
+}
+
+/// When the references of each repository were asked for.
+type AskedAt = Arc<Mutex<HashMap<String, Vec<Instant>>>>;
+
+/// A host with the repositories of `upstream` that takes its time.
+fn slow_host(upstream: &Upstream) -> (String, AskedAt) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (root, asked) = (upstream.root().to_owned(), AskedAt::default());
+    let times = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (root, times) = (root.clone(), times.clone());
+            std::thread::spawn(move || answer_slowly(&root, &stream, &times));
+        }
+    });
+    (url, asked)
+}
+
+fn answer_slowly(root: &Path, mut stream: &TcpStream, asked: &AskedAt) -> Option<()> {
+    let request = Request::read(&mut BufReader::new(stream))?;
+    if let Some(repo) = request.path.strip_suffix("/info/refs") {
+        let mut asked = asked.lock().unwrap();
+        asked
+            .entry(repo.to_owned())
+            .or_default()
+            .push(Instant::now());
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let mut answer = cgi::http_backend(root, &request, request.header("git-protocol"));
+    let mut body = Vec::new();
+    answer.body.read_to_end(&mut body).ok()?;
+    let mut head = format!("HTTP/1.1 {} Whatever\r\n", answer.status);
+    for (name, value) in &answer.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += &format!(
+        "Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), &body].concat()).ok()
 }
 
 #[test]
@@ -597,6 +673,13 @@ fn first_clones_wait_in_order() {
     // Long enough for a second one to begin, if it would.
     std::thread::sleep(std::time::Duration::from_secs(1));
     assert_eq!(upstream.packs_for_mirror(), 1);
+    // Nor are references asked for that nobody waits for.
+    let asked = upstream.asked();
+    let repos: BTreeSet<_> = asked
+        .iter()
+        .filter_map(|asked| asked.request.path.split(".git").next())
+        .collect();
+    assert_eq!(repos.len(), 1, "{repos:?}");
     upstream.release();
     warmdock.wait_mirrored("team/one", &one);
     warmdock.wait_mirrored("team/two", &two);

@@ -1,14 +1,16 @@
 //! Upstreams over SSH, against OpenSSH's own server with git's own upload-pack.
 
+use std::fs::{self, File};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::support::client::git_at;
 use crate::support::compare::{self, Objects};
 use crate::support::ssh_door::Agent;
 use crate::support::sshd::{SshFault, Sshd, ssh_keygen};
 use crate::support::warmdock::{Builder, Warmdock, builder};
-use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, wait_for};
+use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, wait_for};
 
 /// A folder with the sample repository behind a server, and a service over it that is yet to be started.
 struct Setup {
@@ -477,4 +479,68 @@ fn a_stop_does_not_wait_for_a_server_that_hangs() {
     assert!(!waiting.is_finished(), "the client waits for the fetch");
     warmdock.stop();
     waiting.join().unwrap();
+}
+
+/// Large first clones can have all turns for minutes, and cargo's client gives up when nothing comes for 30 s: who waits
+/// for a turn is told references at once, and then that it waits.
+#[test]
+fn a_first_clone_that_waits_for_its_turn() {
+    let setup = Setup::new();
+    let (slow, _large) = Upstream::with_sample();
+    slow.sample("team/other");
+    slow.fail(Fault::HoldPackAfter(2000));
+    let (folder, far) = ("folder.example.test", "far.example.test");
+    let upstreams = json!([
+        setup.entry(),
+        { "host": folder, "url": setup.upstream.file_url() },
+        { "host": far, "url": slow.url() },
+    ]);
+    let warmdock = builder("file:///nowhere")
+        .set("/git/upstreams", upstreams)
+        .set("/git/warm", json!([format!("{far}/{SAMPLE}")]))
+        .set("/git/first_clones", 1)
+        // Nobody is passed through.
+        .set("/git/allow_wants", "advertised")
+        .set("/limits/upstream_idle_timeout", "10m")
+        .start();
+    slow.wait_held();
+
+    let client = Client::new(2);
+    let url = |host: &str, name: &str| {
+        let address = warmdock.address();
+        format!("http://{address}/git/{host}/{name}.git")
+    };
+    let absent = client
+        .git(&["ls-remote", &url(folder, "team/absent")])
+        .failed();
+    assert!(absent.stderr.contains("not found"), "{}", absent.describe());
+    let before = setup.repo.id("main");
+    let waiting = [(HOST, SAMPLE), (folder, SAMPLE), (far, "team/other")];
+    let clones = waiting.map(|(host, name)| {
+        let url = url(host, name);
+        let listed = client.git(&["ls-remote", &url]).ok().text();
+        assert!(listed.contains(&before), "{listed}");
+        let said = client.path(&format!("{host}.log"));
+        let mut command = client.command(&["clone", "--progress", "--bare", &url, host]);
+        command.stderr(File::create(&said).unwrap());
+        (host, said, command.spawn().unwrap())
+    });
+    for (_, said, _) in &clones {
+        wait_for("word that it waits", || {
+            let said = fs::read_to_string(said).unwrap();
+            said.contains("waiting for its turn").then_some(())
+        });
+    }
+    // What was told is what the clients get, and what is there by then is what is mirrored.
+    let after = setup.repo.commit("main", &[("new.txt", b"new\n")]);
+    slow.release();
+    for (host, said, mut clone) in clones {
+        let status = wait_for("a clone to end", || clone.try_wait().unwrap());
+        assert!(status.success(), "{}", fs::read_to_string(said).unwrap());
+        let tip = client.git_in(host, &["rev-parse", "main"]).ok().text();
+        assert_eq!(tip, before);
+    }
+    let mirror = warmdock.mirror(SAMPLE);
+    let tip = git_at(&mirror, &["rev-parse", "main"], b"").ok().text();
+    assert_eq!(tip, after);
 }

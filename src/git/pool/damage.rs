@@ -99,7 +99,7 @@ impl Pool {
             Arc::downgrade(snapshot),
         );
         self.spawn(async move {
-            let Ok(permit) = Arc::clone(&pool.threads).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&pool.background).acquire_owned().await else {
                 return;
             };
             let Some(snapshot) = snapshot.upgrade() else {

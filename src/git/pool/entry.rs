@@ -25,10 +25,21 @@ pub struct Entry {
     pub(super) maintaining: tokio::sync::Mutex<()>,
     /// Places for requests with a body that are passed through to the upstream.
     passing: Arc<Semaphore>,
+    /// Requests that are planned.
+    pub planning: Semaphore,
     /// Packs that are being made.
     pub making: Arc<Semaphore>,
     /// Those, and the ones that wait for their turn.
     pub making_or_waiting: Arc<Semaphore>,
+}
+
+/// How much is done for one repository at once. It is no more than the threads that there are for all: what else there
+/// is waits here, in the repository's own queue, and not before other repositories' in the common one.
+pub(super) struct AtOnce {
+    pub planning: usize,
+    pub making: usize,
+    /// Packs that may wait.
+    pub waiting: usize,
 }
 
 pub(super) struct State {
@@ -70,9 +81,10 @@ const PASSING_AT_ONCE: usize = 4;
 /// After a failure the upstream is left alone for this long, twice as long after the next, and so on.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// What does not fit, takes too long, has objects of another format or was damaged twice is not tried again soon: each
-/// try may cost a whole clone.
+/// What does not fit, takes too long, has objects of another format or was damaged twice is not tried again soon, and
+/// ever less often: each try may cost a whole clone, and all that is evicted for it.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
+const LONGEST_HOPELESS_PAUSE: Duration = Duration::from_secs(24 * 3600);
 
 /// The file whose time is when the upstream last answered: written when references change, touched when they do not.
 const REFS: &str = "packed-refs";
@@ -96,7 +108,9 @@ impl Failure {
         match &self.error {
             UpstreamError::Storage(StorageFull::Limit { .. })
             | UpstreamError::Sha256
-            | UpstreamError::Hopeless(_) => HOPELESS_PAUSE,
+            | UpstreamError::Hopeless(_) => {
+                growing_pause(HOPELESS_PAUSE, self.times, LONGEST_HOPELESS_PAUSE)
+            }
             _ => growing_pause(FIRST_PAUSE, self.times, LONGEST_PAUSE),
         }
     }
@@ -107,7 +121,7 @@ impl Entry {
         name: RepoName,
         folder: MirrorFolder,
         reservation: Reservation,
-        (at_once, waiting): (usize, usize),
+        at_once: &AtOnce,
     ) -> Self {
         let on_disk = folder.exists();
         let last_fetch = on_disk.then(|| last_fetch(&folder));
@@ -135,8 +149,9 @@ impl Entry {
             busy: tokio::sync::Mutex::default(),
             maintaining: tokio::sync::Mutex::default(),
             passing: Arc::new(Semaphore::new(PASSING_AT_ONCE)),
-            making: Arc::new(Semaphore::new(at_once)),
-            making_or_waiting: Arc::new(Semaphore::new(at_once + waiting)),
+            planning: Semaphore::new(at_once.planning),
+            making: Arc::new(Semaphore::new(at_once.making)),
+            making_or_waiting: Arc::new(Semaphore::new(at_once.making + at_once.waiting)),
         }
     }
 
@@ -199,7 +214,9 @@ mod tests {
             UpstreamError::Sha256,
             UpstreamError::Hopeless("it is too large".to_owned()),
         ] {
-            assert_eq!(pause(error), HOPELESS_PAUSE);
+            assert_eq!(pause(error.clone()), HOPELESS_PAUSE);
+            let again = Failure::after(Some(&Failure::after(None, error.clone())), error);
+            assert_eq!(again.pause(), 2 * HOPELESS_PAUSE);
         }
         let cut_off = UpstreamError::Failed("it was cut off".to_owned());
         assert_eq!(pause(cut_off.clone()), FIRST_PAUSE);

@@ -18,7 +18,7 @@ use crate::git::objects::ObjectError;
 use crate::git::objects::packs::{Pack, PackSet};
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
-use crate::git::upstream::{FetchJob, Fetched, MOST_HAVES, Upstream, UpstreamError};
+use crate::git::upstream::{FetchJob, Fetched, MOST_HAVES, PackJob, Upstream, UpstreamError};
 use crate::storage::{Part, Storage};
 
 /// How gix ends its complaint of what would take more memory than it may.
@@ -52,13 +52,15 @@ pub(super) fn fetch(
     let fetched = around.upstream.fetch(
         entry.name.path(),
         FetchJob {
-            local,
-            haves: before.as_deref().map(haves).unwrap_or_default(),
-            folder: around.scratch,
             on_refs: &|refs| flight.set_refs(refs.clone()),
-            progress: &flight.progress,
+            pack: Some(PackJob {
+                local,
+                haves: before.as_deref().map(haves).unwrap_or_default(),
+                folder: around.scratch,
+                progress: &flight.progress,
+                reservation: &mut reservation,
+            }),
             stop: around.stop,
-            reservation: &mut reservation,
         },
     );
     let fetched = fetched.map_err(hopeless_if_too_large)?;
@@ -86,6 +88,25 @@ pub(super) fn fetch(
     state.fresh = Some(asked);
     state.last_fetch = Some(now);
     Ok(snapshot)
+}
+
+/// Asks for the references alone, on behalf of those who wait for `flight`. When that has its turn they may have changed:
+/// it asks for itself.
+///
+/// # Errors
+/// [`UpstreamError`].
+pub(super) fn list(
+    entry: &Entry,
+    flight: &Flight,
+    upstream: &Upstream,
+    stop: &Arc<AtomicBool>,
+) -> Result<(), UpstreamError> {
+    let job = FetchJob {
+        on_refs: &|refs| flight.set_refs(refs.clone()),
+        pack: None,
+        stop,
+    };
+    upstream.fetch(entry.name.path(), job).map(|_| ())
 }
 
 /// What to tell the upstream of: the newest tips, and commits farther and farther behind HEAD, in case the upstream

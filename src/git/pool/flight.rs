@@ -1,8 +1,9 @@
 //! A fetch that is under way, and all who wait for it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
@@ -13,6 +14,7 @@ pub struct Flight {
     /// No mirror was there when it began.
     pub first: bool,
     pub progress: Progress,
+    refs_wanted: Notify,
     refs: watch::Sender<Option<Arc<Refs>>>,
     end: watch::Sender<Option<Result<Arc<Snapshot>, UpstreamError>>>,
 }
@@ -22,9 +24,15 @@ impl Flight {
         Arc::new(Self {
             first,
             progress: Progress::default(),
+            refs_wanted: Notify::new(),
             refs: watch::Sender::new(None),
             end: watch::Sender::new(None),
         })
+    }
+
+    /// Ends when somebody wants to know the references.
+    pub(super) async fn refs_wanted(&self) {
+        self.refs_wanted.notified().await;
     }
 
     /// The upstream told its references.
@@ -36,11 +44,13 @@ impl Flight {
         self.end.send_replace(Some(result));
     }
 
-    /// The upstream's references, which come long before the pack.
+    /// The upstream's references, which come long before the pack. A first clone that waits for its turn asks for them
+    /// again when it begins.
     ///
     /// # Errors
     /// Why the fetch failed.
     pub async fn refs(&self) -> Result<Arc<Refs>, UpstreamError> {
+        self.refs_wanted.notify_one();
         let mut refs = self.refs.subscribe();
         tokio::select! {
             found = refs.wait_for(Option::is_some) => match found.ok().and_then(|found| found.clone()) {
@@ -51,9 +61,10 @@ impl Flight {
         }
     }
 
-    /// Whether the upstream has told its references: whoever waits for the pack can be told how far it is.
+    /// Whether it has its turn, and the upstream has told its references: whoever waits for the pack can be told how far
+    /// it is.
     pub(super) fn has_begun(&self) -> bool {
-        self.refs.borrow().is_some()
+        self.progress.begun.load(Ordering::Relaxed) && self.refs.borrow().is_some()
     }
 
     /// The mirror as the fetch left it.

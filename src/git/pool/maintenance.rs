@@ -85,7 +85,7 @@ impl Pool {
             });
             (before, needed.ok()??)
         };
-        let permit = Arc::clone(&self.threads).acquire_owned().await.ok()?;
+        let permit = Arc::clone(&self.background).acquire_owned().await.ok()?;
         let started = Instant::now();
         let (pool, same, old) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&before));
         let written = tokio::task::spawn_blocking(move || {
@@ -183,6 +183,11 @@ impl Replacement {
             Work::Rewrite => reached_since(&Refs::default(), &before, &replaced, stop)?,
             Work::MergeSmall => replaced.all(),
         };
+        // For what will not fit beside the mirror, nothing is evicted.
+        let of_each = replaced.bytes() / u64::from(replaced.room().max(1));
+        reservation
+            .can_grow(of_each * objects.len() as u64, before.packs.bytes())
+            .map_err(UpstreamError::Storage)?;
         let index = rewrite(&replaced, &objects, &scratch.0, stop, &mut reservation)?;
         let history = match (work, &index) {
             (Work::Rewrite, Some(index)) => {

@@ -29,13 +29,10 @@ use crate::ops::metrics::Metrics;
 use crate::storage::{Evict, Part, Storage, StorageFull};
 use data_dir::DataDir;
 
-use entry::Failure;
+use entry::{AtOnce, Failure};
 pub use entry::{Entry, Passing};
 pub use flight::Flight;
 pub use status::RepoStatus;
-
-/// Fetches of mirrors that are there already, at once. They are short; upstreams dislike more.
-const FETCHES_AT_ONCE: usize = 8;
 
 /// Names that were asked for and are no mirrors are forgotten beyond this many.
 const MOST_ENTRIES: usize = 10_000;
@@ -56,6 +53,9 @@ const UNKEPT_AT_ONCE: usize = 8;
 /// Requests that are planned at once, for each core: history is walked for that.
 const PLANS_PER_CORE: usize = 2;
 
+/// On one core, too, answers are prepared while a large mirror's packs are consolidated.
+const LEAST_BACKGROUND: usize = 2;
+
 /// The mirrors.
 pub struct Pool {
     config: watch::Receiver<Arc<Config>>,
@@ -67,11 +67,13 @@ pub struct Pool {
     /// Made when they are first used, and anew after a reload.
     upstreams: Mutex<Upstreams>,
     first_clones: Arc<Semaphore>,
-    fetches: Arc<Semaphore>,
-    /// Threads that make packs.
+    /// Threads that make packs for clients.
     threads: Arc<Semaphore>,
+    /// Threads for what no client waits for: packs that are consolidated and verified, answers that are prepared.
+    background: Arc<Semaphore>,
     unkept: Arc<Semaphore>,
     planning: Arc<Semaphore>,
+    at_once: AtOnce,
     waiting_clones: AtomicUsize,
     loaded: AtomicBool,
     scratch: AtomicU64,
@@ -142,11 +144,19 @@ impl Pool {
         } else {
             current.limits.pack_threads
         };
+        let planning = PLANS_PER_CORE * cores;
+        let limits = &current.limits;
+        let making = limits.packs_per_repo.min(threads);
         let pool = Arc::new(Self {
             upstreams: Mutex::new((Arc::clone(&current), HashMap::new())),
             first_clones: Arc::new(Semaphore::new(current.git.first_clones)),
-            fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
             threads: Arc::new(Semaphore::new(threads)),
+            background: Arc::new(Semaphore::new(threads.max(LEAST_BACKGROUND))),
+            at_once: AtOnce {
+                planning,
+                making,
+                waiting: limits.packs_per_repo - making + limits.packs_queue_per_repo,
+            },
             config,
             metrics,
             storage,
@@ -154,7 +164,7 @@ impl Pool {
             data,
             entries: Mutex::default(),
             unkept: Arc::new(Semaphore::new(UNKEPT_AT_ONCE)),
-            planning: Arc::new(Semaphore::new(PLANS_PER_CORE * cores)),
+            planning: Arc::new(Semaphore::new(planning)),
             waiting_clones: AtomicUsize::new(0),
             loaded: AtomicBool::new(false),
             scratch: AtomicU64::new(0),
@@ -455,13 +465,11 @@ impl Pool {
             });
         }
         let folder = MirrorFolder::at(name.folder_below(&self.data.git()));
-        let limits = &self.config.borrow().limits;
-        let queue = (limits.packs_per_repo, limits.packs_queue_per_repo);
         let entry = Arc::new(Entry::new(
             name.clone(),
             folder,
             self.storage.nothing(Part::Git),
-            queue,
+            &self.at_once,
         ));
         entries.insert(name.clone(), Arc::clone(&entry));
         entry

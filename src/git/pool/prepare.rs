@@ -15,7 +15,7 @@ impl Pool {
     /// Makes the usual answers for `snapshot` unless they are there.
     pub(super) async fn prepare(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>) {
         for request in usual_requests(snapshot) {
-            let Ok(permit) = Arc::clone(&self.threads).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&self.background).acquire_owned().await else {
                 return;
             };
             let (pool, name, snapshot) =

@@ -1,14 +1,18 @@
 //! The pool's background: loading what is on disk, keeping `git.warm` fresh, and the fetches themselves.
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::entry::{Entry, Failure};
 use super::fetch::{self, Surroundings};
 use super::flight::Flight;
 use super::{Pool, PoolError, data_dir};
+use crate::config;
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::snapshot::Snapshot;
@@ -35,16 +39,33 @@ impl Pool {
                 let storage = Arc::clone(&self.storage);
                 self.tasks.spawn_blocking(move || storage.make_room());
             }
-            for name in &current.git.warm {
-                self.keep_warm(name, current.git.refresh).await;
-            }
             tokio::select! {
                 () = self.stopping.cancelled() => return,
-                () = tokio::time::sleep(current.git.refresh) => {}
+                () = self.keep_all_warm(&current.git) => {}
                 changed = config.changed() => if changed.is_err() {
                     return;
                 }
             }
+        }
+    }
+
+    /// Refreshes each warm repository when it is due, for ever.
+    async fn keep_all_warm(self: &Arc<Self>, git: &config::Git) {
+        let mut due = vec![Instant::now(); git.warm.len()];
+        loop {
+            for (name, due) in git.warm.iter().zip(&mut due) {
+                if *due <= Instant::now() {
+                    let looked = self.keep_warm(name, git.refresh).await;
+                    *due = looked.unwrap_or_else(|error| {
+                        tracing::error!(repo = %name, %error, "cannot be kept warm");
+                        Instant::now() + git.refresh
+                    });
+                }
+            }
+            let Some(next) = due.iter().min() else {
+                return std::future::pending().await;
+            };
+            tokio::time::sleep_until((*next).into()).await;
         }
     }
 
@@ -61,23 +82,30 @@ impl Pool {
         self.storage.make_room();
     }
 
-    async fn keep_warm(self: &Arc<Self>, name: &RepoName, refresh: std::time::Duration) {
-        let (entry, upstream) = match self.entry(name).await {
-            Ok(found) => found,
-            Err(error) => return tracing::error!(repo = %name, %error, "cannot be kept warm"),
-        };
-        let opened = match self.opened(&entry).await {
-            Ok(opened) => opened,
-            Err(error) => return tracing::error!(repo = %name, %error, "cannot be kept warm"),
-        };
+    /// Refreshes a mirror unless its upstream was asked within `refresh`. Returns when to look at it again: the question
+    /// may come later than the decision to ask, and others ask as well.
+    async fn keep_warm(
+        self: &Arc<Self>,
+        name: &RepoName,
+        refresh: Duration,
+    ) -> Result<Instant, PoolError> {
+        let (entry, upstream) = self.entry(name).await?;
+        self.opened(&entry).await?;
+        let now = Instant::now();
         let (fresh, paused) = {
             let state = entry.state();
-            let fresh = state.fresh.is_some_and(|fresh| fresh.elapsed() < refresh);
-            (fresh, state.failed.as_ref().is_some_and(Failure::is_recent))
+            let paused = state.failed.as_ref().is_some_and(Failure::is_recent);
+            (state.fresh, paused)
         };
-        if !paused && (opened.is_none() || !fresh) {
+        if let Some(due) = fresh.map(|fresh| fresh + refresh)
+            && due > now
+        {
+            return Ok(due);
+        }
+        if !paused {
             self.fly(&entry, upstream);
         }
+        Ok(now + refresh)
     }
 
     /// The open mirror, opening it first when it only lies on disk.
@@ -164,14 +192,6 @@ impl Pool {
         upstream: Arc<Upstream>,
         flight: &Arc<Flight>,
     ) -> Result<(Arc<Snapshot>, bool), UpstreamError> {
-        let (places, limit) = {
-            let config = self.config.borrow();
-            if flight.first {
-                (&self.first_clones, Some(config.limits.first_clone_timeout))
-            } else {
-                (&self.fetches, None)
-            }
-        };
         let queued = flight.first.then(|| {
             (
                 self.metrics.queued(Queue::FirstClone),
@@ -179,12 +199,16 @@ impl Pool {
             )
         });
         let place = tokio::select! {
-            place = Arc::clone(places).acquire_owned() => place.map_err(|_| UpstreamError::Stopped)?,
+            place = self.turn(entry, &upstream, flight) => place?,
             () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
         };
         // From here on nobody else changes the mirror.
         let _busy = entry.busy.lock().await;
+        flight.progress.begun.store(true, Ordering::Relaxed);
         drop(queued);
+        let limit = flight
+            .first
+            .then(|| self.config.borrow().limits.first_clone_timeout);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let keep_unreachable = self.config.borrow().git.keep_unreachable;
@@ -230,6 +254,43 @@ impl Pool {
             )),
             other => other,
         }
+    }
+
+    /// Waits for a place. Others may hold those of first clones for many minutes: who wants to know the references is told
+    /// them meanwhile, since clients give up where nothing comes.
+    async fn turn(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: &Arc<Upstream>,
+        flight: &Arc<Flight>,
+    ) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        let stopped = |_| UpstreamError::Stopped;
+        let fetches = Arc::clone(&upstream.fetches).acquire_owned();
+        if !flight.first {
+            return fetches.await.map_err(stopped);
+        }
+        let mut turn = pin!(Arc::clone(&self.first_clones).acquire_owned());
+        let wanted = async {
+            flight.refs_wanted().await;
+            fetches.await
+        };
+        let place = tokio::select! {
+            biased;
+            place = &mut turn => return place.map_err(stopped),
+            place = wanted => place.map_err(stopped)?,
+        };
+        let (pool, entry, upstream, flight) = (
+            Arc::clone(self),
+            Arc::clone(entry),
+            Arc::clone(upstream),
+            Arc::clone(flight),
+        );
+        let listed = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            fetch::list(&entry, &flight, &upstream, &pool.stop)
+        });
+        listed.await.unwrap_or_else(|panic| Err(panicked(&panic)))?;
+        turn.await.map_err(stopped)
     }
 
     /// Notes how the fetch ended.

@@ -84,11 +84,11 @@ pub fn error(band: Band, text: &str) -> Vec<u8> {
     packet(band, ERROR, text.as_bytes())
 }
 
-/// An empty packet of pack data, which keeps a connection from looking dead.
+/// Empty packets of pack data, which keep a connection from looking dead: more than one, for whoever counts bytes.
 pub fn keepalive(band: Band) -> Vec<u8> {
     match band {
         Band::None => Vec::new(),
-        Band::Small | Band::Large => b"0005\x01".to_vec(),
+        Band::Small | Band::Large => b"0005\x01".repeat(4),
     }
 }
 

@@ -10,13 +10,13 @@ use gix_transport::client::blocking_io::Transport;
 use gix_utils::progress::Discard;
 
 use super::pack::{last_cause, receive};
-use super::{FetchJob, Fetched, LONGEST_NAME, UpstreamError, is_mirrored};
+use super::{FetchJob, Fetched, LONGEST_NAME, PackJob, UpstreamError, is_mirrored};
 use crate::git::refs::{Head, Refs, Target};
 
 /// Hosts of Git look at the beginning: what is no `git/` gets web pages from some.
 pub(super) const AGENT: &str = concat!("git/2 (warmdock ", env!("CARGO_PKG_VERSION"), ")");
 
-/// Fetches what `job.local` lacks. A transport that stays open is told at the end that nothing more is asked.
+/// Fetches what the mirror lacks. A transport that stays open is told at the end that nothing more is asked.
 ///
 /// # Errors
 /// [`UpstreamError`], without the name of the host.
@@ -71,15 +71,17 @@ fn fetch_over(
     let refs = refs_of(listed, namespaces);
     (job.on_refs)(&refs);
 
-    let FetchJob {
+    let FetchJob { pack, stop, .. } = job;
+    let Some(pack) = pack else {
+        return Ok(Fetched { refs, index: None });
+    };
+    let PackJob {
         local,
         haves,
         folder,
         progress,
-        stop,
         reservation,
-        ..
-    } = job;
+    } = pack;
     let mut wants: Vec<ObjectId> = refs.tips().filter(|tip| !local.contains(tip)).collect();
     wants.sort_unstable();
     wants.dedup();

@@ -13,7 +13,8 @@ use gix_ref::file::ReferenceExt;
 use gix_utils::progress::Discard;
 
 use super::pack::{last_cause, receive};
-use super::{FetchJob, Fetched, UpstreamError, is_mirrored};
+use super::{FetchJob, Fetched, PackJob, UpstreamError, is_mirrored};
+use crate::git::objects::packs::PackSet;
 use crate::git::refs::{Head, Refs, Target};
 
 /// Fetches from the repository at `path` below `root`: bare with or without `.git` in its name, or with a work tree.
@@ -24,8 +25,17 @@ pub(super) fn fetch(
     job: FetchJob<'_>,
 ) -> Result<Fetched, UpstreamError> {
     let folder = find_repository(root, path).ok_or(UpstreamError::NotFound)?;
-    if has_sha256_objects(&folder) {
+    if extension(&folder, "objectformat").is_some_and(|format| format == "sha256") {
         return Err(UpstreamError::Sha256);
+    }
+    // What is not read would be taken for references that are gone. Converted, it can be read at the next try.
+    if let Some(format) = extension(&folder, "refstorage")
+        && format != "files"
+    {
+        return Err(UpstreamError::Failed(format!(
+            "the repository has its references as {format:?}: expected \"files\", the only format that is read in a \
+             folder; convert it with `git refs migrate --ref-format=files`, or serve it over http or ssh"
+        )));
     }
     let mut objects =
         gix_odb::at(folder.join("objects"), HashKind::Sha1).map_err(|error| failed(&error))?;
@@ -33,19 +43,22 @@ pub(super) fn fetch(
     let refs = read_refs(&folder, &objects, namespaces).map_err(|error| failed(&*error))?;
     (job.on_refs)(&refs);
 
-    let new = new_history(&refs, &objects, &job).map_err(|error| failed(&*error))?;
+    let FetchJob { pack, stop, .. } = job;
+    let Some(pack) = pack else {
+        return Ok(Fetched { refs, index: None });
+    };
+    let PackJob {
+        local,
+        folder,
+        progress,
+        reservation,
+        ..
+    } = pack;
+    let new = new_history(&refs, &objects, local).map_err(|error| failed(&*error))?;
     if new.is_empty() {
         return Ok(Fetched { refs, index: None });
     }
     let (reader, writer) = io::pipe().map_err(|error| failed(&error))?;
-    let FetchJob {
-        local,
-        folder,
-        progress,
-        stop,
-        reservation,
-        ..
-    } = job;
     let index = std::thread::scope(|scope| {
         let sender = scope.spawn(|| write_pack(new, objects, local, BufWriter::new(writer), stop));
         let received = receive(
@@ -92,16 +105,13 @@ fn find_repository(root: &Path, path: &str) -> Option<PathBuf> {
     real.starts_with(root).then_some(folder)
 }
 
-fn has_sha256_objects(folder: &Path) -> bool {
-    std::fs::read_to_string(folder.join("config")).is_ok_and(|config| {
-        config
-            .lines()
-            .filter_map(|line| line.split_once('='))
-            .any(|(key, value)| {
-                key.trim().eq_ignore_ascii_case("objectformat")
-                    && value.trim().eq_ignore_ascii_case("sha256")
-            })
-    })
+/// The value of `extensions.<name>` in the repository's configuration, in lower case: how objects or references are kept.
+fn extension(folder: &Path, name: &str) -> Option<String> {
+    let config = std::fs::read(folder.join("config")).ok()?;
+    let config = String::from_utf8_lossy(&config);
+    let mut settings = config.lines().filter_map(|line| line.split_once('='));
+    let (_, value) = settings.rfind(|(key, _)| key.trim().eq_ignore_ascii_case(name))?;
+    Some(value.trim().to_ascii_lowercase())
 }
 
 fn read_refs(
@@ -164,14 +174,14 @@ fn first_object(
 fn new_history(
     refs: &Refs,
     objects: &gix_odb::Handle,
-    job: &FetchJob<'_>,
+    local: &PackSet,
 ) -> Result<Vec<ObjectId>, AnyError> {
     let mut seen = std::collections::HashSet::new();
     let mut todo: Vec<ObjectId> = refs.tips().collect();
     let mut new = Vec::new();
     let mut buffer = Vec::new();
     while let Some(id) = todo.pop() {
-        if job.local.contains(&id) || !seen.insert(id) {
+        if local.contains(&id) || !seen.insert(id) {
             continue;
         }
         new.push(id);
@@ -194,7 +204,7 @@ fn new_history(
 fn write_pack(
     history: Vec<ObjectId>,
     objects: gix_odb::Handle,
-    local: &crate::git::objects::packs::PackSet,
+    local: &PackSet,
     mut out: impl Write,
     stop: &AtomicBool,
 ) -> Result<(), AnyError> {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use gix_hash::ObjectId;
+use tokio::sync::Semaphore;
 
 use crate::config::{self, Config};
 use crate::git::objects::packs::PackSet;
@@ -31,6 +32,9 @@ pub struct Upstream {
     repos: config::patterns::Patterns,
     /// Namespaces as prefixes that end in `/`, or full names.
     namespaces: Vec<String>,
+    /// Places for fetches later than the first, and for lists of references. They are the host's own: one that hangs
+    /// makes no other's mirrors stale.
+    pub fetches: Arc<Semaphore>,
 }
 
 enum Kind {
@@ -41,16 +45,22 @@ enum Kind {
 
 /// What one fetch is given.
 pub struct FetchJob<'a> {
+    /// Called with the upstream's references before the pack comes.
+    pub on_refs: &'a dyn Fn(&Refs),
+    /// Where the pack goes; `None` where the references are all that is asked for.
+    pub pack: Option<PackJob<'a>>,
+    pub stop: &'a Arc<AtomicBool>,
+}
+
+/// What a fetch is given for its pack.
+pub struct PackJob<'a> {
     /// What the mirror has.
     pub local: &'a PackSet,
     /// Tips to tell the upstream of, the most telling first.
     pub haves: Vec<ObjectId>,
     /// An empty folder of this fetch's own, on the disk of the mirror.
     pub folder: &'a Path,
-    /// Called with the upstream's references before the pack comes.
-    pub on_refs: &'a dyn Fn(&Refs),
     pub progress: &'a Progress,
-    pub stop: &'a Arc<AtomicBool>,
     /// Grows with what is written.
     pub reservation: &'a mut Reservation,
 }
@@ -58,13 +68,15 @@ pub struct FetchJob<'a> {
 /// What a fetch brought.
 pub struct Fetched {
     pub refs: Refs,
-    /// The index of the new pack in the job's folder; none when everything was there.
+    /// The index of the new pack in the job's folder; none when everything was there, or no pack was asked for.
     pub index: Option<PathBuf>,
 }
 
 /// How far a fetch is, for those who wait.
 #[derive(Default)]
 pub struct Progress {
+    /// It has its turn.
+    pub begun: AtomicBool,
     pub bytes: AtomicU64,
     pub objects: AtomicU64,
 }
@@ -73,7 +85,9 @@ impl Progress {
     /// For people: `12 MiB received`.
     pub fn describe(&self) -> String {
         let bytes = self.bytes.load(Ordering::Relaxed);
-        if bytes == 0 {
+        if !self.begun.load(Ordering::Relaxed) {
+            "waiting for its turn".to_owned()
+        } else if bytes == 0 {
             "waiting for the upstream".to_owned()
         } else {
             format!("{} received", bytesize::ByteSize(bytes))
@@ -112,6 +126,9 @@ impl UpstreamError {
 /// More haves than this cost the upstream more than they save.
 pub const MOST_HAVES: usize = 256;
 
+/// Fetches of mirrors that are there already, at once from one host. They are short; upstreams dislike more.
+const FETCHES_AT_ONCE: usize = 8;
+
 impl Upstream {
     /// The upstream as configured.
     ///
@@ -140,12 +157,18 @@ impl Upstream {
             kind,
             repos: upstream.repos.clone(),
             namespaces,
+            fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
         })
     }
 
     /// Whether the operator allows the repository at `path`.
     pub fn allows(&self, path: &str) -> bool {
         self.repos.matches(path)
+    }
+
+    /// Whether references of this name are mirrored.
+    pub fn mirrors(&self, name: &[u8]) -> bool {
+        is_mirrored(name, &self.namespaces)
     }
 
     /// The upstream's HTTP side, where it has one: requests can be passed through to it.
@@ -156,7 +179,7 @@ impl Upstream {
         }
     }
 
-    /// Fetches what `job.local` lacks of the repository at `path`. Blocks for as long as it takes.
+    /// Fetches the references of the repository at `path`, and what the mirror lacks. Blocks for as long as it takes.
     ///
     /// # Errors
     /// [`UpstreamError`]; what lies in the job's folder then is of no use.

@@ -2,7 +2,7 @@
 
 use super::{Door, Way, setup, setup_with};
 use crate::support::compare::{Objects, assert_same};
-use crate::support::{Repo, SAMPLE};
+use crate::support::{Repo, SAMPLE, wait_for};
 
 each_way!(
     no_tags,
@@ -14,6 +14,8 @@ each_way!(
     head_is_another_branch,
     tags_of_tags_trees_and_blobs,
     many_references,
+    reftable_in_a_folder_is_refused,
+    a_folder_that_becomes_a_reftable,
     push_is_refused,
 );
 
@@ -186,6 +188,37 @@ fn many_references(way: Way) {
     setup.repo.commit("topic", &[("x", b"x\n")]);
     setup.git_both(&["fetch", "--quiet"]);
     setup.assert_same(Objects::Exactly);
+}
+
+fn reftable_in_a_folder_is_refused(way: Way) {
+    let setup = setup_with(way, |path| {
+        let repo = Repo::init(path, &["--initial-branch=main", "--ref-format=reftable"]);
+        repo.commit("main", &[("first.txt", b"first\n")]);
+        repo
+    });
+    let output = setup.client.clone(&setup.url(), "ours", &[]).failed();
+    for part in ["reftable", "git refs migrate --ref-format=files"] {
+        assert!(output.stderr.contains(part), "{}", output.describe());
+    }
+}
+
+/// The mirror keeps what it has, and goes on when its upstream can be read again.
+fn a_folder_that_becomes_a_reftable(way: Way) {
+    let setup = setup(way);
+    setup.refresh();
+    let list = || setup.client.git(&["ls-remote", &setup.url()]).ok().text();
+    let before = list();
+    let migrate = |to: &str| setup.repo.git(&["refs", "migrate", to]);
+    migrate("--ref-format=reftable");
+    assert_eq!(list(), before);
+    setup.warmdock.wait_log("stale references", |event| {
+        event["message"] == "serving stale references" && event.to_string().contains("reftable")
+    });
+    migrate("--ref-format=files");
+    setup.repo.commit("main", &[("new.txt", b"new\n")]);
+    wait_for("what is new", || (list() != before).then_some(()));
+    setup.clone_both(&["--bare"]);
+    setup.assert_same(Objects::Reachable);
 }
 
 fn push_is_refused(way: Way) {

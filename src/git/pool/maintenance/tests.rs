@@ -2,16 +2,18 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Weak;
 
 use gix_hash::ObjectId;
 
 use super::*;
 use crate::config::Config;
 use crate::config::environment::Environment;
+use crate::git::pool::entry::AtOnce;
 use crate::git::pool::fetch::{self, Surroundings};
 use crate::git::pool::flight::Flight;
 use crate::git::upstream::Upstream;
-use crate::storage::Storage;
+use crate::storage::{Evict, Storage};
 
 struct Mirror {
     folder: tempfile::TempDir,
@@ -37,7 +39,12 @@ impl Mirror {
         let storage = Storage::new(u64::MAX);
         let name = crate::git::name::RepoName::parse("git.test/team/app").unwrap();
         let mirror = MirrorFolder::at(folder.path().join("mirror.git"));
-        let entry = Entry::new(name, mirror, storage.nothing(Part::Git), (1, 1));
+        let at_once = AtOnce {
+            planning: 1,
+            making: 1,
+            waiting: 1,
+        };
+        let entry = Entry::new(name, mirror, storage.nothing(Part::Git), &at_once);
         let new = Self {
             folder,
             upstream,
@@ -360,4 +367,29 @@ fn a_pack_that_replaces_itself_stays() {
     mirror.take_over(rewritten).unwrap();
     assert_eq!(mirror.entry.folder.indices().unwrap(), before);
     mirror.is_whole();
+}
+
+#[test]
+fn nothing_is_evicted_for_what_will_not_fit() {
+    /// Somebody else's files.
+    struct Others(AtomicBool);
+    impl Evict for Others {
+        fn evict(&self, _: u64) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (mirror, _) = with_garbage();
+    let others = Arc::new(Others(AtomicBool::new(false)));
+    let evictor: Weak<dyn Evict> = Arc::downgrade(&others) as _;
+    mirror.storage.add_evictor(evictor);
+    let before = mirror.entry.snapshot().unwrap();
+    mirror.storage.set_limit(mirror.entry.folder.bytes());
+    let nothing = mirror.storage.nothing(Part::Git);
+    let scratch = mirror.scratch("new");
+    let written = Replacement::write(Work::Rewrite, before, scratch, nothing, &mirror.stop);
+    assert!(matches!(
+        written.err(),
+        Some(Trouble::Other(UpstreamError::Storage(_)))
+    ));
+    assert!(!others.0.load(Ordering::Relaxed));
 }

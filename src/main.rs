@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 use warmdock::cli::{Cli, Client, Command, Serve};
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
 
 fn serve(source: Source, options: Serve) -> ExitCode {
     logging::start();
+    raise_open_files();
     let source = options
         .upstreams
         .into_iter()
@@ -94,6 +96,19 @@ fn serve(source: Source, options: Serve) -> ExitCode {
             error!("{error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Every connection is an open file, and so is much of what it is answered from. The limit that most systems begin with
+/// is for programs that use select(2), and as low as `limits.connections`; whoever wants to limit us sets the hard one.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, "the limit of open files cannot be raised");
     }
 }
 

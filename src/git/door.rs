@@ -15,10 +15,10 @@ use crate::app::App;
 use crate::config::{AllowWants, USUAL_REFS};
 use crate::error::Error;
 use crate::git::body::{self, Encoding};
-use crate::git::exchange::{self, Reply, refused, work};
+use crate::git::exchange::{self, Command, Reply, refused, work};
 use crate::git::name::RepoName;
 use crate::git::pool::{Cold, Found, PoolError};
-use crate::git::relay::{Relayed, relay};
+use crate::git::relay::{Relayed, only_mirrored, relay};
 use crate::git::upload_pack::pktline::{self, FLUSH};
 use crate::git::upload_pack::{Refusal, Version};
 
@@ -96,8 +96,8 @@ async fn refs(app: &Arc<App>, name: &RepoName, headers: &HeaderMap) -> Result<Re
             body: Bytes::new(),
             place: None,
         };
-        if let Some(answer) = pass_through(app, cold, request, headers).await? {
-            return Ok(answer);
+        if let Some(list) = pass_through(app, cold, request, headers).await? {
+            return Ok(as_of_mirror(cold, list));
         }
     }
     let list = exchange::advertise(app, &found, version).await?;
@@ -151,6 +151,12 @@ async fn pass_through(
     }
 }
 
+/// What of an upstream's list the mirror will list.
+fn as_of_mirror(cold: &Cold, list: Response) -> Response {
+    let upstream = Arc::clone(&cold.upstream);
+    only_mirrored(list, move |name| upstream.mirrors(name))
+}
+
 fn advertisement(version: Version, list: Bytes) -> Response {
     let body = match version {
         Version::V2 => list.into(),
@@ -200,7 +206,10 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
             place: Some(place),
         };
         if let Some(answer) = pass_through(app, cold, request, &headers).await? {
-            return Ok(answer);
+            return Ok(match parsed {
+                Ok((Command::LsRefs(_), _)) => as_of_mirror(cold, answer),
+                _ => answer,
+            });
         }
     }
     let (command, _room) = match parsed {

@@ -22,7 +22,8 @@ pub enum InvalidName {
     #[error("expected a host name of letters, digits, `.`, `-`, `_` and `:port`")]
     Host,
     #[error(
-        "expected path segments of letters, digits, `.`, `-`, `_`, `+`, `~` and `@` that do not begin with `.`"
+        "expected path segments of letters, digits, `.`, `-`, `_`, `+`, `~` and `@` that are more than dots and do not \
+         end in `.git`"
     )]
     Segment,
     #[error("expected at most {MAX_NAME} bytes and {MAX_SEGMENTS} path segments")]
@@ -106,8 +107,8 @@ pub fn is_host(text: &str) -> bool {
 fn is_segment(segment: &str) -> bool {
     !segment.is_empty()
         && segment.len() <= MAX_SEGMENT
-        // `.` and `..` are folders, `.x` are ours; a segment in `.git` would lie inside another mirror.
-        && !segment.starts_with('.')
+        // `.` and `..` are folders; a segment in `.git` would lie inside another mirror.
+        && !segment.bytes().all(|b| b == b'.')
         && !segment.to_ascii_lowercase().ends_with(".git")
         && segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'+' | b'~' | b'@'))
 }

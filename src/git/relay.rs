@@ -3,16 +3,20 @@
 
 use std::sync::Arc;
 
+use axum::BoxError;
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use gix_hash::ObjectId;
+use gix_object::bstr::ByteSlice;
 use tokio::time::timeout;
 
 use crate::git::name::RepoName;
 use crate::git::pool::{Passing, PoolError};
+use crate::git::upload_pack::pktline::{self, Packet, PacketError, Packets};
 use crate::git::upstream::http::HttpUpstream;
 use crate::ops::metrics::{AnswerKind, Metrics};
 
@@ -125,5 +129,209 @@ struct Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.metrics.answer(AnswerKind::Relayed, self.bytes);
+    }
+}
+
+/// Leaves out of an upstream's list of references what the mirror will not have: it may be there when the client comes
+/// back for what it has seen. Takes the answer to `info/refs` or to `ls-refs`, and passes it on as it comes.
+pub fn only_mirrored(
+    list: Response,
+    is_mirrored: impl Fn(&[u8]) -> bool + Send + 'static,
+) -> Response {
+    list.map(|body| {
+        let mut references = References::default();
+        let kept = body
+            .into_data_stream()
+            .map(move |bytes| references.keep(&bytes?, &is_mirrored));
+        Body::from_stream(kept)
+    })
+}
+
+/// A list of references, of which some stay.
+#[derive(Default)]
+struct References {
+    /// The beginning of a packet.
+    begun: Vec<u8>,
+    /// Up to version 1 they stand behind the first name. Where that is left out, they belong behind the next.
+    capabilities: Option<Vec<u8>>,
+}
+
+impl References {
+    /// What stays of the packets that are whole with `bytes`.
+    fn keep(
+        &mut self,
+        bytes: &[u8],
+        is_mirrored: &impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<u8>, BoxError> {
+        self.begun.extend_from_slice(bytes);
+        let mut kept = Vec::new();
+        let mut packets = Packets::new(&self.begun);
+        loop {
+            let rest = packets.rest();
+            let packet = match packets.next_packet() {
+                Ok(Some(packet)) => packet,
+                Ok(None) | Err(PacketError::Truncated { .. }) => {
+                    let done = self.begun.len() - rest.len();
+                    self.begun.drain(..done);
+                    return Ok(kept);
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let whole = &rest[..rest.len() - packets.rest().len()];
+            let Packet::Data(data) = packet else {
+                if let Some(capabilities) = self.capabilities.take() {
+                    let nothing =
+                        format!("{} capabilities^{{}}", ObjectId::null(gix_hash::Kind::Sha1));
+                    write_first(&mut kept, nothing.as_bytes(), &capabilities)?;
+                }
+                kept.extend_from_slice(whole);
+                continue;
+            };
+            let line = pktline::text(data);
+            let (line, capabilities) = match line.split_once_str("\0") {
+                Some((line, capabilities)) => (line, Some(capabilities)),
+                None => (line, None),
+            };
+            let is_other =
+                |name: &[u8]| name != b"HEAD" && name != b"capabilities" && !is_mirrored(name);
+            if name_of(line).is_some_and(is_other) {
+                if let Some(capabilities) = capabilities {
+                    self.capabilities = Some(capabilities.to_vec());
+                }
+            } else if let Some(capabilities) = self.capabilities.take() {
+                write_first(&mut kept, line, &capabilities)?;
+            } else {
+                kept.extend_from_slice(whole);
+            }
+        }
+    }
+}
+
+/// The reference that a line tells of: `<id> <name>`, in version 2 with attributes, before that also as `<name>^{}`.
+/// Every other line begins with a word: `unborn`, `shallow`, `version`, `ERR`, or a capability.
+fn name_of(line: &[u8]) -> Option<&[u8]> {
+    let (id, rest) = line.split_once_str(" ")?;
+    ObjectId::from_hex(id).ok()?;
+    let name = rest.split(|byte| *byte == b' ').next()?;
+    Some(name.strip_suffix(b"^{}").unwrap_or(name))
+}
+
+fn write_first(
+    out: &mut Vec<u8>,
+    line: &[u8],
+    capabilities: &[u8],
+) -> Result<(), pktline::TooLong> {
+    pktline::write_data(out, &[line, b"\0", capabilities, b"\n"].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::upload_pack::pktline::FLUSH;
+
+    const ID: &str = "1111111111111111111111111111111111111111";
+
+    /// What of a list is passed on where branches and tags are mirrored. `flush` stands for a flush.
+    fn kept(lines: &[&str]) -> Vec<String> {
+        let mut list = Vec::new();
+        for line in lines {
+            match *line {
+                "flush" => list.extend_from_slice(FLUSH),
+                line => pktline::write_line(&mut list, &line.replace("ID", ID)),
+            }
+        }
+        let is_mirrored =
+            |name: &[u8]| name.starts_with(b"refs/heads/") || name.starts_with(b"refs/tags/");
+        // However it is cut into pieces.
+        let in_pieces_of = |size| -> Vec<u8> {
+            let mut references = References::default();
+            list.chunks(size)
+                .flat_map(|piece| references.keep(piece, &is_mirrored).unwrap())
+                .collect()
+        };
+        let whole = in_pieces_of(list.len());
+        for size in [1, 3, 50] {
+            assert_eq!(in_pieces_of(size), whole);
+        }
+        let mut packets = Packets::new(&whole);
+        let mut kept = Vec::new();
+        while let Some(packet) = packets.next_packet().unwrap() {
+            kept.push(match packet {
+                Packet::Data(data) => {
+                    String::from_utf8_lossy(pktline::text(data)).replace(ID, "ID")
+                }
+                _ => "flush".to_owned(),
+            });
+        }
+        kept
+    }
+
+    #[test]
+    fn of_version_2_only_references_are_left_out() {
+        let capabilities = ["version 2", "agent=git/2", "fetch=shallow filter", "flush"];
+        assert_eq!(kept(&capabilities), capabilities);
+        assert_eq!(
+            kept(&[
+                "ID HEAD symref-target:refs/heads/main",
+                "ID refs/changes/1/head",
+                "ID refs/heads/main",
+                "ID refs/headsman peeled:ID",
+                "ID refs/pull/1/head",
+                "ID refs/tags/v1 peeled:ID",
+                "flush",
+            ]),
+            [
+                "ID HEAD symref-target:refs/heads/main",
+                "ID refs/heads/main",
+                "ID refs/tags/v1 peeled:ID",
+                "flush",
+            ]
+        );
+        let nothing = ["unborn HEAD symref-target:refs/heads/main", "flush"];
+        assert_eq!(kept(&nothing), nothing);
+    }
+
+    #[test]
+    fn of_version_0_capabilities_stay() {
+        let begin = ["# service=git-upload-pack", "flush", "version 1"];
+        let list = |lines: &[&str]| kept(&[&begin, lines, &["flush"]].concat());
+        let expected = |lines: &[&'static str]| [&begin, lines, &["flush"]].concat();
+        assert_eq!(
+            list(&[
+                "ID HEAD\0thin-pack agent=git/2",
+                "ID refs/heads/main",
+                "ID refs/pull/1/head",
+                "ID refs/pull/1/tag^{}",
+                "ID refs/tags/v1^{}",
+                "shallow ID",
+            ]),
+            expected(&[
+                "ID HEAD\0thin-pack agent=git/2",
+                "ID refs/heads/main",
+                "ID refs/tags/v1^{}",
+                "shallow ID",
+            ])
+        );
+        assert_eq!(
+            list(&[
+                "ID refs/changes/1\0thin-pack",
+                "ID refs/changes/2",
+                "ID refs/heads/main",
+                "ID refs/heads/next",
+            ]),
+            expected(&["ID refs/heads/main\0thin-pack", "ID refs/heads/next"])
+        );
+        let nothing = "0000000000000000000000000000000000000000 capabilities^{}\0thin-pack";
+        assert_eq!(
+            list(&["ID refs/changes/1\0thin-pack"]),
+            expected(&[nothing])
+        );
+        assert_eq!(list(&[nothing]), expected(&[nothing]));
+    }
+
+    #[test]
+    fn what_is_no_list_is_not_passed_on() {
+        let kept = References::default().keep(b"zzzz no packets", &|_: &[u8]| true);
+        assert!(kept.is_err());
     }
 }

@@ -27,6 +27,10 @@ fn taken() {
         ("h/a.b_c-d+e@f", "h", "a.b_c-d+e@f"),
         ("h/git", "h", "git"),
         ("h/a.gitx", "h", "a.gitx"),
+        ("github.com/org/.github", "github.com", "org/.github"),
+        ("github.com/org/.github.git", "github.com", "org/.github"),
+        ("h/.dotfiles", "h", ".dotfiles"),
+        ("h/.a/.b/..c", "h", ".a/.b/..c"),
     ];
     for (text, host, path) in table {
         let name = RepoName::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
@@ -49,6 +53,11 @@ fn refused() {
         "h//a",
         "h/a//b",
         "h/.git",
+        "h/.git.git",
+        "h/.git/a",
+        "h/a/.git",
+        "h/a/.GIT",
+        "h/a/.git/b",
         "h.git/a",
         "h.GIT/a",
         "h/.",
@@ -58,8 +67,8 @@ fn refused() {
         "h/a/../b",
         "h/a/./b",
         "h/...",
-        "h/.a",
-        "h/a/.hidden",
+        "h/..git",
+        "h/a/...git",
         "h/a.git/b",
         "h/a.GIT/b",
         "h/a.git.git",
@@ -190,6 +199,7 @@ proptest! {
             prop_assert!(below.components().all(|part| matches!(part, Component::Normal(_))), "{folder:?}");
             prop_assert!(below.components().count() >= 2);
             prop_assert!(!folder.to_str().unwrap().contains(['\0', '\\', '%', '\n', ' ']));
+            prop_assert!(!below.components().any(|part| part.as_os_str().eq_ignore_ascii_case(".git")), "{folder:?}");
             // No mirror lies inside another one.
             let inner = below.parent().unwrap();
             prop_assert!(!inner.components().any(|part| part.as_os_str().to_str().unwrap().ends_with(".git")), "{folder:?}");
@@ -208,7 +218,7 @@ proptest! {
     }
 
     #[test]
-    fn usual_names_are_taken(host in "[a-z][a-z0-9]{0,9}\\.[a-z]{2,3}", path in "[A-Za-z0-9_][A-Za-z0-9_-]{0,20}(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,18}[A-Za-z0-9_]){1,4}") {
+    fn usual_names_are_taken(host in "[a-z][a-z0-9]{0,9}\\.[a-z]{2,3}", path in "\\.?[A-Za-z0-9_][A-Za-z0-9_-]{0,20}(/\\.?[A-Za-z0-9_][A-Za-z0-9_.-]{0,18}[A-Za-z0-9_]){1,4}") {
         prop_assume!(!path.to_lowercase().contains(".git"));
         // Such a host would be taken for a mirror.
         prop_assume!(!host.ends_with(".git"));

@@ -1,4 +1,5 @@
-//! Clients that come before the mirror is there: they get what a clone straight from the upstream gets.
+//! Clients that come before the mirror is there: they get what a clone straight from the upstream gets, of all that is
+//! mirrored.
 
 use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -340,4 +341,62 @@ fn a_client_that_leaves_early() {
         .clone(&warmdock.url(SAMPLE), "again", &["--bare"])
         .ok();
     warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
+/// What upstreams list and no mirror has.
+const OTHERS: [&str; 3] = [
+    "refs/changes/1/head",
+    "refs/merge-requests/1/head",
+    "refs/pull/1/head",
+];
+
+fn with_others() -> (Upstream, Repo) {
+    let (upstream, repo) = Upstream::with_sample();
+    let main = repo.id("main");
+    for name in OTHERS {
+        repo.commit_to(name, Some(&main), &[("other.txt", name.as_bytes())]);
+    }
+    (upstream, repo)
+}
+
+/// Who was told of references first may come back for them to the mirror.
+#[test]
+fn the_same_references_are_listed_before_there_is_a_mirror() {
+    for protocol in [0, 1, 2] {
+        // Without a HEAD that is there, up to version 1 one of the others has the capabilities behind its name.
+        for head in ["refs/heads/main", "refs/heads/absent"] {
+            let (upstream, repo) = with_others();
+            repo.git(&["symbolic-ref", "HEAD", head]);
+            let warmdock = warmdock::over_http(&upstream);
+            upstream.fail(Fault::HoldPackAfter(2000));
+            let (client, url) = (Client::new(protocol), warmdock.url(SAMPLE));
+            let list = |names: &[&str]| {
+                let args = [&["ls-remote", &url], names].concat();
+                client.git(&args).ok().text()
+            };
+            let cold = list(&[]);
+            assert!(cold.contains("refs/tags/v1.0^{}"), "{cold}");
+            assert_eq!(list(&OTHERS), "");
+            // All that was before the mirror.
+            upstream.wait_held();
+            upstream.release();
+            warmdock.wait_mirrored(SAMPLE, &repo);
+            assert_eq!(cold, list(&[]));
+            assert_eq!(list(&OTHERS), "");
+        }
+    }
+}
+
+#[test]
+fn a_mirror_clone_of_what_has_other_references() {
+    for protocol in [0, 1, 2] {
+        let (upstream, repo) = with_others();
+        let warmdock = warmdock::over_http(&upstream);
+        let client = Client::new(protocol);
+        let args = ["--mirror"];
+        client.clone(&warmdock.url(SAMPLE), "cold", &args).ok();
+        warmdock.wait_mirrored(SAMPLE, &repo);
+        client.clone(&warmdock.url(SAMPLE), "warm", &args).ok();
+        assert_same(&client, "cold", "warm", Objects::Exactly);
+    }
 }

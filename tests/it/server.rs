@@ -1,11 +1,11 @@
 //! The listener: stopping, HTTP versions, pages beside the repositories.
 
-use std::io::{BufReader, Write};
-use std::net::TcpStream;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::http::{self, connect};
 use crate::support::process::{self, Output};
@@ -205,6 +205,58 @@ fn listens_before_it_warms() {
     wait_for("readiness", || {
         (http::get(warmdock.address(), "/readyz").status == 200).then_some(())
     });
+}
+
+/// A limit of open files that is below `limits.connections` is raised, where the system lets everybody do that.
+#[test]
+fn more_connections_than_open_files_at_first() {
+    let folder = crate::support::temporary_folder();
+    let file = folder.path().join("config.json");
+    let data = folder.path().join("data");
+    let config = json!({ "listen": { "http": "127.0.0.1:0" }, "data_dir": data });
+    std::fs::write(&file, config.to_string()).unwrap();
+    let serve = warmdock::command(&["serve", "--config", file.to_str().unwrap()]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -S -n 64 && exec \"$@\"", "sh"])
+        .arg(serve.get_program())
+        .args(serve.get_args())
+        .env_clear()
+        .envs(
+            serve
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .stderr(Stdio::piped());
+    let mut service = Killed(command.spawn().unwrap());
+    let mut log = BufReader::new(service.0.stderr.take().unwrap()).lines();
+    let address = log.by_ref().map_while(Result::ok).find_map(|line| {
+        let event: Value = serde_json::from_str(&line).ok()?;
+        event["address"].as_str()?.parse::<SocketAddr>().ok()
+    });
+    let address = address.expect("the event `listening`");
+    let connections: Vec<_> = (0..100)
+        .map(|_| {
+            let mut stream = connect(address);
+            stream
+                .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                .unwrap();
+            let response = http::read_response(&mut BufReader::new(&stream)).unwrap();
+            assert_eq!(response.status, 200);
+            stream
+        })
+        .collect();
+    drop(connections);
+}
+
+/// A process that ends with the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod support;
 
 mod access;
+mod answers;
 mod ask_upstream;
 mod authorization;
 mod bad_input;
@@ -18,6 +19,7 @@ mod crash;
 mod crates_access;
 mod crates_cache;
 mod crates_cargo;
+mod crates_overload;
 #[cfg(feature = "s3")]
 mod crates_s3;
 mod crates_warm;

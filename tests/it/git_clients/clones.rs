@@ -1,14 +1,19 @@
 //! Clones: whole, of single branches, shallow, and partial.
 
-use super::{Way, setup};
+use std::collections::BTreeSet;
+
+use super::{Setup, Way, setup};
 use crate::support::SAMPLE;
+use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, shallow};
 use crate::support::repo::{DAY, FIRST_DAY};
+use crate::support::warmdock::files_below;
 
 each_way!(
     whole_clone,
     clone_with_checkout,
     mirror_clone,
+    a_name_that_begins_with_a_dot,
     single_branch,
     single_branch_that_is_small,
     depth_1,
@@ -26,6 +31,7 @@ each_way!(
     filter_tree_1,
     filter_object_type,
     filter_with_depth,
+    without_ofs_delta,
 );
 
 fn whole_clone(way: Way) {
@@ -54,6 +60,22 @@ fn clone_with_checkout(way: Way) {
 fn mirror_clone(way: Way) {
     let setup = setup(way);
     setup.clone_both(&["--mirror"]);
+    setup.assert_same(Objects::Exactly);
+}
+
+/// As github.com/<organisation>/.github, which many have.
+fn a_name_that_begins_with_a_dot(way: Way) {
+    let setup = setup(way);
+    let name = "team/.github";
+    setup.upstream.sample(name);
+    setup
+        .client
+        .clone(&setup.url_of(name), "ours", &["--bare"])
+        .ok();
+    setup
+        .client
+        .clone(&setup.upstream.direct(name), "direct", &["--bare"])
+        .ok();
     setup.assert_same(Objects::Exactly);
 }
 
@@ -220,4 +242,59 @@ fn filter_with_depth(way: Way) {
     setup.assert_same(Objects::Partial);
     setup.git_both(&["checkout", "--quiet", "main"]);
     setup.assert_same(Objects::Partial);
+}
+
+/// Deltas then name their bases by id, in a clone and in a fetch. Git would take the others as well, so that only what
+/// came shows it.
+fn without_ofs_delta(way: Way) {
+    let setup = setup(way);
+    // What git makes its own packs with, it also asks for.
+    setup.clone_both(&["--bare", "-c", "repack.useDeltaBaseOffset=false"]);
+    setup.assert_same(Objects::Exactly);
+    for text in [&b"new\n"[..], b"newer\n"] {
+        let files = [("src/deep/er/module1.rs", text), ("new.txt", text)];
+        setup.repo.commit("main", &files);
+    }
+    setup.repo.git(&["repack", "-adfq"]);
+    setup.git_both(&[
+        "-c",
+        "fetch.unpackLimit=1",
+        "fetch",
+        "--quiet",
+        "origin",
+        "main:main",
+    ]);
+    setup.assert_same(Objects::Exactly);
+    for repo in ["ours", "direct"] {
+        let types = entry_types(&setup, repo);
+        assert!(
+            types.contains(&REF_DELTA) && !types.contains(&OFS_DELTA),
+            "{repo}: {types:?}"
+        );
+    }
+}
+
+/// How a pack says that an entry is a delta of another one, named by its place or by its id (gitformat-pack).
+const OFS_DELTA: u8 = 6;
+const REF_DELTA: u8 = 7;
+
+/// The types of all entries in the packs of a clone, which are stored as they came.
+#[track_caller]
+fn entry_types(setup: &Setup, repo: &str) -> BTreeSet<u8> {
+    let folder = setup.client.path(repo);
+    let mut types = BTreeSet::new();
+    for path in files_below(&folder.join("objects/pack")) {
+        if path.extension().is_some_and(|e| e == "pack") {
+            let pack = std::fs::read(&path).unwrap();
+            let index = std::fs::read(path.with_extension("idx")).unwrap();
+            let list = git_at(&folder, &["show-index"], &index).ok().text();
+            // Each line begins with the place of an entry, which begins with its type.
+            for line in list.lines() {
+                let (place, _) = line.split_once(' ').unwrap();
+                let first = pack[place.parse::<usize>().unwrap()];
+                types.insert((first >> 4) & 7);
+            }
+        }
+    }
+    types
 }

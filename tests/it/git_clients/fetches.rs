@@ -1,6 +1,6 @@
 //! Fetches into a clone: what is sent, and that nothing is missing afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::{Setup, Way, setup, setup_with};
@@ -459,4 +459,35 @@ fn unrelated_repository_into_the_same_clone(way: Way) {
         .ok();
     setup.git_both(&["fetch", "--quiet", "--no-tags", "other"]);
     setup.assert_same(Objects::Reachable);
+}
+
+/// `wait-for-done`, which git asks for before a push: it is told what both have in common, and takes no pack.
+#[test]
+fn negotiate_only() {
+    for way in [v2::WAY, ssh_v2::WAY] {
+        let setup = setup(way);
+        setup.clone_both(&["--bare"]);
+        // More than git tells of at once.
+        for repo in ["ours", "direct"] {
+            Repo::at(&setup.client.path(repo)).commits("main", 70);
+        }
+        let in_common = |repo| {
+            let negotiate = [
+                "fetch",
+                "--negotiate-only",
+                "--negotiation-tip=main",
+                "--negotiation-tip=release/1.0",
+                "origin",
+            ];
+            let common = setup.client.git_in(repo, &negotiate).ok().text();
+            // Git's own server leaves out most of what is behind a commit that it has named.
+            let newest = ["merge-base", "--independent"];
+            let args: Vec<&str> = newest.into_iter().chain(common.lines()).collect();
+            let newest = setup.client.git_in(repo, &args).ok().text();
+            newest.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        assert_eq!(in_common("ours"), in_common("direct"));
+        let tips = ["main", "release/1.0"].map(|tip| setup.repo.id(tip));
+        assert_eq!(in_common("ours"), BTreeSet::from(tips));
+    }
 }

@@ -49,6 +49,10 @@ const SHARE_OF_OPEN_FILES: u64 = 4;
 /// Files that are opened, checked as a whole or synced at once.
 const DISK_WORK: usize = 4;
 
+/// Files of one space that are being written or wait for their bytes, at some KB each: more than several builds ask for at
+/// once. SECURITY: they go on when those who asked go away, so nothing else bounds them.
+const MOST_COMING: usize = 2048;
+
 /// How often a read is written down on disk, for the order of eviction after a restart.
 const TOUCH: Duration = Duration::from_secs(3600);
 
@@ -79,8 +83,8 @@ pub struct Blobs {
 
 struct Index {
     slots: HashMap<BlobId, Slot>,
-    /// What is being written.
-    coming: HashMap<BlobId, Arc<Coming>>,
+    /// What is being written, once for each source that somebody names.
+    coming: HashMap<BlobId, Vec<Arc<Coming>>>,
     /// The files that stay open, with the moment of their last use as a count.
     open: HashMap<BlobId, (Arc<Kept>, u64)>,
     clock: u64,
@@ -109,6 +113,8 @@ pub enum Found {
     Coming(Arc<Coming>),
     /// The caller has to write it; who asks meanwhile waits for that.
     New(Box<BlobWriter>, Arc<Coming>),
+    /// Too many of its space are being written.
+    Busy,
 }
 
 impl Blobs {
@@ -170,8 +176,11 @@ impl Blobs {
     }
 
     /// The blob, or the task to write it.
-    pub async fn find(self: &Arc<Self>, id: &BlobId) -> Found {
-        if let Some(found) = self.find_open(id) {
+    ///
+    /// SECURITY: only those who name the same `source` share a writer. So whoever names one that has something else, or
+    /// nothing, fails nobody but himself.
+    pub async fn find(self: &Arc<Self>, id: &BlobId, source: &str) -> Found {
+        if let Some(found) = self.find_open(id, source) {
             return found;
         }
         if self.may_be_on_disk(id) {
@@ -190,11 +199,15 @@ impl Blobs {
         if let Some((kept, _)) = index.open.get(id) {
             return Found::Kept(Arc::clone(kept));
         }
-        if let Some(coming) = index.coming.get(id) {
-            return Found::Coming(Arc::clone(coming));
+        if let Some(coming) = index.coming_from(id, source) {
+            return Found::Coming(coming);
         }
-        let (writer, coming) = BlobWriter::new(Arc::clone(self), id.clone());
-        index.coming.insert(id.clone(), Arc::clone(&coming));
+        if index.coming_to(&id.space) >= MOST_COMING {
+            return Found::Busy;
+        }
+        let (writer, coming) = BlobWriter::new(Arc::clone(self), id.clone(), source);
+        let all = index.coming.entry(id.clone()).or_default();
+        all.push(Arc::clone(&coming));
         Found::New(Box::new(writer), coming)
     }
 
@@ -206,7 +219,7 @@ impl Blobs {
             || !index.loaded && self.path(id).is_file()
     }
 
-    fn find_open(self: &Arc<Self>, id: &BlobId) -> Option<Found> {
+    fn find_open(self: &Arc<Self>, id: &BlobId, source: &str) -> Option<Found> {
         let now = seconds();
         let mut index = self.index();
         index.clock += 1;
@@ -221,8 +234,7 @@ impl Blobs {
             }
             return Some(Found::Kept(kept));
         }
-        let coming = index.coming.get(id)?;
-        Some(Found::Coming(Arc::clone(coming)))
+        index.coming_from(id, source).map(Found::Coming)
     }
 
     fn may_be_on_disk(&self, id: &BlobId) -> bool {
@@ -345,6 +357,18 @@ fn is_space(path: &Path) -> bool {
 }
 
 impl Index {
+    /// What is being written of a blob from this source.
+    fn coming_from(&self, id: &BlobId, source: &str) -> Option<Arc<Coming>> {
+        let mut all = self.coming.get(id)?.iter();
+        all.find(|coming| *coming.source == *source).cloned()
+    }
+
+    /// How much is being written to a space.
+    fn coming_to(&self, space: &str) -> usize {
+        let of_space = self.coming.iter().filter(|(id, _)| *id.space == *space);
+        of_space.map(|(_, all)| all.len()).sum()
+    }
+
     /// Says that the blob was used; returns whether that is worth writing down.
     fn use_slot(&mut self, id: &BlobId, now: u64) -> bool {
         let Some(slot) = self.slots.get_mut(id) else {

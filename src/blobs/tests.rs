@@ -28,7 +28,7 @@ impl Store {
 
     async fn write(&self, bytes: &[u8]) -> BlobId {
         let id = id(bytes);
-        let Found::New(mut writer, _) = self.blobs.find(&id).await else {
+        let Found::New(mut writer, _) = self.blobs.find(&id, "here").await else {
             panic!("there already")
         };
         writer.write(bytes).unwrap();
@@ -37,7 +37,7 @@ impl Store {
     }
 
     async fn kept(&self, id: &BlobId) -> Option<Arc<Kept>> {
-        match self.blobs.find(id).await {
+        match self.blobs.find(id, "here").await {
             Found::Kept(kept) => Some(kept),
             _ => None,
         }
@@ -107,11 +107,11 @@ async fn the_last_byte_waits_for_the_checksum() {
     for (right, announced) in [(true, true), (true, false), (false, true), (false, false)] {
         let mut id = id(&bytes);
         id.space = format!("{right}{announced}").into();
-        let Found::New(mut writer, coming) = store.blobs.find(&id).await else {
+        let Found::New(mut writer, coming) = store.blobs.find(&id, "here").await else {
             panic!("there already")
         };
         let mut reader = BlobReader::coming(&coming, 0..u64::MAX);
-        let Found::Coming(also) = store.blobs.find(&id).await else {
+        let Found::Coming(also) = store.blobs.find(&id, "here").await else {
             panic!("a second writer")
         };
         if announced {
@@ -149,13 +149,16 @@ async fn the_last_byte_waits_for_the_checksum() {
 async fn a_writer_that_goes_away_leaves_nothing() {
     let store = store(1 << 30);
     let id = id(b"content");
-    let Found::New(mut writer, coming) = store.blobs.find(&id).await else {
+    let Found::New(mut writer, coming) = store.blobs.find(&id, "here").await else {
         panic!("there already")
     };
     writer.write(b"con").unwrap();
     drop(writer);
     assert!(coming.ended().await.is_err());
-    assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
+    assert!(matches!(
+        store.blobs.find(&id, "here").await,
+        Found::New(..)
+    ));
     assert_eq!(store.storage.used(Part::Blobs), 0);
     let left = fs::read_dir(store.folder.path().join("blobs/tmp"))
         .unwrap()
@@ -181,7 +184,10 @@ async fn damage_is_found_at_every_place_and_set_aside() {
         fs::write(&path, damaged).unwrap();
         if restarted {
             store.again();
-            assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
+            assert!(matches!(
+                store.blobs.find(&id, "here").await,
+                Found::New(..)
+            ));
         } else {
             let kept = store.kept(&id).await.unwrap();
             let mut reader = BlobReader::kept(kept, 0..70_000);
@@ -222,7 +228,10 @@ async fn what_the_disk_refuses_to_read_is_set_aside() {
     };
     store.blobs.set_aside(&damaged);
     assert!(!path.exists());
-    assert!(matches!(store.blobs.find(&id).await, Found::New(..)));
+    assert!(matches!(
+        store.blobs.find(&id, "here").await,
+        Found::New(..)
+    ));
 }
 
 #[tokio::test]
@@ -273,7 +282,7 @@ async fn evicts_the_least_recently_used_and_nothing_that_is_read() {
     store.write(&[10; 100]).await;
     assert!(!store.blobs.has(&ids[0]) && store.blobs.has(&new));
     assert_eq!(store.storage.used(Part::Blobs), 400);
-    let Found::New(mut writer, _) = store.blobs.find(&id(&[0; 401])).await else {
+    let Found::New(mut writer, _) = store.blobs.find(&id(&[0; 401]), "here").await else {
         panic!("there already")
     };
     assert!(matches!(writer.expect(401), Err(Failed::Full)));
@@ -312,7 +321,7 @@ async fn many_who_ask_at_once_make_one_writer() {
     let asking: Vec<_> = (0..200)
         .map(|_| {
             let (blobs, id) = (Arc::clone(&store.blobs), id.clone());
-            tokio::spawn(async move { blobs.find(&id).await })
+            tokio::spawn(async move { blobs.find(&id, "here").await })
         })
         .collect();
     let mut writers = Vec::new();
@@ -321,7 +330,7 @@ async fn many_who_ask_at_once_make_one_writer() {
         match found.await.unwrap() {
             Found::New(writer, _) => writers.push(writer),
             Found::Coming(coming) => readers.push(BlobReader::coming(&coming, 0..u64::MAX)),
-            Found::Kept(_) => panic!("nobody wrote it"),
+            Found::Kept(_) | Found::Busy => panic!("nobody wrote it"),
         }
     }
     assert_eq!((writers.len(), readers.len()), (1, 199));

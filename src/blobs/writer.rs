@@ -15,6 +15,8 @@ use crate::storage::{Part, Reservation, StorageFull};
 
 /// A blob that is being written.
 pub struct Coming {
+    /// Where it comes from, as whoever began it says.
+    pub(super) source: Box<str>,
     state: watch::Sender<State>,
     /// None before the first byte.
     file: Mutex<Option<Arc<File>>>,
@@ -64,8 +66,9 @@ impl State {
 }
 
 impl Coming {
-    fn new() -> Arc<Self> {
+    fn new(source: &str) -> Arc<Self> {
         Arc::new(Self {
+            source: source.into(),
             state: watch::Sender::new(State {
                 length: None,
                 written: 0,
@@ -144,8 +147,8 @@ pub struct BlobWriter {
 }
 
 impl BlobWriter {
-    pub(super) fn new(blobs: Arc<Blobs>, id: BlobId) -> (Self, Arc<Coming>) {
-        let coming = Coming::new();
+    pub(super) fn new(blobs: Arc<Blobs>, id: BlobId, source: &str) -> (Self, Arc<Coming>) {
+        let coming = Coming::new(source);
         let writer = Self {
             path: blobs.temporary_path(),
             reservation: blobs.storage.nothing(Part::Blobs),
@@ -331,10 +334,11 @@ impl Drop for BlobWriter {
         {
             // Who comes from now on finds it kept, or writes it anew.
             let mut index = self.blobs.index();
-            if let Some(coming) = index.coming.get(&self.id)
-                && Arc::ptr_eq(coming, &self.coming)
-            {
-                index.coming.remove(&self.id);
+            if let Some(all) = index.coming.get_mut(&self.id) {
+                all.retain(|coming| !Arc::ptr_eq(coming, &self.coming));
+                if all.is_empty() {
+                    index.coming.remove(&self.id);
+                }
             }
         }
         if !self.moved {

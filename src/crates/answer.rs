@@ -1,5 +1,6 @@
 //! Answers to cargo: headers, conditions and bodies.
 
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,6 +14,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::stream::try_unfold;
 use http_body::{Frame, SizeHint};
 
 use super::counters::Kind;
@@ -22,10 +24,11 @@ use super::name::CrateFile;
 use super::range::Part;
 use super::{Crates, Registry};
 use crate::blobs::Failed;
+use crate::buffers::Buffer;
 use crate::error::Error;
 
-/// Unpacked on an async worker; what is larger goes to a thread.
-const UNPACK_AT_ONCE: u64 = 64 << 10;
+/// What is unpacked at once, in bytes: little enough for an async worker, and for hundreds of clients who stop reading.
+const PIECE: u64 = 64 << 10;
 
 /// A request as far as answers depend on it.
 pub struct Asked<'a> {
@@ -63,14 +66,7 @@ impl Asked<'_> {
 }
 
 /// An index entry.
-///
-/// # Errors
-/// [`Error::Internal`] for one that cannot be unpacked.
-pub async fn entry(
-    crates: &Crates,
-    entry: &Arc<Entry>,
-    asked: &Asked<'_>,
-) -> Result<Response, Error> {
+pub fn entry(crates: &Crates, entry: &Entry, asked: &Asked<'_>) -> Response {
     let meta = &entry.meta;
     let mut headers = common("text/plain");
     // Others ask again each time; that is cheap here.
@@ -81,33 +77,42 @@ pub async fn entry(
         set(&mut headers, LAST_MODIFIED, at);
     }
     if asked.has(&meta.etag, meta.last_modified.as_deref()) {
-        return Ok(response(StatusCode::NOT_MODIFIED, headers, Body::empty()));
+        return response(StatusCode::NOT_MODIFIED, headers, Body::empty());
     }
-    let body = if asked.takes_gzip() {
+    let (body, length) = if asked.takes_gzip() {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        entry.packed.clone()
+        let packed = entry.packed.clone();
+        let length = packed.len() as u64;
+        (Body::from(packed), length)
     } else {
-        unpacked(entry).await?
+        (unpacked(entry), meta.length)
     };
-    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     if asked.method == Method::HEAD {
-        return Ok(response(StatusCode::OK, headers, Body::empty()));
+        return response(StatusCode::OK, headers, Body::empty());
     }
-    crates.counters.sent(Kind::Index, body.len() as u64);
-    Ok(response(StatusCode::OK, headers, Body::from(body)))
+    crates.counters.sent(Kind::Index, length);
+    response(StatusCode::OK, headers, body)
 }
 
-async fn unpacked(entry: &Arc<Entry>) -> Result<Bytes, Error> {
-    let text = if entry.meta.length <= UNPACK_AT_ONCE {
-        entry.text()
-    } else {
-        let entry = Arc::clone(entry);
-        tokio::task::spawn_blocking(move || entry.text())
-            .await
-            .map_err(|error| Error::Internal(error.into()))?
-    };
-    text.map(Bytes::from)
-        .map_err(|error| Error::Internal(error.into()))
+/// SECURITY: unpacked while it is sent. However large the entry is, a client who stops reading holds a piece of it.
+fn unpacked(entry: &Entry) -> Body {
+    let length = entry.meta.length;
+    let pieces = try_unfold((entry.text(), length), move |(mut text, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        if left < length {
+            // Others have their turn between two pieces.
+            tokio::task::yield_now().await;
+        }
+        let size = left.min(PIECE);
+        let mut piece = Buffer::of(size as usize);
+        text.read_exact(piece.as_mut())?;
+        let rest = (text, left - size);
+        io::Result::Ok(Some((Bytes::from_owner(piece), rest)))
+    });
+    Body::new(Sized::new(Body::from_stream(pieces), Some(length)))
 }
 
 /// A `.crate` file, or a part of it.
@@ -247,6 +252,10 @@ fn response(status: StatusCode, headers: HeaderMap, body: Body) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Body as _;
+    use http_body_util::BodyExt;
+
+    use super::super::entry::Received;
     use super::*;
 
     fn asked<T>(pairs: &[(HeaderName, &str)], look: impl FnOnce(&Asked<'_>) -> T) -> T {
@@ -291,5 +300,26 @@ mod tests {
             assert_eq!(takes, expected, "{value}");
         }
         assert!(!asked(&[], |asked| asked.takes_gzip()));
+    }
+
+    #[tokio::test]
+    async fn an_entry_is_unpacked_in_pieces() {
+        let piece = PIECE as usize;
+        for length in [100, piece - 1, piece, piece + 1, 3 * piece] {
+            let (begin, end) = (r#"{"name":"a","vers":"1.0.0","cksum":""#, "\"}\n");
+            let checksum = "b".repeat(length - begin.len() - end.len());
+            let text = format!("{begin}{checksum}{end}");
+            let entry = Entry::receive("a", Received::default(), text.clone().into()).unwrap();
+            let mut body = unpacked(&entry);
+            assert_eq!(body.size_hint().exact(), Some(length as u64));
+            let mut sent = Vec::new();
+            while !body.is_end_stream() {
+                let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
+                assert!(!data.is_empty() && data.len() <= piece);
+                sent.extend_from_slice(&data);
+            }
+            assert!(sent == text.as_bytes(), "{length}");
+            assert!(body.frame().await.is_none());
+        }
     }
 }

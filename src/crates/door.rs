@@ -1,6 +1,7 @@
 //! The HTTP door to the crate cache: a sparse registry, as cargo's reference describes it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -13,7 +14,7 @@ use serde_json::json;
 
 use super::answer::{self, Asked};
 use super::counters::{From, Kind};
-use super::index::{Answer, Terms};
+use super::index::{Answer, NoEntry, Terms};
 use super::name::{CrateFile, CrateName, Wanted};
 use super::upstream::Trouble;
 use super::{Crates, Registry};
@@ -22,6 +23,11 @@ use crate::config::Anonymous;
 use crate::error::Error;
 use crate::own_address;
 use crate::server::connection::Peer;
+
+/// cargo asks again three times, and waits as long as it is told.
+const BUSY: Error = Error::Busy {
+    retry_after: Duration::from_secs(5),
+};
 
 /// The routes below `/crates/`.
 pub fn routes() -> Router<Arc<App>> {
@@ -111,11 +117,12 @@ async fn entry(
     let crates = &app.crates;
     let (answer, from) = match registry.index.get(name, &registry.upstream, terms).await {
         Ok(found) => found,
-        Err(trouble) => {
+        Err(why) => {
             crates.counters.answer(Kind::Index, From::Failed);
-            return Err(match trouble {
-                Trouble::NotFound => Error::NotFound,
-                Trouble::Failed(why) => Error::UpstreamFailed(why.to_string()),
+            return Err(match why {
+                NoEntry::Busy => BUSY,
+                NoEntry::Trouble(Trouble::NotFound) => Error::NotFound,
+                NoEntry::Trouble(Trouble::Failed(why)) => Error::UpstreamFailed(why.to_string()),
             });
         }
     };
@@ -126,7 +133,7 @@ async fn entry(
         }
         Answer::Entry(entry) => {
             crates.counters.answer(Kind::Index, from);
-            answer::entry(crates, &entry, asked).await
+            Ok(answer::entry(crates, &entry, asked))
         }
     }
 }
@@ -137,7 +144,11 @@ async fn file(
     wanted: &CrateFile,
     asked: &Asked<'_>,
 ) -> Result<Response, Error> {
-    match crates.open(registry, wanted).await {
+    let Some(opened) = crates.open_unless_busy(registry, wanted).await else {
+        crates.counters.answer(Kind::File, From::Failed);
+        return Err(BUSY);
+    };
+    match opened {
         Ok((opened, from)) => {
             crates.counters.answer(Kind::File, from);
             answer::file(crates, registry, wanted, opened, asked).await

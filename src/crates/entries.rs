@@ -144,7 +144,7 @@ impl Entries {
         }
     }
 
-    /// Says that it was used now.
+    /// Says that it was used now, which is only remembered: after a restart the last confirmation counts.
     pub fn use_now(&self, name: &CrateName) {
         if let Some((_, used)) = self.files().sizes.get_mut(name) {
             *used = seconds_of(SystemTime::now());
@@ -164,11 +164,13 @@ impl Entries {
     }
 
     fn count(&self, files: &mut Files, name: &CrateName, size: u64, used: u64) {
-        if !files.sizes.contains_key(name) {
-            let counted = self.storage.count(Part::Index, size);
-            files.reservation.absorb(counted);
-            files.sizes.insert(name.clone(), (size, used));
+        if let Some((_, last)) = files.sizes.get_mut(name) {
+            *last = used.max(*last);
+            return;
         }
+        let counted = self.storage.count(Part::Index, size);
+        files.reservation.absorb(counted);
+        files.sizes.insert(name.clone(), (size, used));
     }
 
     fn path(&self, name: &CrateName) -> PathBuf {
@@ -259,7 +261,8 @@ mod tests {
         entries.load();
         assert_eq!(storage.used(Part::Index), used);
         let (read, confirmed) = entries.read(&name("serde")).unwrap();
-        assert_eq!(read.text().unwrap(), entry("serde").text().unwrap());
+        let text = |entry: Entry| io::read_to_string(entry.text()).unwrap();
+        assert_eq!(text(read), text(entry("serde")));
         assert!(confirmed.elapsed().unwrap() < Duration::from_secs(60));
 
         let path = folder.path().join("x/se/rd/serde");
@@ -286,5 +289,37 @@ mod tests {
         storage.set_limit(size("dd") - 1);
         assert!(entries.write(&name("dd"), &entry("dd")).is_err());
         assert!(!folder.path().join("x/2/dd").exists());
+    }
+
+    /// Whether it was already counted or not.
+    #[test]
+    fn what_was_used_last_stays() {
+        let ways: [fn(&Entries); 2] = [
+            |entries| assert!(entries.read(&name("aa")).is_some()),
+            |entries| entries.use_now(&name("aa")),
+        ];
+        for use_it in ways {
+            let folder = tempfile::tempdir().unwrap();
+            let storage = Storage::new(1 << 20);
+            let entries = Entries::open(folder.path().join("x"), &storage).unwrap();
+            for (text, used) in [("aa", 1), ("bb", 2)] {
+                entries.write(&name(text), &entry(text)).unwrap();
+                let file = File::options()
+                    .append(true)
+                    .open(entries.path(&name(text)))
+                    .unwrap();
+                file.set_modified(UNIX_EPOCH + Duration::from_secs(used))
+                    .unwrap();
+                entries.files().sizes.get_mut(&name(text)).unwrap().1 = used;
+            }
+            use_it(&entries);
+            // Those that are used meanwhile are no older for that.
+            entries.load();
+            let lacks_one_byte = entry("cc").to_file().len() as u64 - 1;
+            storage.set_limit(storage.used_in_all() + lacks_one_byte);
+            entries.write(&name("cc"), &entry("cc")).unwrap();
+            assert!(entries.read(&name("bb")).is_none());
+            assert!(entries.read(&name("aa")).is_some());
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::io::{self, Read, Write};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
+use bytes::buf::{Buf, Reader};
 use flate2::Compression;
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -33,8 +34,6 @@ pub struct Meta {
     pub last_modified: Option<String>,
     /// Without compression.
     pub length: u64,
-    /// CRC-32 of the packed bytes.
-    check: u32,
 }
 
 /// What came with an entry.
@@ -65,33 +64,37 @@ impl Entry {
             etag_is_theirs,
             last_modified: received.last_modified,
             length: text.len() as u64,
-            check: crc32fast::hash(&packed),
         };
         Ok(Self { meta, packed })
     }
 
-    /// The entry without compression. Takes processor time.
-    ///
-    /// # Errors
-    /// Only if memory rots: what is kept was read once before.
-    pub fn text(&self) -> io::Result<Vec<u8>> {
-        unpack(&self.packed)
+    /// The entry without compression, unpacked as it is read: that fails only if memory rots, as what is kept was read
+    /// once before. Takes processor time.
+    pub fn text(&self) -> impl Read + Send + use<> {
+        text(&self.packed)
     }
 
-    /// As a file.
+    /// As a file: [`Meta`] in a line of JSON, the packed bytes, and the CRC-32 of all that.
     pub fn to_file(&self) -> Vec<u8> {
         let mut file = serde_json::to_vec(&self.meta).expect("text and numbers are JSON");
         file.push(b'\n');
         file.extend_from_slice(&self.packed);
+        let check = crc32fast::hash(&file);
+        file.extend_from_slice(&check.to_le_bytes());
         file
     }
 
     /// From a file. `None` for one that is damaged.
     pub fn from_file(file: Vec<u8>) -> Option<Self> {
-        let end = file.iter().position(|byte| *byte == b'\n')?;
-        let meta: Meta = serde_json::from_slice(&file[..end]).ok()?;
-        let packed = Bytes::from(file).slice(end + 1..);
-        (crc32fast::hash(&packed) == meta.check).then_some(Self { meta, packed })
+        let (content, check) = file.split_last_chunk()?;
+        if crc32fast::hash(content) != u32::from_le_bytes(*check) {
+            return None;
+        }
+        let line = content.iter().position(|byte| *byte == b'\n')?;
+        let meta = serde_json::from_slice(&content[..line]).ok()?;
+        let packed = line + 1..content.len();
+        let packed = Bytes::from(file).slice(packed);
+        Some(Self { meta, packed })
     }
 }
 
@@ -104,16 +107,18 @@ fn pack(text: &[u8]) -> Bytes {
     packed.into()
 }
 
-fn unpack(packed: &[u8]) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
+fn text(packed: &Bytes) -> MultiGzDecoder<Reader<Bytes>> {
+    MultiGzDecoder::new(packed.clone().reader())
+}
+
+fn unpack(packed: &Bytes) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
     // SECURITY: a small body can unpack to any size.
-    MultiGzDecoder::new(packed)
-        .take(MOST_BYTES + 1)
-        .read_to_end(&mut text)?;
-    if text.len() as u64 > MOST_BYTES {
+    text(packed).take(MOST_BYTES + 1).read_to_end(&mut all)?;
+    if all.len() as u64 > MOST_BYTES {
         return Err(io::Error::other("it is too large"));
     }
-    Ok(text)
+    Ok(all)
 }
 
 fn own_etag(text: &[u8]) -> String {
@@ -175,7 +180,8 @@ mod tests {
         let plain = receive(TEXT, false).unwrap();
         let packed = receive(&plain.packed, true).unwrap();
         for entry in [&plain, &packed] {
-            assert_eq!(entry.text().unwrap(), TEXT);
+            let text = io::read_to_string(entry.text()).unwrap();
+            assert_eq!(text.as_bytes(), TEXT);
             assert_eq!(entry.meta.length, TEXT.len() as u64);
             assert_eq!(entry.meta.etag, plain.meta.etag);
             let again = Entry::from_file(entry.to_file()).unwrap();
@@ -209,11 +215,16 @@ mod tests {
     fn any_flipped_byte_is_found() {
         let entry = receive(TEXT, false).unwrap();
         let file = entry.to_file();
-        let packed = file.len() - entry.packed.len();
-        for at in packed..file.len() {
-            let mut file = file.clone();
-            file[at] ^= 0x10;
-            assert!(Entry::from_file(file).is_none(), "{at}");
+        for at in 0..file.len() {
+            // The first makes a digit another one: JSON all the same.
+            for bit in [0x01, 0x10] {
+                let mut file = file.clone();
+                file[at] ^= bit;
+                assert!(Entry::from_file(file).is_none(), "{at}");
+            }
+        }
+        for length in 0..file.len() {
+            assert!(Entry::from_file(file[..length].to_vec()).is_none());
         }
     }
 }

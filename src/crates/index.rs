@@ -36,6 +36,9 @@ const MOST_MISSING: usize = 20_000;
 const MOST_IN_MEMORY: usize = 24 << 20;
 /// Questions to a registry at once: over HTTP/2 they share one connection.
 const QUESTIONS: usize = 64;
+/// The same with those that wait for that, at some KB each: more than several builds with hundreds of crates ask at once.
+/// SECURITY: they go on when those who asked go away, so nothing else bounds them.
+const ASKED_OR_WAITING: usize = 2048;
 
 /// See the module. Outlives reloads of the configuration.
 pub struct Index {
@@ -45,6 +48,7 @@ pub struct Index {
     clock: AtomicU64,
     pub breaker: Breaker,
     questions: Semaphore,
+    asked_or_waiting: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
@@ -91,6 +95,15 @@ pub enum Answer {
     Missing,
 }
 
+/// Why an index says nothing of a crate.
+#[derive(Debug, thiserror::Error)]
+pub enum NoEntry {
+    #[error("too many questions wait for the registry")]
+    Busy,
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
+}
+
 /// How fresh an answer must be.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
@@ -107,6 +120,7 @@ impl Index {
             clock: AtomicU64::new(0),
             breaker: Breaker::default(),
             questions: Semaphore::new(QUESTIONS),
+            asked_or_waiting: Arc::new(Semaphore::new(ASKED_OR_WAITING)),
             tasks,
         })
     }
@@ -120,21 +134,38 @@ impl Index {
         name: &CrateName,
         upstream: &Arc<Upstream>,
         terms: Terms,
-    ) -> Result<(Answer, From), Trouble> {
+    ) -> Result<(Answer, From), NoEntry> {
+        let found = self.find(name, upstream, terms).await;
+        // Old ones as well: they are what builds use while the registry is away.
+        if let Ok((Answer::Entry(_), _)) = &found {
+            self.entries.use_now(name);
+        }
+        found
+    }
+
+    async fn find(
+        self: &Arc<Self>,
+        name: &CrateName,
+        upstream: &Arc<Upstream>,
+        terms: Terms,
+    ) -> Result<(Answer, From), NoEntry> {
         let slot = self.slot(name);
         if let Some(answer) = self.fresh(&slot, terms.max_age) {
-            return answer.map(|answer| (answer, From::Cache));
+            return Ok((answer?, From::Cache));
         }
         // Since a restart nobody has looked whether it is on disk.
         if matches!(slot.state().known, Known::Nothing) {
             self.old(name, &slot).await;
             if let Some(answer) = self.fresh(&slot, terms.max_age) {
-                return answer.map(|answer| (answer, From::Cache));
+                return Ok((answer?, From::Cache));
             }
         }
-        let (flight, joined) = self.fly(name, &slot, upstream, terms.max_age);
         let old = || slot.state().entry.clone();
         let may_be_stale = terms.when_upstream_fails == WhenUpstreamFails::ServeStale;
+        let Some((flight, joined)) = self.fly(name, &slot, upstream, terms.max_age) else {
+            let stale = old().filter(|_| may_be_stale).ok_or(NoEntry::Busy)?;
+            return Ok((Answer::Entry(stale), From::Stale));
+        };
         let landed = match (may_be_stale, old()) {
             (true, Some(entry)) => match tokio::time::timeout(PATIENCE, flight.lands).await {
                 Ok(landed) => landed,
@@ -150,16 +181,16 @@ impl Index {
         match landed {
             Ok((answer, From::Upstream)) if joined => Ok((answer, From::Shared)),
             Ok((_, From::Stale)) | Err(_) if !may_be_stale => match landed {
-                Err(trouble) => Err(trouble),
-                Ok(_) => Err(failed(format!(
-                    "{} has not been answering",
-                    upstream.host()
-                ))),
+                Err(trouble) => Err(trouble.into()),
+                Ok(_) => {
+                    let text = format!("{} has not been answering", upstream.host());
+                    Err(failed(text).into())
+                }
             },
             Ok(landed) => Ok(landed),
             Err(trouble) => match old() {
                 Some(entry) => Ok((Answer::Entry(entry), From::Stale)),
-                None => Err(trouble),
+                None => Err(trouble.into()),
             },
         }
     }
@@ -182,18 +213,22 @@ impl Index {
         }
     }
 
-    /// The question that is under way, or a new one, and whether somebody else has begun it.
+    /// The question that is under way, or a new one, and whether somebody else has begun it. `None` where too many wait
+    /// already.
     fn fly(
         self: &Arc<Self>,
         name: &CrateName,
         slot: &Arc<Slot>,
         upstream: &Arc<Upstream>,
         max_age: Duration,
-    ) -> (Flight, bool) {
+    ) -> Option<(Flight, bool)> {
         let mut state = slot.state();
         if let Some(flight) = &state.flight {
-            return (flight.clone(), true);
+            return Some((flight.clone(), true));
         }
+        let place = Arc::clone(&self.asked_or_waiting)
+            .try_acquire_owned()
+            .ok()?;
         let (index, name, slot, upstream) = (
             Arc::clone(self),
             name.clone(),
@@ -204,6 +239,7 @@ impl Index {
         let asking = Arc::clone(&blamed);
         // In a task of its own: it goes on when the client that began it goes away.
         let task = self.tasks.spawn(async move {
+            let _place = place;
             let landing = Landing(slot);
             index
                 .ask(&name, &landing.0, &upstream, max_age, &asking)
@@ -215,7 +251,7 @@ impl Index {
             .shared();
         let flight = Flight { lands, blamed };
         state.flight = Some(flight.clone());
-        (flight, false)
+        Some((flight, false))
     }
 
     async fn ask(
@@ -390,10 +426,8 @@ impl Index {
             state.confirmed = Some(Instant::now());
         }
         let (index, name) = (Arc::clone(self), name.clone());
-        self.tasks.spawn_blocking(move || {
-            index.entries.confirm(&name);
-            index.entries.use_now(&name);
-        });
+        self.tasks
+            .spawn_blocking(move || index.entries.confirm(&name));
     }
 
     fn missing(self: &Arc<Self>, name: &CrateName, slot: &Slot, was_there: bool) {
@@ -431,7 +465,8 @@ impl Index {
         if let Some(slot) = slots.get(name) {
             return Arc::clone(slot);
         }
-        // SECURITY: whoever asks for names that nobody has fills no memory.
+        // SECURITY: whoever asks for names that nobody has fills no memory. Of what stays, ASKED_OR_WAITING bounds the
+        // flights and MOST_IN_MEMORY the entries.
         if slots.len() >= MOST_MISSING {
             slots.retain(|_, slot| {
                 let state = slot.state();

@@ -3,7 +3,7 @@
 use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -994,4 +994,91 @@ fn metrics_and_pages_know_the_cache() {
             .text()
             .contains("corp <span")
     );
+}
+
+/// Clients that take no gzip get an entry unpacked while it is sent, and hold no more of it than that when they stop
+/// reading.
+#[test]
+fn large_entries_that_nobody_reads_on_take_no_memory() {
+    const READERS: usize = 24;
+    let registry = Registry::start();
+    let names: Vec<_> = (0..800)
+        .map(|number| format!("dependency{number}"))
+        .collect();
+    let dependencies: Vec<_> = names.iter().map(|name| (&**name, "^1.0.0")).collect();
+    for number in 0..100 {
+        let version = format!("1.0.{number}");
+        registry.publish_bytes("large", &version, &dependencies, noise(100, number));
+    }
+    let entry = registry.entry("large");
+    let warmdock = over(&registry).set("/crates/max_age", "1h").start();
+    let whole = get(&warmdock, "la/rg/large");
+    assert_eq!(
+        whole.header("content-length"),
+        Some(&*entry.len().to_string())
+    );
+    assert!(whole.complete && whole.body == entry.as_bytes());
+    let resident = || warmdock.metric(|name| name == "process_resident_memory_bytes");
+    let before = resident();
+    let begin = || {
+        let mut stream = http::connect(warmdock.address());
+        let request =
+            "GET /crates/corp/la/rg/large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        stream
+    };
+    let stalled: Vec<_> = (0..READERS).map(|_| begin()).collect();
+    let grown = resident() - before;
+    assert!(
+        grown < (READERS * entry.len()) as f64 / 4.0,
+        "{grown} bytes"
+    );
+    for mut stream in stalled {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(entry.as_bytes()));
+    }
+}
+
+/// Where the disk is crowded, what builds use stays, though nobody can confirm it.
+#[test]
+fn an_old_entry_that_is_used_is_not_evicted() {
+    let registry = Registry::start();
+    registry.publish("leaf", "1.0.0", &[], "");
+    let files = [("a", 500_000), ("b", 200_000), ("c", 400_000)];
+    let [a, b, c] =
+        files.map(|(name, length)| registry.publish_bytes(name, "1.0.0", &[], noise(length, 1)));
+    let warmdock = over(&registry).set("/storage/max_size", "1000KB").start();
+    let kept = || {
+        let files = files_below(&warmdock.data().join("crates"));
+        files.into_iter().find(|path| path.ends_with("le/af/leaf"))
+    };
+    get(&warmdock, "le/af/leaf");
+    wait_for("the entry to be kept", kept);
+    wait_next_second();
+    is_whole(&warmdock, &a);
+    wait_settled(&warmdock, &a);
+    wait_next_second();
+    registry.fail(Of::Entry("leaf"), Fault::Status(500));
+    let stale = get(&warmdock, "le/af/leaf");
+    assert_eq!((stale.status, stale.text()), (200, registry.entry("leaf")));
+    for file in [&b, &c] {
+        is_whole(&warmdock, file);
+        wait_kept(&warmdock, file);
+    }
+    let has = |file: &Published| {
+        blobs(&warmdock)
+            .iter()
+            .any(|path| path.ends_with(&file.checksum))
+    };
+    assert!(!has(&a) && has(&b) && has(&c));
+    assert!(kept().is_some());
+}
+
+/// Use is counted in whole seconds.
+fn wait_next_second() {
+    let seconds = || UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let now = seconds();
+    wait_for("the next second", || (seconds() > now).then_some(()));
 }

@@ -170,6 +170,22 @@ fn what_waits_for_it_is_written_when_it_is_back() {
 }
 
 #[test]
+fn what_there_is_no_room_for_is_passed_through() {
+    let registry = Registry::start();
+    let file = registry.publish_bytes("big", "1.0.0", &[], noise(1_000_000, 1));
+    let s3 = S3::start();
+    let first = s3.warmdock(&registry);
+    is_whole(&first, &file);
+    s3.wait_object(&file);
+    let storage = json!({ "s3": s3.config("secret-3f7a"), "max_size": "200000B" });
+    let second = over(&registry).set("/storage", storage).start();
+    for _ in 0..2 {
+        is_whole(&second, &file);
+    }
+    assert!(counted(&second, "hit") >= 1.0);
+}
+
+#[test]
 fn its_failure_fails_no_build() {
     let registry = Registry::start();
     let publish = |number: u64| {

@@ -22,8 +22,8 @@ pub enum Redirects {
     /// SECURITY: our credentials go to the host that the operator named and to no other, and never from https to
     /// http.
     SameOrigin,
-    /// Also to other hosts, as registries send to the storage of their files; never from https to http. Credentials
-    /// do not go along.
+    /// Also to other hosts, as registries send to the storage of their files; never from https to http. The redirect
+    /// there is the answer: whoever asked follows it, without credentials.
     OtherHosts,
 }
 
@@ -45,8 +45,12 @@ fn follow(attempt: Attempt<'_>, redirects: Redirects) -> reqwest::redirect::Acti
     let downgraded = first.scheme() == "https" && attempt.url().scheme() != "https";
     if attempt.previous().len() > MOST_REDIRECTS {
         attempt.error("it redirects without end")
-    } else if same || redirects == Redirects::OtherHosts && !downgraded {
+    } else if same {
         attempt.follow()
+    } else if redirects == Redirects::OtherHosts && !downgraded {
+        // SECURITY: reqwest, if it followed, would leave credentials off here, and put them on again for the next
+        // redirect at that host.
+        attempt.stop()
     } else {
         let elsewhere = attempt.url().origin().ascii_serialization();
         attempt.error(format!(

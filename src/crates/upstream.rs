@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
 use reqwest::{Client, Response, StatusCode};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -22,6 +22,8 @@ const CONFIG_AGE: Duration = Duration::from_secs(600);
 const CONFIG_PAUSE: Duration = Duration::from_secs(30);
 /// Of a `config.json`.
 const MOST_CONFIG: u64 = 64 << 10;
+/// How many hosts one question is sent on to. Usual is one, with signed addresses.
+const MOST_HOSTS: usize = 5;
 
 /// Why a registry did not answer as it should. The text reaches clients: hosts and statuses, never credentials.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -95,7 +97,7 @@ impl Upstream {
         when_it_fails: WhenUpstreamFails,
     ) -> anyhow::Result<Self> {
         let token = registry.token.as_ref().map(|token| {
-            // As cargo sends it: without a scheme.
+            // As cargo sends it: with no scheme but one that is in it.
             let mut value = HeaderValue::from_bytes(token.expose())?;
             value.set_sensitive(true);
             anyhow::Ok(value)
@@ -181,15 +183,7 @@ impl Upstream {
                 "{host}: it answered nothing again and again, and is left alone for a moment"
             ))));
         }
-        let mut request = self
-            .client
-            .get(url)
-            .headers(headers)
-            .header(USER_AGENT, AGENT);
-        if let Some(token) = self.token.as_ref().filter(|_| with_token) {
-            request = request.header(AUTHORIZATION, token);
-        }
-        let answered = match timeout(self.idle, request.send()).await {
+        let answered = match timeout(self.idle, self.send(url, headers, with_token)).await {
             Ok(Ok(response)) => {
                 hanging.succeeded();
                 self.judged(&host, response)
@@ -215,6 +209,33 @@ impl Upstream {
         let ok = matches!(answered, Ok(_) | Err(NoAnswer::OfThis(Trouble::NotFound)));
         self.counters.asked(kind, ok);
         answered
+    }
+
+    /// SECURITY: the token goes to no other origin that redirects lead to. reqwest takes it off on the way there, and
+    /// puts it on again for the next redirect at that host; so the client stops before it, and a request of its own
+    /// goes on.
+    async fn send(
+        &self,
+        url: Url,
+        headers: HeaderMap,
+        with_token: bool,
+    ) -> reqwest::Result<Response> {
+        let ask = |url: Url| {
+            let request = self.client.get(url).headers(headers.clone());
+            request.header(USER_AGENT, AGENT)
+        };
+        let mut request = ask(url);
+        if let Some(token) = self.token.as_ref().filter(|_| with_token) {
+            request = request.header(AUTHORIZATION, token);
+        }
+        let mut response = request.send().await?;
+        for _ in 0..MOST_HOSTS {
+            let Some(url) = elsewhere(&response) else {
+                break;
+            };
+            response = ask(url).send().await?;
+        }
+        Ok(response)
     }
 
     fn judged(&self, host: &str, response: Response) -> Result<Response, NoAnswer> {
@@ -416,9 +437,18 @@ impl UpstreamConfig {
     }
 }
 
-/// Whether the way from an index to a file does not leave https.
-fn stays_https(index: &Url, file: &Url) -> bool {
-    index.scheme() != "https" || file.scheme() == "https"
+/// Whether the way from an index to a file, or on from there, does not leave https.
+fn stays_https(from: &Url, to: &Url) -> bool {
+    from.scheme() != "https" || to.scheme() == "https"
+}
+
+/// Where a redirect leads that the client does not follow: to another origin.
+fn elsewhere(response: &Response) -> Option<Url> {
+    let (status, here) = (response.status(), response.url());
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    let there = here.join(location).ok()?;
+    let leads_on = status.is_redirection() && there.origin() != here.origin();
+    (leads_on && stays_https(here, &there)).then_some(there)
 }
 
 fn response_host(response: &Response) -> String {

@@ -5,8 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::crates_cache::over;
-use crate::support::registry::{Registry, noise};
-use crate::support::warmdock::Builder;
+use crate::support::registry::{Published, Registry, noise};
+use crate::support::warmdock::{Builder, run};
 use crate::support::{Warmdock, http};
 
 fn secret(folder: &Path, name: &str, content: &str) -> String {
@@ -137,4 +137,131 @@ fn a_wrong_token_for_the_registry_says_what_to_do() {
         "{}",
         response.text()
     );
+}
+
+/// A service over `registry` with this token for it.
+fn with_token(registry: &Registry, folder: &Path, token: &str) -> Builder {
+    let file = secret(folder, "up", token);
+    over(registry).set("/crates/registries/0/token_file", file)
+}
+
+#[track_caller]
+fn is_whole(warmdock: &Warmdock, file: &Published) {
+    let target = format!("/crates/corp/{}", file.path());
+    let response = http::get(warmdock.address(), &target);
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert!(response.complete && response.body == file.bytes);
+}
+
+/// What came as `Authorization` with each request to this host.
+fn tokens_at(host: &Registry) -> Vec<String> {
+    let asked = host.asked();
+    asked
+        .iter()
+        .map(|asked| asked.header("authorization").unwrap_or("none").to_owned())
+        .collect()
+}
+
+/// The same crate at each of these hosts.
+fn published_at(hosts: &[&Registry]) -> Published {
+    let publish = |host: &&Registry| host.publish_bytes("big", "1.0.0", &[], noise(3000, 1));
+    let published: Vec<_> = hosts.iter().map(publish).collect();
+    published[0].clone()
+}
+
+/// The tokens of Gitea, Forgejo and Artifactory begin with their scheme, and cargo sends them as they are.
+#[test]
+fn a_token_with_its_scheme_is_sent_as_it_is() {
+    let registry = Registry::start();
+    registry.require("Bearer up-secret");
+    let folder = crate::support::temporary_folder();
+    let file = published_at(&[&registry]);
+    let warmdock = with_token(&registry, folder.path(), "Bearer up-secret").start();
+    assert_eq!(status(&warmdock, "/crates/corp/3/b/big", None), 200);
+    is_whole(&warmdock, &file);
+    for token in tokens_at(&registry) {
+        assert_eq!(token, "Bearer up-secret");
+    }
+    let config = warmdock.config_file();
+    let check = run(&["check", "--config", config.to_str().unwrap()]).ok();
+    for text in [
+        check.text(),
+        check.stderr,
+        warmdock.log(),
+        warmdock.metrics(),
+    ] {
+        assert!(!text.contains("up-secret"), "{text}");
+    }
+}
+
+#[test]
+fn the_token_of_an_index_does_not_go_to_files_elsewhere() {
+    let (registry, files) = (Registry::start(), Registry::start());
+    registry.send_for_files(&files);
+    let folder = crate::support::temporary_folder();
+    let file = published_at(&[&registry, &files]);
+    let warmdock = with_token(&registry, folder.path(), "up-secret").start();
+    assert_eq!(status(&warmdock, "/crates/corp/3/b/big", None), 200);
+    is_whole(&warmdock, &file);
+    assert_eq!(tokens_at(&files), ["none"]);
+    for asked in registry.asked() {
+        assert_eq!(asked.header("authorization"), Some("up-secret"));
+        assert!(asked.path.starts_with("/index/"), "{}", asked.path);
+    }
+}
+
+/// As cargo does: `auth-required` is about files as well, wherever the registry has them.
+#[test]
+fn files_elsewhere_that_want_the_token_get_it() {
+    let (registry, files) = (Registry::start(), Registry::start());
+    for host in [&registry, &files] {
+        host.require("up-secret");
+    }
+    registry.send_for_files(&files);
+    let folder = crate::support::temporary_folder();
+    let file = published_at(&[&registry, &files]);
+    let warmdock = with_token(&registry, folder.path(), "up-secret").start();
+    is_whole(&warmdock, &file);
+    assert_eq!(tokens_at(&files), ["up-secret"]);
+}
+
+/// As registries send to signed addresses in the storage of their files; and that storage sends to a place of its own.
+#[test]
+fn redirects_to_another_host_go_without_the_token() {
+    let (registry, files, storage) = (Registry::start(), Registry::start(), Registry::start());
+    for host in [&registry, &files] {
+        host.require("up-secret");
+    }
+    registry.send_for_files(&files);
+    let folder = crate::support::temporary_folder();
+    let file = published_at(&[&registry, &storage]);
+    files.redirect(
+        "/files/big/1.0.0",
+        &storage.at("/signed?signature=up-signature"),
+    );
+    storage.redirect(
+        "/signed",
+        &storage.at("/files/big/1.0.0?signature=up-signature"),
+    );
+    let warmdock = with_token(&registry, folder.path(), "up-secret").start();
+    is_whole(&warmdock, &file);
+    assert_eq!(tokens_at(&files), ["up-secret"]);
+    assert_eq!(tokens_at(&storage), ["none", "none"]);
+    for asked in storage.asked() {
+        assert_eq!(asked.query, "signature=up-signature");
+    }
+    for secret in ["up-secret", "up-signature"] {
+        assert!(!warmdock.log().contains(secret));
+    }
+}
+
+#[test]
+fn hosts_that_redirect_to_each_other_without_end() {
+    let (registry, storage) = (Registry::start(), Registry::start());
+    let file = published_at(&[&registry]);
+    registry.redirect("/files/big/1.0.0", &storage.at("/back"));
+    storage.redirect("/back", &registry.at("/files/big/1.0.0"));
+    let warmdock = over(&registry).start();
+    let target = format!("/crates/corp/{}", file.path());
+    assert_eq!(status(&warmdock, &target, None), 502);
 }

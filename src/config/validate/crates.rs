@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Validator, indexed};
+use super::{Validator, indexed, is_token};
 use crate::config::file::{CratesFile, RegistryFile};
 use crate::config::given::Given;
 use crate::config::lock_file::LockFile;
@@ -48,7 +48,12 @@ impl Validator<'_> {
             }),
         };
         let token = match &file.token_file {
-            Some(given) => self.secret(&format!("{key}.token_file"), given).map(Some),
+            Some(given) => {
+                let expected = "a file with one token, or with a scheme such as `Bearer`, one space and the token";
+                let key = format!("{key}.token_file");
+                self.secret_that(is_credentials, &key, given, expected)
+                    .map(Some)
+            }
             None => Some(None),
         };
         let (token_file, token) = token?.unzip();
@@ -104,6 +109,18 @@ impl Validator<'_> {
         }
         Some(lock_file)
     }
+}
+
+/// Whether it is what cargo sends as `Authorization`: a token, or with its scheme (RFC 9110, section 11.4).
+fn is_credentials(text: &[u8]) -> bool {
+    let Some(space) = text.iter().position(|byte| *byte == b' ') else {
+        return is_token(text);
+    };
+    let (scheme, token) = (&text[..space], &text[space + 1..]);
+    let is_scheme = scheme
+        .iter()
+        .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
+    is_scheme && is_token(token)
 }
 
 /// Where the index of a public registry is that has the name of its host.

@@ -168,19 +168,28 @@ impl Validator<'_> {
 
     /// The path of a file and the token in it, without the line end that editors and `echo` leave.
     fn secret(&mut self, key: &str, given: &Given<AbsolutePath>) -> Option<(PathBuf, Secret)> {
-        let expected = "a file with one token";
+        self.secret_that(is_token, key, given, "a file with one token")
+    }
+
+    /// The same for a secret of another form.
+    fn secret_that(
+        &mut self,
+        is_right: fn(&[u8]) -> bool,
+        key: &str,
+        given: &Given<AbsolutePath>,
+        expected: &str,
+    ) -> Option<(PathBuf, Secret)> {
         let AbsolutePath(path) = self.read(key, given)?;
         let content = self.content(key, &path, expected)?;
-        let token = content.trim_ascii();
-        // It goes into a header, where neither line ends nor controls can be (RFC 9110, section 5.5).
-        if !token.iter().all(|byte| byte.is_ascii_graphic()) {
+        let secret = content.trim_ascii();
+        if !is_right(secret) {
             let found = format!(
-                "{}, in which there is more than one word of printable ASCII",
+                "{}, in which there are more words, or other characters than printable ASCII",
                 shown(&path)
             );
             return self.wrong(key, found, expected);
         }
-        Some((path, Secret::new(token)))
+        Some((path, Secret::new(secret)))
     }
 
     fn content(&mut self, key: &str, path: &Path, expected: &str) -> Option<Vec<u8>> {
@@ -265,6 +274,11 @@ fn indexed<'a, T>(key: &'a str, list: &'a [T]) -> impl Iterator<Item = (String, 
     list.iter()
         .enumerate()
         .map(move |(index, item)| (format!("{key}[{index}]"), item))
+}
+
+/// Whether it can go into a header, where neither line ends nor controls can be (RFC 9110, section 5.5), as one word.
+fn is_token(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_graphic)
 }
 
 fn shown(path: &Path) -> String {

@@ -282,7 +282,7 @@ fn token_files() {
         ("\"/dev/null\"".into(), "which is no regular file"),
         (
             folder.file("two", "hunter2 hunter3"),
-            "in which there is more than one word of printable ASCII",
+            "in which there are more words, or other characters than printable ASCII",
         ),
         (
             folder.file("large", &"x".repeat((1 << 20) + 1)),
@@ -312,6 +312,45 @@ fn token_files() {
         ])),
         "access.tokens[1].token_file: found the same token as that of \"ci\"; expected a token of its own"
     );
+}
+
+/// Some registries have tokens that begin with a scheme; cargo sends them as they are.
+#[test]
+fn registry_tokens() {
+    let folder = Folder::new();
+    let text = |file: &str| {
+        format!(
+            r#"{{"crates": {{"registries": [{{"name": "crates.io", "token_file": {file}}}]}}}}"#
+        )
+    };
+    for token in ["hunter2", "Bearer hunter2", "Basic hunter2=="] {
+        let file = folder.file("token", &format!("{token}\n"));
+        let config = config(&text(&file)).unwrap();
+        let kept = config.crates.registries[0].token.as_ref().unwrap();
+        assert_eq!(kept.expose(), token.as_bytes());
+        for shown in [config.to_json(), format!("{config:?}")] {
+            assert!(!shown.contains("hunter"), "{shown}");
+        }
+    }
+    for wrong in [
+        "Bearer hunter2 hunter3",
+        "Bearer  hunter2",
+        "Bearer\thunter2",
+        "Bearer hunter2\nhunter3",
+        "Bearer hünter2",
+        "\"Bearer hunter2\"",
+        "Authorization: hunter2",
+    ] {
+        let file = folder.file("token", wrong);
+        assert_eq!(
+            problem(&text(&file)),
+            format!(
+                "crates.registries[0].token_file: found {file}, in which there are more words, or other characters \
+                 than printable ASCII; expected a file with one token, or with a scheme such as `Bearer`, one space \
+                 and the token"
+            )
+        );
+    }
 }
 
 #[test]

@@ -66,7 +66,6 @@ pub struct Registry {
 }
 
 struct State {
-    address: SocketAddr,
     settings: Mutex<Settings>,
     asked: Mutex<Vec<Request>>,
     held: Mutex<usize>,
@@ -77,6 +76,10 @@ struct Settings {
     fault: Fault,
     of: Of,
     token: Option<String>,
+    /// The host that `dl` names.
+    files_at: SocketAddr,
+    /// Addresses by the paths that lead to them.
+    redirects: BTreeMap<String, String>,
     validators: Validators,
     stopped: bool,
     entries: BTreeMap<String, String>,
@@ -106,11 +109,12 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
-            address,
             settings: Mutex::new(Settings {
                 fault: Fault::None,
                 of: Of::Everything,
                 token: None,
+                files_at: address,
+                redirects: BTreeMap::new(),
                 validators: Validators::Both,
                 stopped: false,
                 entries: BTreeMap::new(),
@@ -135,7 +139,7 @@ impl Registry {
 
     /// Of the index.
     pub fn url(&self) -> String {
-        format!("http://{}/index/", self.address)
+        self.at("/index/")
     }
 
     /// Makes and publishes a crate whose `lib.rs` is `source`; `dependencies` are names and requirements.
@@ -218,6 +222,22 @@ impl Registry {
     /// Wants this `Authorization` from now on, for everything.
     pub fn require(&self, token: &str) {
         self.state.settings().token = Some(token.to_owned());
+    }
+
+    /// Has clients ask that host for files from now on.
+    pub fn send_for_files(&self, host: &Self) {
+        self.state.settings().files_at = host.address;
+    }
+
+    /// Sends whoever asks for `path` on to the address `to` from now on.
+    pub fn redirect(&self, path: &str, to: &str) {
+        let mut settings = self.state.settings();
+        settings.redirects.insert(path.to_owned(), to.to_owned());
+    }
+
+    /// The address of what is at `path`.
+    pub fn at(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
     }
 
     /// Sends entries with these from now on.
@@ -331,10 +351,13 @@ impl State {
             return (401, vec![("www-authenticate", "Cargo".into())], Vec::new());
         }
         if request.path == "/index/config.json" {
-            let dl = format!("http://{}/files/{{crate}}/{{version}}", self.address);
+            let dl = format!("http://{}/files/{{crate}}/{{version}}", settings.files_at);
             let config =
                 json!({ "dl": dl, "api": null, "auth-required": settings.token.is_some() });
             return (200, Vec::new(), config.to_string().into_bytes());
+        }
+        if let Some(to) = settings.redirects.get(&request.path) {
+            return (302, vec![("location", to.clone())], Vec::new());
         }
         if let Some(file) = settings.files.get(&request.path) {
             let range = request

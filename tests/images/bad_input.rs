@@ -1,7 +1,7 @@
 //! What goes wrong ends the build with one sentence that says what to do.
 
 use crate::corp::Corp;
-use crate::docker::Build;
+use crate::docker::{Build, Tag};
 use crate::project::Project;
 
 const DOCKERFILES: [&str; 2] = ["Dockerfile.musl", "Dockerfile.debian"];
@@ -69,6 +69,19 @@ fn a_lock_file_out_of_date() {
 }
 
 #[test]
+fn a_lock_file_of_a_newer_cargo() {
+    let project = Project::hello("hello-wrong");
+    let lock = project.read("Cargo.lock");
+    project.write("Cargo.lock", &lock.replace("version = 4", "version = 9"));
+    for dockerfile in DOCKERFILES {
+        project.build(dockerfile).run().fails_with(&[
+            "Cargo.lock is of a newer cargo",
+            "--build-arg RUST_VERSION=",
+        ]);
+    }
+}
+
+#[test]
 fn no_lock_file() {
     let project = Project::hello("hello-wrong");
     std::fs::remove_file(project.path("Cargo.lock")).unwrap();
@@ -85,31 +98,72 @@ fn another_compiler_than_the_one_that_is_pinned() {
     for (file, text, pinned, how) in [
         (
             "rust-toolchain.toml",
-            "[toolchain]\nchannel = \"1.90.0\"\n",
+            "[toolchain]\n# channel = \"nightly\"\nchannel = \"1.90.0\" # for now\n",
             "1.90.0",
-            "--build-arg RUST_VERSION=1.90.0",
+            "--build-arg RUST_VERSION=1.90.0, or",
         ),
         (
             "rust-toolchain.toml",
             "toolchain.channel='1.90'\r\n",
             "1.90",
-            "--build-arg RUST_VERSION=1.90",
+            "--build-arg RUST_VERSION=1.90, or",
         ),
         (
             "rust-toolchain",
             "nightly-2026-01-01\n",
             "nightly-2026-01-01",
-            "--build-context rust:1.95.0-trixie=",
+            "pass the image of a builder that has it",
         ),
     ] {
         let project = Project::hello("hello-wrong");
         project.write(file, text);
         for dockerfile in DOCKERFILES {
             let built = project.build(dockerfile).run();
-            built.fails_with(&[file, pinned, how]);
+            let image = "--build-context rust:1.95.0-trixie=docker-image://IMAGE";
+            built.fails_with(&[file, pinned, how, image]);
             assert!(!built.ran("/step/fetch-crates"), "{}", built.describe());
         }
     }
+}
+
+#[test]
+fn another_nightly_than_the_one_that_is_pinned() {
+    let project = Project::hello("hello-wrong");
+    project.write(
+        "nightly",
+        "#!/bin/sh\ncase $0 in\n*/rustup) echo 'nightly-2026-01-01-x86_64-unknown-linux-gnu (default)' ;;\n\
+         *) echo 'rustc 1.94.0-nightly (0123abcde 2025-12-31)' ;;\nesac\n",
+    );
+    project.write(
+        "Dockerfile",
+        "FROM rust:1.95.0-trixie\nCOPY --chmod=755 nightly /usr/local/cargo/bin/rustup\n\
+         COPY --chmod=755 nightly /usr/local/cargo/bin/rustc\n",
+    );
+    let tag = Tag("hello-wrong:nightly".to_owned());
+    Build::new(
+        project.path("Dockerfile").to_str().unwrap(),
+        &project.root(),
+    )
+    .option("--load")
+    .option(format!("--tag={}", tag.0))
+    .run()
+    .ok();
+    let build = |pinned: &str| {
+        project.write("rust-toolchain", &format!("{pinned}\n"));
+        let image = format!("rust:1.95.0-trixie=docker-image://{}", tag.0);
+        project
+            .build("Dockerfile.musl")
+            .option("--target=manifests")
+            .option(format!("--build-context={image}"))
+            .run()
+    };
+    for pinned in ["nightly-2026-01-01", "nightly"] {
+        build(pinned).ok();
+    }
+    build("nightly-2026-01-02").fails_with(&[
+        "asks for Rust nightly-2026-01-02, and the builder has nightly-2026-01-01",
+        "pass the image of a builder that has it",
+    ]);
 }
 
 #[test]
@@ -199,6 +253,11 @@ fn no_known_hosts_and_wrong_ones() {
 fn variables_of_the_bake_file() {
     for (name, value, says) in [
         ("PACKAGE", "my package", "PACKAGE is the name of a package"),
+        ("BINARY", "bin/name", "BINARY is the name of a binary"),
+        ("FEATURES", "one two", "FEATURES are names"),
+        ("PROFILE", "quick one", "PROFILE is the name"),
+        ("REGISTRY", "registry.example/team/", "REGISTRY is a host"),
+        ("REGISTRY", "https://registry.example", "REGISTRY is a host"),
         (
             "RUST_VERSION",
             "stable",

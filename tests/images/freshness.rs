@@ -67,14 +67,23 @@ fn a_changed_source_does_not_fetch_again() {
         for step in built.steps("/step/fetch-crates") {
             assert!(step.cached, "{step:?} ran again: {}", built.describe());
         }
-        // Nor does a new file that is no target of its own.
-        project.write("src/another.rs", "");
+        // Nor do new files that are no targets of their own, nor what cargo leaves in a checkout.
+        let unneeded = [
+            "src/another.rs",
+            "target/package/hello-fetch-0.1.0/Cargo.toml",
+            ".cargo/registry/src/itoa-1.0.0/Cargo.toml",
+        ];
+        for file in unneeded {
+            project.write(file, "");
+        }
         let (built, _) = build_and_run(&project, dockerfile);
         assert!(built.ran("/step/copy-manifests"), "{}", built.describe());
         for step in built.steps("/step/fetch-crates") {
             assert!(step.cached, "{step:?} ran again: {}", built.describe());
         }
-        std::fs::remove_file(project.path("src/another.rs")).unwrap();
+        for file in unneeded {
+            std::fs::remove_file(project.path(file)).unwrap();
+        }
     }
 }
 
@@ -111,7 +120,6 @@ fn a_module_that_comes_and_goes() {
     );
     assert_eq!(build_and_run(&project, "Dockerfile.musl").1, "word");
     std::fs::remove_file(project.path("src/word.rs")).unwrap();
-    std::fs::create_dir(project.path("src/word")).unwrap();
     project.write("src/word/mod.rs", "pub const WORD: &str = \"another\";\n");
     age(&project);
     assert_eq!(build_and_run(&project, "Dockerfile.musl").1, "another");
@@ -122,13 +130,34 @@ fn a_git_dependency_that_changes_under_the_same_version() {
     let corp = Corp::start();
     let project = corp.greeter();
     let tag = Tag("greeter:freshness".to_owned());
-    for text in ["one", "two", "three"] {
+    // Git for Windows gives lines another end.
+    for (text, end) in [("one", "\n"), ("two", "\r\n"), ("three", "\r\n")] {
         corp.publish_greeting(text);
         corp.lock(&project);
+        let lock = project.read("Cargo.lock").replace('\n', end);
+        project.write("Cargo.lock", &lock);
         let built = corp.build_directly(&project).option("--load");
         built.option(format!("--tag={}", tag.0)).run().ok();
         assert_eq!(project.run(&tag.0), format!("{text}, 41"));
+        // Where cargos newer than the builder's keep a crate: what was there before is gone.
+        let folder = "/target/release/build/greeting";
+        in_target(
+            "greeter",
+            &format!("test ! -e {folder} && mkdir -p {folder}/0123456789abcdef"),
+        );
     }
+}
+
+/// Runs a command where builds of a service by Dockerfile.musl keep what they have compiled.
+#[track_caller]
+fn in_target(package: &str, command: &str) {
+    let mut mounts = docker::cache_mounts(&format!("target-{package}-musl-"));
+    let (_, id) = mounts.pop_first().expect("a cache mount");
+    let mount = format!("--mount=type=cache,id={id},sharing=locked,target=/target");
+    let dockerfile = format!("FROM debian:trixie-slim\nRUN {mount} {command}\n");
+    let mut build = docker::command(&["buildx", "build", "--no-cache", "--output=type=cacheonly"]);
+    build.arg("-");
+    process::run(build, dockerfile.as_bytes(), Duration::from_secs(120)).ok();
 }
 
 #[test]

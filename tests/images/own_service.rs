@@ -1,5 +1,6 @@
 //! Other services, as docs/images.md has them built: from their own checkouts, with what they bring along.
 
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,17 +10,21 @@ use crate::docker::{self, ROOT, Tag};
 use crate::project::Project;
 use crate::support::process;
 
-/// With a pinned toolchain that has components, a program that the build needs, and flags for the compiler.
+/// With a pinned toolchain that has components, a program that the build needs, flags for the compiler in a file that
+/// cargo's configuration includes, and links instead of files and folders.
 fn particular(name: &str) -> Project {
     let project = Project::hello(name);
     project.write(
         "rust-toolchain.toml",
         "[toolchain]\nchannel = \"stable\"\ncomponents = [\"rustfmt\", \"rust-analyzer\"]\n",
     );
-    std::fs::create_dir(project.path(".cargo")).unwrap();
     project.write(
         ".cargo/config.toml",
-        "[build]\nrustflags = [\"--cfg\", \"flagged\"]\nrustc-wrapper = \"sccache\"\n",
+        "include = [\"flags.toml\"]\n[build]\nrustc-wrapper = \"sccache\"\n[term]\nquiet = true\n",
+    );
+    project.write(
+        ".cargo/flags.toml",
+        "[build]\nrustflags = [\"--cfg\", \"flagged\"]\n",
     );
     project.write(
         "build.rs",
@@ -38,6 +43,15 @@ fn particular(name: &str) -> Project {
 }
 "#,
     );
+    for (link, to) in [
+        ("Cargo.lock", "particular.lock"),
+        ("src/main.rs", "particular.rs"),
+        ("src", "program"),
+    ] {
+        let link = project.path(link);
+        std::fs::rename(&link, link.with_file_name(to)).unwrap();
+        symlink(to, link).unwrap();
+    }
     project
 }
 
@@ -48,7 +62,11 @@ fn by_the_bake_file_from_its_own_checkout() {
     // Bake asks before it reads what lies outside of the working directory.
     let known_hosts = project.beside("known_hosts");
     std::fs::write(&known_hosts, "").unwrap();
-    for (target, dockerfile) in [("musl", "Dockerfile.musl"), ("debian", "Dockerfile.debian")] {
+    // Profiles whose folders have other names.
+    for (target, dockerfile, profile) in [
+        ("musl", "Dockerfile.musl", "test"),
+        ("debian", "Dockerfile.debian", "bench"),
+    ] {
         let bake = |allowed: &[&Path]| {
             let mut command = docker::command(&["buildx", "bake", "--progress=plain", "--file"]);
             command
@@ -65,6 +83,7 @@ fn by_the_bake_file_from_its_own_checkout() {
                 .env("PWD", project.root())
                 .env_remove("BUILDX_BAKE_ENTITLEMENTS_FS")
                 .env("PACKAGE", &project.name)
+                .env("PROFILE", profile)
                 .env("BUILD_PACKAGES", "m4")
                 .env("KNOWN_HOSTS", &known_hosts);
             process::run(command, b"", Duration::from_secs(600))

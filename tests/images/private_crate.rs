@@ -39,6 +39,18 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
     let tag = Tag("greeter:private".to_owned());
     corp.publish_greeting("a marker in the private crate's source");
     corp.lock(&project);
+    let secrets = corp.secrets();
+    // As a job leaves it whose CARGO_HOME is in the checkout.
+    let token = secrets.iter().find(|(what, _)| *what == "the token");
+    let token = String::from_utf8_lossy(&token.unwrap().1);
+    project.write(
+        ".cargo/credentials.toml",
+        &format!("[registry]\ntoken = \"{token}\"\n"),
+    );
+    project.write(
+        ".cargo/config.toml",
+        "# a marker in cargo's configuration\n",
+    );
     let (archive, cache) = (project.beside("image.tar"), project.beside("cache"));
     let connections = corp.sshd.connections();
     let built = corp
@@ -57,7 +69,6 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
         built.describe()
     );
 
-    let secrets = corp.secrets();
     let image = Archive::open(&archive);
     // The version of Cargo.lock is in cargo-auditable's packed list, so the program's own text has to do.
     let markers = [
@@ -68,7 +79,11 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
     assert_eq!(search(&image, &secrets, &markers), Vec::<String>::new());
     // All stages are in the cache, with the private crates' sources: it is as private as they are.
     let cache = Archive::open_folder(&cache);
-    let markers = ["pub fn hello() -> &'static str", "cargo-auditable"];
+    let markers = [
+        "pub fn hello() -> &'static str",
+        "cargo-auditable",
+        "a marker in cargo's configuration",
+    ];
     assert_eq!(search(&cache, &secrets, &markers), Vec::<String>::new());
 
     let build = corp.build_directly(&project).option("--load");

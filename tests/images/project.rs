@@ -50,8 +50,11 @@ impl Project {
         self.folder.path().join("checkout")
     }
 
+    /// Writes a file, and makes the folders that it lies in.
     pub fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
 
     pub fn read(&self, name: &str) -> String {

@@ -3,7 +3,10 @@
 # docker buildx bake release    both architectures, attested and reproducible, pushed to REGISTRY
 # docker buildx bake check      the Dockerfiles' rules
 #
-# Each variable can be set in the environment: TAG=1.2.3 REGISTRY=registry.example/team docker buildx bake release
+# Each variable can be set in the environment, for a release:
+#
+#   TAG=1.2.3 REGISTRY=registry.example/team SOURCE=https://git.example/team/warmdock REVISION=$(git rev-parse HEAD) \
+#       SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) docker buildx bake release
 
 variable "PACKAGE" {
   description = "The package in the workspace that is built"
@@ -17,16 +20,28 @@ variable "PACKAGE" {
 variable "BINARY" {
   description = "The package's binary; its name is the package's if this is empty"
   default     = ""
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]*$", BINARY))
+    error_message = "BINARY is the name of a binary of PACKAGE: letters, digits, - and _."
+  }
 }
 
 variable "FEATURES" {
   description = "cargo features, separated by commas; empty for none"
   default     = "default"
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_+./,-]*$", FEATURES))
+    error_message = "FEATURES are names of cargo features, separated by commas: default,s3."
+  }
 }
 
 variable "PROFILE" {
   description = "cargo's profile"
   default     = "release"
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]+$", PROFILE))
+    error_message = "PROFILE is the name of a cargo profile: letters, digits, - and _."
+  }
 }
 
 variable "RUST_VERSION" {
@@ -46,6 +61,16 @@ variable "BUILD_PACKAGES" {
 variable "REGISTRY" {
   description = "Where release pushes to: registry.example/team, without the image's name"
   default     = ""
+  validation {
+    condition     = can(regex("^([^/, ]+(/[^/:, ]+)*)?$", REGISTRY))
+    error_message = "REGISTRY is a host and a path, without https:// before and / behind it: registry.example/team."
+  }
+}
+
+# SECURITY: the cache has the sources, those of private crates too. Whoever may read this repository may read them.
+variable "CACHE" {
+  description = "The repository that release keeps its cache in, as private as your sources; empty for no cache"
+  default     = notequal(REGISTRY, "") ? "${REGISTRY}/${PACKAGE}-cache" : ""
 }
 
 variable "TAG" {
@@ -73,10 +98,10 @@ variable "LICENSES" {
 }
 
 variable "SOURCE_DATE_EPOCH" {
-  description = "Seconds since 1970, which the image and its files claim to be from: git log -1 --format=%ct"
-  default     = "0"
+  description = "Seconds since 1970, which the image claims to be from: git log -1 --format=%ct; empty for when it is made"
+  default     = ""
   validation {
-    condition     = can(regex("^[0-9]+$", SOURCE_DATE_EPOCH))
+    condition     = can(regex("^[0-9]*$", SOURCE_DATE_EPOCH))
     error_message = "SOURCE_DATE_EPOCH is a number of seconds: git log -1 --format=%ct."
   }
 }
@@ -134,7 +159,8 @@ target "_common" {
     REVISION          = REVISION
     VERSION           = TAG
     LICENSES          = LICENSES
-    CREATED           = timeadd("1970-01-01T00:00:00Z", "${SOURCE_DATE_EPOCH}s")
+    # Empty without it: a label with the time of each build would make each another image.
+    CREATED           = try(timeadd("1970-01-01T00:00:00Z", "${SOURCE_DATE_EPOCH}s"), "")
     SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
   }
   # Base images are replaced by name: --set '*.contexts.rust:1.95.0-trixie=docker-image://mirror.example/rust'
@@ -195,10 +221,13 @@ target "release" {
   attest   = ["type=provenance,mode=max", "type=sbom"]
   # Times are those of the commit: the same sources give the same digest. Docker's own builder cannot do that, for it
   # unpacks what it pushes; `docker buildx create --use` makes one that can. Without REGISTRY, images would go to
-  # Docker's: the type is then the message of the error that there is no such type.
-  output     = [notequal(REGISTRY, "") ? "type=image,push=true,rewrite-timestamp=true" : "type=REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release"]
-  cache-from = ["type=registry,ref=${image()}:cache-${variant}"]
-  cache-to   = ["type=registry,ref=${image()}:cache-${variant},mode=max,ignore-error=true"]
+  # Docker's; without SOURCE_DATE_EPOCH, they would have no time of their own. The type or the stage is then the message of
+  # the error that there is none such.
+  output = [notequal(REGISTRY, "") ? "type=image,push=true,rewrite-timestamp=true" : "type=REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release"]
+  target = can(regex("[1-9]", SOURCE_DATE_EPOCH)) ? "image" : "SOURCE_DATE_EPOCH is empty or 0: SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) docker buildx bake release"
+  # mode=min beside the image would be no safer: it takes along the layers that an earlier export has made.
+  cache-from = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant}"] : []
+  cache-to   = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant},mode=max,ignore-error=true"] : []
 }
 
 target "check" {

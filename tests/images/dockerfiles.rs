@@ -75,22 +75,32 @@ fn buildkit_finds_nothing() {
     }
 }
 
+/// The targets as bake prints them.
+#[track_caller]
+fn targets(name: &str, variables: &[(&str, &str)]) -> serde_json::Value {
+    let mut command = docker::command(&["buildx", "bake", "--print", name]);
+    command.envs(variables.iter().copied());
+    let said = process::run(command, b"", Duration::from_secs(60)).ok();
+    let printed: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    printed["target"].clone()
+}
+
 /// What is pushed where a registry is, and what tests of a release on Docker's own builder have to leave out.
 #[test]
 fn a_release_is_attested_reproducible_and_cached() {
-    let mut command = docker::command(&["buildx", "bake", "--print", "release"]);
-    command
-        .env("REGISTRY", "registry.example/team")
-        .env("TAG", "1.2.3")
-        .env("SOURCE_DATE_EPOCH", "1700000000");
-    let said = process::run(command, b"", Duration::from_secs(60)).ok();
-    let printed: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    let registry = [
+        ("REGISTRY", "registry.example/team"),
+        ("TAG", "1.2.3"),
+        ("SOURCE_DATE_EPOCH", "1700000000"),
+    ];
+    let release = targets("release", &registry);
     for (variant, suffix) in [
         ("musl", ""),
         ("musl-distroless", "-musl-distroless"),
         ("debian", "-debian"),
     ] {
-        let target = &printed["target"][format!("release-{variant}")];
+        let target = &release[format!("release-{variant}")];
+        assert_eq!(target["target"], "image");
         assert_eq!(target["platforms"], json!(["linux/amd64", "linux/arm64"]));
         assert_eq!(
             target["tags"],
@@ -104,7 +114,8 @@ fn a_release_is_attested_reproducible_and_cached() {
             target["output"],
             json!([{ "type": "image", "push": "true", "rewrite-timestamp": "true" }])
         );
-        let cache = format!("registry.example/team/warmdock:cache-{variant}");
+        // Not in the image's repository, which may be public: it has the sources.
+        let cache = format!("registry.example/team/warmdock-cache:warmdock-{variant}");
         assert_eq!(
             target["cache-from"],
             json!([{ "type": "registry", "ref": cache }])
@@ -114,6 +125,79 @@ fn a_release_is_attested_reproducible_and_cached() {
             json!([{ "type": "registry", "ref": cache, "mode": "max", "ignore-error": "true" }])
         );
         assert_eq!(target["args"]["SOURCE_DATE_EPOCH"], "1700000000");
+    }
+
+    for (cache, expected) in [
+        (
+            "registry.example/closed/cache",
+            json!("registry.example/closed/cache:warmdock-musl"),
+        ),
+        ("", json!(null)),
+    ] {
+        let variables = [&registry[..], &[("CACHE", cache)]].concat();
+        let release = targets("release", &variables);
+        for key in ["cache-from", "cache-to"] {
+            assert_eq!(release["release-musl"][key][0]["ref"], expected, "{key}");
+        }
+    }
+}
+
+/// Git for Windows ends lines with CR LF, with which no script in a Dockerfile runs.
+#[test]
+fn a_checkout_on_windows_has_the_same_lines() {
+    let folder = crate::support::temporary_folder();
+    let git = |args: &[&str]| {
+        let mut command = Command::new("git");
+        command
+            .args(["-c", "core.autocrlf=true"])
+            .args(args)
+            .current_dir(folder.path());
+        process::run(command, b"", Duration::from_secs(60)).ok();
+    };
+    let attributes = include_str!("../../.gitattributes");
+    std::fs::write(folder.path().join(".gitattributes"), attributes).unwrap();
+    for (name, text) in DOCKERFILES {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    git(&["init", "--quiet"]);
+    git(&["add", "."]);
+    for (name, text) in DOCKERFILES {
+        let file = folder.path().join(name);
+        std::fs::remove_file(&file).unwrap();
+        git(&["checkout-index", name]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "{name}");
+    }
+}
+
+/// The build through the service, from whatever folder.
+#[test]
+fn compose_finds_the_dockerfile() {
+    let service = crate::support::temporary_folder();
+    let mut command = docker::command(&["compose", "--profile=builder"]);
+    for file in ["docker-compose.yml", "deploy/compose.builder.yml"] {
+        command.arg("--file").arg(Path::new(ROOT).join(file));
+    }
+    command
+        .args(["config", "--format=json"])
+        .current_dir(service.path())
+        .env("PWD", service.path())
+        .env("SERVICE", service.path())
+        .env("WARMDOCK", ROOT);
+    let said = process::run(command, b"", Duration::from_secs(60)).ok();
+    let config: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    let build = &config["services"]["builder"]["build"];
+    assert_eq!(build["context"], docker::text(service.path()));
+    assert_eq!(build["dockerfile"], format!("{ROOT}/Dockerfile.musl"));
+}
+
+/// `docker image prune --filter until=24h` would remove what was just built, if that claimed to be from 1970.
+#[test]
+fn an_image_is_from_when_it_is_made_or_from_when_it_is_told() {
+    for (epoch, created) in [("", ""), ("1700000000", "2023-11-14T22:13:20Z")] {
+        let targets = targets("musl", &[("SOURCE_DATE_EPOCH", epoch)]);
+        let args = &targets["musl"]["args"];
+        assert_eq!(args["SOURCE_DATE_EPOCH"], epoch);
+        assert_eq!(args["CREATED"], created);
     }
 }
 

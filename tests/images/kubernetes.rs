@@ -231,24 +231,42 @@ fn its_parts_fit_each_other() {
     assert_eq!(mounted("persistentVolumeClaim"), "/var/lib/warmdock");
     let secrets = mounted("secret");
 
-    // The service takes the configuration, with the secrets in another folder.
-    let folder = temporary_folder();
-    let here = folder.path().join("secrets");
-    std::fs::create_dir(&here).unwrap();
-    for (name, value) in of_kind(&documents, "Secret")["stringData"]
-        .as_object()
-        .unwrap()
-    {
-        std::fs::write(here.join(name), value.as_str().unwrap()).unwrap();
-    }
     let config = of_kind(&documents, "ConfigMap")["data"]["app_config.json"]
         .as_str()
         .unwrap()
         .to_owned();
+
+    // Nobody serves with a token that everybody can read: the Secret is made by the command at the head, with all that the
+    // configuration looks for.
+    let mut kinds = documents.iter().map(|document| &document["kind"]);
+    assert!(kinds.all(|kind| kind != "Secret"));
+    let volumes = pod["volumes"].as_array().unwrap();
+    let name = volumes
+        .iter()
+        .find_map(|volume| volume["secret"]["secretName"].as_str())
+        .unwrap();
+    let text = std::fs::read_to_string(file()).unwrap();
+    let command = format!("# kubectl --namespace warmdock create secret generic {name} ");
+    assert!(text.contains(&command), "no {command}");
+    let folder = temporary_folder();
+    let here = folder.path().join("secrets");
+    std::fs::create_dir(&here).unwrap();
+    let place = format!("\"{secrets}/");
+    let names: Vec<_> = config
+        .split(&place)
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap())
+        .collect();
     assert!(
-        config.contains(&format!("\"{secrets}/")),
+        !names.is_empty(),
         "secrets are mounted where the configuration looks for them"
     );
+    for name in names {
+        assert!(text.contains(&format!("={name}=")), "nobody makes {name}");
+        std::fs::write(here.join(name), name).unwrap();
+    }
+
+    // The service takes the configuration, with the secrets in another folder.
     let path = folder.path().join("app_config.json");
     std::fs::write(&path, config.replace(&secrets, here.to_str().unwrap())).unwrap();
     let checked = warmdock::run(&["check", "--config", path.to_str().unwrap()]).ok();
@@ -258,6 +276,11 @@ fn its_parts_fit_each_other() {
     assert!(
         address.ends_with(&format!(":{port}")),
         "{address} is not the port {port}"
+    );
+    // musl's resolver gives up a search in whose domains one lookup fails.
+    assert_eq!(
+        pod["dnsConfig"]["options"],
+        json!([{ "name": "ndots", "value": "1" }])
     );
     for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
         let path = container[probe]["httpGet"]["path"].as_str().unwrap();

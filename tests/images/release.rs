@@ -1,5 +1,6 @@
 //! `bake release` against a real registry: what is pushed can be pulled, runs, and says how it was made.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use serde_json::Value;
 use crate::docker::{self, Build, Built, ROOT, Tag};
 use crate::project::Project;
 use crate::registry::Registry;
-use crate::support::{process, temporary_folder};
+use crate::support::{http, process, temporary_folder};
 
 const VARIANTS: [(&str, &str); 3] = [
     ("musl", "Dockerfile.musl"),
@@ -58,6 +59,19 @@ fn pushed_pulled_and_run() {
     let registry = Registry::start(folder.path()).unwrap();
     let before = docker::cache_records();
     release(&project, &registry);
+    // The cache has the sources: it is nowhere where the image is.
+    let tags = |repository: &str| {
+        let list = format!("/v2/team/{repository}/tags/list");
+        let answer: Value =
+            serde_json::from_slice(&http::get(registry.address, &list).body).unwrap();
+        let tags = answer["tags"].as_array().expect("tags").iter();
+        tags.map(|tag| tag.as_str().unwrap().to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    let of_images = VARIANTS.map(|(variant, _)| tag_of(variant));
+    assert_eq!(tags("hello-release"), BTreeSet::from(of_images));
+    let of_caches = VARIANTS.map(|(variant, _)| format!("hello-release-{variant}"));
+    assert_eq!(tags("hello-release-cache"), BTreeSet::from(of_caches));
     for tag in ["1.0.0", "1.0.0-musl-distroless", "1.0.0-debian"] {
         let name = reference(&project, &registry, tag);
         let index = docker::run(&["buildx", "imagetools", "inspect", "--raw", &name]).ok();
@@ -127,6 +141,25 @@ fn pushed_pulled_and_run() {
         );
     }
     assert_eq!(VARIANTS.map(|(variant, _)| digest(&tag_of(variant))), first);
+}
+
+/// Nothing is built that would claim to be from 1970.
+#[test]
+fn without_its_time() {
+    for epoch in ["", "0"] {
+        let built = Build::bake(&["release"])
+            .variable("REGISTRY", "registry.example/team")
+            .variable("CACHE", "")
+            .variable("SOURCE_DATE_EPOCH", epoch)
+            // Docker's own builder would first say that it cannot rewrite times, and look for the SBOM's scanner.
+            .option("--set=*.output=type=cacheonly")
+            .option("--set=*.attest=type=sbom,disabled=true")
+            .run();
+        assert!(!built.output.status.success(), "{}", built.describe());
+        let says = "SOURCE_DATE_EPOCH is empty or 0: SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)";
+        assert!(built.output.stderr.contains(says), "{}", built.describe());
+        assert!(!built.ran("/step/copy-manifests"), "{}", built.describe());
+    }
 }
 
 fn tag_of(variant: &str) -> String {

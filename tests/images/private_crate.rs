@@ -214,7 +214,7 @@ fn with_a_warm_service_and_the_host_away() {
     assert_eq!(found, Vec::<String>::new());
 }
 
-/// A service over TLS, whose certificate no public authority has signed.
+/// A service over TLS that lets nobody in without a token, and whose certificate no public authority has signed.
 #[test]
 fn through_a_service_with_a_certificate_of_ones_own() {
     let corp = Corp::start();
@@ -233,14 +233,22 @@ fn through_a_service_with_a_certificate_of_ones_own() {
             "token_file": corp.path("token"),
         }] },
         "crates": { "registries": [{ "name": "crates.io" }] },
-        "access": { "tokens": [{ "name": "builds", "token_file": corp.path("token") }] },
+        "access": {
+            "anonymous": "none",
+            "tokens": [{ "name": "builds", "token_file": corp.path("token") }],
+        },
     }))
     .start();
     let url = format!("https://{}", service.address());
     let gitconfig = corp.gitconfig(&url);
     let cargo_config = corp.path("cargo_config.toml");
     let said = client_config("cargo", &service.config_file(), &url);
-    std::fs::write(&cargo_config, said).unwrap();
+    // As docs/images.md says.
+    let registry = "[registries.warmdock]\n";
+    assert!(said.contains(registry), "{said}");
+    let token = std::fs::read_to_string(corp.path("token")).unwrap();
+    let with_token = format!("{registry}token = \"{}\"\n", token.trim());
+    std::fs::write(&cargo_config, said.replace(registry, &with_token)).unwrap();
     docker::forget_downloads();
     // Git's client and cargo's refuse it in words of their own.
     for build in [

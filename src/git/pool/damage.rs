@@ -75,6 +75,7 @@ impl Pool {
             state.snapshot = None;
             state.on_disk = false;
             state.fresh = None;
+            state.verified = false;
         }
         self.metrics.damaged_pack();
         tracing::error!(repo = %entry.name, error = what, "the mirror is damaged: it is set aside and fetched again");
@@ -114,8 +115,10 @@ impl Pool {
                     .iter()
                     .try_for_each(|pack| pack.verify())
             });
-            if let Ok(Err(error)) = result.await {
-                pool.report(&entry, &snapshot, &error).await;
+            match result.await {
+                Ok(Ok(())) => entry.state().verified = true,
+                Ok(Err(error)) => pool.report(&entry, &snapshot, &error).await,
+                Err(_) => {}
             }
         });
     }

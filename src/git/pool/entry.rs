@@ -56,6 +56,8 @@ pub(super) struct State {
     pub maintained: Option<Instant>,
     /// When the mirror was last found to be damaged.
     pub set_aside: Option<Instant>,
+    /// Every byte was compared with its checksum since this process began.
+    pub verified: bool,
     pub used: SystemTime,
     pub touched: Option<Instant>,
     pub reservation: Reservation,
@@ -141,6 +143,7 @@ impl Entry {
                 failed: None,
                 maintained: None,
                 set_aside: None,
+                verified: false,
                 used,
                 touched: None,
                 reservation,
@@ -184,6 +187,25 @@ impl Entry {
         let state = self.state();
         let age = came.saturating_duration_since(state.fresh?);
         state.snapshot.clone().filter(|_| age <= max_age)
+    }
+
+    /// Closes the mirror unless somebody uses it, or has within `idle`. It is opened again when it is needed.
+    pub(super) fn close_if_idle(&self, idle: Duration) {
+        let Ok(_busy) = self.busy.try_lock() else {
+            return;
+        };
+        let mut state = self.state();
+        let used = state.flight.is_some()
+            || state.used.elapsed().is_ok_and(|unused| unused < idle)
+            || !state.on_disk;
+        if !used
+            && state
+                .snapshot
+                .as_ref()
+                .is_some_and(|snapshot| Arc::strong_count(snapshot) == 1)
+        {
+            state.snapshot = None;
+        }
     }
 
     /// Remembers, over restarts, when the upstream last answered. It is no loss when this fails.

@@ -176,8 +176,11 @@ impl Pool {
         pool.storage.add_evictor(weak);
         pool.tasks.spawn(Arc::clone(&pool).run());
         let (storage, stopping) = (Arc::clone(&pool.storage), pool.stopping.clone());
+        let closing = Arc::clone(&pool).close_idle();
         pool.tasks.spawn(async move {
-            stopping.run_until_cancelled(storage.keep_room()).await;
+            stopping
+                .run_until_cancelled(async { tokio::join!(storage.keep_room(), closing) })
+                .await;
         });
         Ok(pool)
     }

@@ -20,6 +20,9 @@ use crate::git::upstream::{Upstream, UpstreamError};
 use crate::ops::metrics::{FetchResult, Queue};
 use crate::storage::Part;
 
+/// A mirror that nobody asked for this long is closed.
+const IDLE: Duration = Duration::from_secs(3600);
+
 impl Pool {
     /// Runs until the pool is stopped.
     pub(super) async fn run(self: Arc<Self>) {
@@ -66,6 +69,18 @@ impl Pool {
                 return std::future::pending().await;
             };
             tokio::time::sleep_until((*next).into()).await;
+        }
+    }
+
+    /// Closes mirrors that nobody uses, for ever. An open one has its history and the places of its objects in memory, and
+    /// every pack is an open file.
+    pub(super) async fn close_idle(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(IDLE).await;
+            let entries: Vec<_> = self.entries().values().cloned().collect();
+            for entry in entries {
+                entry.close_if_idle(IDLE);
+            }
         }
     }
 
@@ -138,8 +153,14 @@ impl Pool {
             let damage = match opened.await {
                 Ok(Ok(snapshot)) => {
                     let snapshot = Arc::new(snapshot);
-                    entry.state().snapshot = Some(Arc::clone(&snapshot));
-                    pool.verify_in_background(&entry, &snapshot);
+                    let verified = {
+                        let mut state = entry.state();
+                        state.snapshot = Some(Arc::clone(&snapshot));
+                        state.verified
+                    };
+                    if !verified {
+                        pool.verify_in_background(&entry, &snapshot);
+                    }
                     return Ok(Some(snapshot));
                 }
                 Ok(Err(ObjectError::Io(error))) if !is_damage(&error) => {

@@ -393,3 +393,21 @@ fn nothing_is_evicted_for_what_will_not_fit() {
     ));
     assert!(!others.0.load(Ordering::Relaxed));
 }
+
+#[test]
+fn only_what_nobody_uses_is_closed() {
+    let mirror = Mirror::new();
+    let held = mirror.fetch();
+    let is_open_after = |idle| {
+        mirror.entry.close_if_idle(idle);
+        mirror.entry.snapshot().is_some()
+    };
+    let (now, hour) = (Duration::ZERO, Duration::from_secs(3600));
+    assert!(is_open_after(now));
+    drop(held);
+    assert!(is_open_after(hour));
+    let busy = mirror.entry.busy.try_lock().unwrap();
+    assert!(is_open_after(now));
+    drop(busy);
+    assert!(!is_open_after(now));
+}

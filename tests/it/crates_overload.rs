@@ -133,3 +133,24 @@ fn a_wrong_name_fails_nobody_else() {
     // Nor does what came then take the place of what is kept.
     is_whole(&warmdock, &file);
 }
+
+/// No room is made for what no crate can be.
+#[test]
+fn what_a_registry_announces_evicts_nothing() {
+    const LIMIT: u64 = 1 << 30;
+    let registry = Registry::start();
+    let kept = registry.publish_bytes("kept", "1.0.0", &[], noise(200_000, 1));
+    let other = registry.publish_bytes("other", "1.0.0", &[], noise(1000, 2));
+    let max_size = format!("{LIMIT}B");
+    let warmdock = over(&registry).set("/storage/max_size", max_size).start();
+    is_whole(&warmdock, &kept);
+    registry.fail(Of::Files, Fault::Announce(LIMIT - 100_000));
+    assert_eq!(get(&warmdock, &other.path()).status, 502);
+    warmdock.wait_log("what is wrong", |event| {
+        event["error"]
+            .to_string()
+            .contains("expected a crate of 512.0 MiB at most")
+    });
+    registry.fail(Of::Everything, Fault::CutOff);
+    is_whole(&warmdock, &kept);
+}

@@ -256,7 +256,8 @@ impl Replacement {
         let snapshot = match installed {
             Ok(snapshot) => Arc::new(snapshot),
             Err(trouble) => {
-                entry.state().reservation.set(entry.folder.bytes());
+                let bytes = entry.folder.bytes();
+                entry.state().reservation.set(bytes);
                 return Err(trouble);
             }
         };
@@ -277,12 +278,13 @@ impl Replacement {
         if let Err(error) = remove_others(&entry.folder, &snapshot) {
             tracing::warn!(repo = %entry.name, %error, "packs that were consolidated are not all removed");
         }
+        let bytes = entry.folder.bytes();
         let mut state = entry.state();
         let gone = |pack: &&Arc<Pack>| !snapshot.packs.has(pack);
         for pack in now.packs.packs().iter().filter(gone) {
             pack.unlinked(&mut state.reservation);
         }
-        state.reservation.set(entry.folder.bytes());
+        state.reservation.set(bytes);
         drop(state);
         Ok(Some(snapshot))
     }

@@ -457,25 +457,24 @@ impl Pool {
     }
 
     fn entry_of(&self, name: &RepoName) -> Arc<Entry> {
-        let mut entries = self.entries();
-        if let Some(entry) = entries.get(name) {
+        if let Some(entry) = self.entries().get(name) {
             return Arc::clone(entry);
         }
+        // Looks at the disk, which may be slow: not while others wait for the list.
+        let new = Arc::new(Entry::new(
+            name.clone(),
+            MirrorFolder::at(name.folder_below(&self.data.git())),
+            self.storage.nothing(Part::Git),
+            &self.at_once,
+        ));
+        let mut entries = self.entries();
         if entries.len() >= MOST_ENTRIES {
             entries.retain(|_, entry| {
                 let state = entry.state();
                 state.on_disk || state.flight.is_some()
             });
         }
-        let folder = MirrorFolder::at(name.folder_below(&self.data.git()));
-        let entry = Arc::new(Entry::new(
-            name.clone(),
-            folder,
-            self.storage.nothing(Part::Git),
-            &self.at_once,
-        ));
-        entries.insert(name.clone(), Arc::clone(&entry));
-        entry
+        Arc::clone(entries.entry(name.clone()).or_insert(new))
     }
 
     async fn upstream(self: &Arc<Self>, host: &str) -> Result<Arc<Upstream>, PoolError> {

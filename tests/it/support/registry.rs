@@ -30,6 +30,8 @@ pub enum Fault {
     Wrong,
     /// A body that is shorter than the right one, and says so.
     Short,
+    /// This length is told, whatever follows.
+    Announce(u64),
     /// No length is told: the body is in chunks.
     Unsized,
     /// The connection ends after this many bytes of the body.
@@ -433,7 +435,11 @@ impl State {
             body.splice(..0, chunk.into_bytes());
             body.extend_from_slice(b"\r\n0\r\n\r\n");
         } else {
-            head += &format!("content-length: {}\r\n", body.len());
+            let length = match fault {
+                Fault::Announce(length) => *length,
+                _ => body.len() as u64,
+            };
+            head += &format!("content-length: {length}\r\n");
         }
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");

@@ -85,6 +85,8 @@ struct Index {
     slots: HashMap<BlobId, Slot>,
     /// What is being written, once for each source that somebody names.
     coming: HashMap<BlobId, Vec<Arc<Coming>>>,
+    /// How much of that there is in each space.
+    coming_to: HashMap<Arc<str>, usize>,
     /// The files that stay open, with the moment of their last use as a count.
     open: HashMap<BlobId, (Arc<Kept>, u64)>,
     clock: u64,
@@ -136,6 +138,7 @@ impl Blobs {
             index: Mutex::new(Index {
                 slots: HashMap::new(),
                 coming: HashMap::new(),
+                coming_to: HashMap::new(),
                 open: HashMap::new(),
                 clock: 0,
                 reservation,
@@ -202,9 +205,11 @@ impl Blobs {
         if let Some(coming) = index.coming_from(id, source) {
             return Found::Coming(coming);
         }
-        if index.coming_to(&id.space) >= MOST_COMING {
+        let all = index.coming_to.entry(Arc::clone(&id.space)).or_default();
+        if *all >= MOST_COMING {
             return Found::Busy;
         }
+        *all += 1;
         let (writer, coming) = BlobWriter::new(Arc::clone(self), id.clone(), source);
         let all = index.coming.entry(id.clone()).or_default();
         all.push(Arc::clone(&coming));
@@ -361,12 +366,6 @@ impl Index {
     fn coming_from(&self, id: &BlobId, source: &str) -> Option<Arc<Coming>> {
         let mut all = self.coming.get(id)?.iter();
         all.find(|coming| *coming.source == *source).cloned()
-    }
-
-    /// How much is being written to a space.
-    fn coming_to(&self, space: &str) -> usize {
-        let of_space = self.coming.iter().filter(|(id, _)| *id.space == *space);
-        of_space.map(|(_, all)| all.len()).sum()
     }
 
     /// Says that the blob was used; returns whether that is worth writing down.

@@ -292,6 +292,10 @@ impl BlobWriter {
     }
 
     fn keep(&mut self, kept: &Arc<Kept>) -> io::Result<()> {
+        // From another source it may be here by now.
+        if self.blobs.index().open.contains_key(&self.id) {
+            return Ok(());
+        }
         kept.file.sync_all()?;
         let path = self.blobs.path(&self.id);
         let folder = path.parent().unwrap_or(&path);
@@ -339,6 +343,9 @@ impl Drop for BlobWriter {
                 if all.is_empty() {
                     index.coming.remove(&self.id);
                 }
+            }
+            if let Some(all) = index.coming_to.get_mut(&self.id.space) {
+                *all -= 1;
             }
         }
         if !self.moved {

@@ -24,7 +24,6 @@ use super::name::CrateFile;
 use super::range::Part;
 use super::{Crates, Registry};
 use crate::blobs::Failed;
-use crate::buffers::Buffer;
 use crate::error::Error;
 
 /// What is unpacked at once, in bytes: little enough for an async worker, and for hundreds of clients who stop reading.
@@ -79,19 +78,23 @@ pub fn entry(crates: &Crates, entry: &Entry, asked: &Asked<'_>) -> Response {
     if asked.has(&meta.etag, meta.last_modified.as_deref()) {
         return response(StatusCode::NOT_MODIFIED, headers, Body::empty());
     }
-    let (body, length) = if asked.takes_gzip() {
+    let packed = asked.takes_gzip();
+    let length = if packed {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        let packed = entry.packed.clone();
-        let length = packed.len() as u64;
-        (Body::from(packed), length)
+        entry.packed.len() as u64
     } else {
-        (unpacked(entry), meta.length)
+        meta.length
     };
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     if asked.method == Method::HEAD {
         return response(StatusCode::OK, headers, Body::empty());
     }
     crates.counters.sent(Kind::Index, length);
+    let body = if packed {
+        entry.packed.clone().into()
+    } else {
+        unpacked(entry)
+    };
     response(StatusCode::OK, headers, body)
 }
 
@@ -107,10 +110,10 @@ fn unpacked(entry: &Entry) -> Body {
             tokio::task::yield_now().await;
         }
         let size = left.min(PIECE);
-        let mut piece = Buffer::of(size as usize);
-        text.read_exact(piece.as_mut())?;
+        let mut piece = vec![0; size as usize];
+        text.read_exact(&mut piece)?;
         let rest = (text, left - size);
-        io::Result::Ok(Some((Bytes::from_owner(piece), rest)))
+        io::Result::Ok(Some((Bytes::from(piece), rest)))
     });
     Body::new(Sized::new(Body::from_stream(pieces), Some(length)))
 }

@@ -20,7 +20,8 @@ use crate::blobs::{BlobId, BlobReader, BlobWriter, Coming, Failed, Found, Kept, 
 const TRIES: usize = 3;
 /// What is written to disk in one go, where the registry sends that quickly.
 const BATCH: usize = 256 << 10;
-/// Cargo unpacks no more of a crate. SECURITY: for what a registry announces and sends, other files are evicted.
+/// More than any crate should have: larger ones are passed on. SECURITY: for what a registry announces and sends, other
+/// files are evicted.
 const MOST_BYTES: u64 = 512 << 20;
 /// How often a file that is found damaged is fetched again for one reader.
 const REPAIRS: usize = 2;
@@ -190,9 +191,7 @@ impl Crates {
                     .unwrap_or(0)
                     .max(writer.written() + batch.len() as u64);
                 let written = if length > MOST_BYTES {
-                    let most = bytesize::ByteSize(MOST_BYTES);
-                    let text = format!("expected a crate of {most} at most, found {length} bytes");
-                    Err(Failed::Wrong(text.into()))
+                    Err(Failed::Full)
                 } else {
                     let expecting = expected.map_or(Ok(()), |length| writer.expect(length));
                     expecting.and_then(|()| writer.write(batch))

@@ -144,9 +144,12 @@ impl Entries {
         }
     }
 
-    /// Says that it was used now, which is only remembered: after a restart the last confirmation counts.
+    /// Says that it was used now, which is only remembered: after a restart the last confirmation counts. Does not wait
+    /// for whoever removes files at this moment.
     pub fn use_now(&self, name: &CrateName) {
-        if let Some((_, used)) = self.files().sizes.get_mut(name) {
+        if let Ok(mut files) = self.files.try_lock()
+            && let Some((_, used)) = files.sizes.get_mut(name)
+        {
             *used = seconds_of(SystemTime::now());
         }
     }

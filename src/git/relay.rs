@@ -179,11 +179,7 @@ impl References {
             };
             let whole = &rest[..rest.len() - packets.rest().len()];
             let Packet::Data(data) = packet else {
-                if let Some(capabilities) = self.capabilities.take() {
-                    let nothing =
-                        format!("{} capabilities^{{}}", ObjectId::null(gix_hash::Kind::Sha1));
-                    write_first(&mut kept, nothing.as_bytes(), &capabilities)?;
-                }
+                write_none(&mut kept, self.capabilities.take())?;
                 kept.extend_from_slice(whole);
                 continue;
             };
@@ -194,17 +190,31 @@ impl References {
             };
             let is_other =
                 |name: &[u8]| name != b"HEAD" && name != b"capabilities" && !is_mirrored(name);
-            if name_of(line).is_some_and(is_other) {
+            let name = name_of(line);
+            if name.is_some_and(is_other) {
                 if let Some(capabilities) = capabilities {
                     self.capabilities = Some(capabilities.to_vec());
                 }
-            } else if let Some(capabilities) = self.capabilities.take() {
-                write_first(&mut kept, line, &capabilities)?;
-            } else {
-                kept.extend_from_slice(whole);
+                continue;
+            }
+            match self.capabilities.take_if(|_| name.is_some()) {
+                Some(capabilities) => write_first(&mut kept, line, &capabilities)?,
+                None => {
+                    write_none(&mut kept, self.capabilities.take())?;
+                    kept.extend_from_slice(whole);
+                }
             }
         }
     }
+}
+
+/// Capabilities for which no reference is left.
+fn write_none(out: &mut Vec<u8>, capabilities: Option<Vec<u8>>) -> Result<(), pktline::TooLong> {
+    let Some(capabilities) = capabilities else {
+        return Ok(());
+    };
+    let none = format!("{} capabilities^{{}}", ObjectId::null(gix_hash::Kind::Sha1));
+    write_first(out, none.as_bytes(), &capabilities)
 }
 
 /// The reference that a line tells of: `<id> <name>`, in version 2 with attributes, before that also as `<name>^{}`.
@@ -325,6 +335,10 @@ mod tests {
         assert_eq!(
             list(&["ID refs/changes/1\0thin-pack"]),
             expected(&[nothing])
+        );
+        assert_eq!(
+            list(&["ID refs/changes/1\0thin-pack", "shallow ID"]),
+            expected(&[nothing, "shallow ID"])
         );
         assert_eq!(list(&[nothing]), expected(&[nothing]));
     }

@@ -20,10 +20,10 @@ fn particular(name: &str) -> Project {
     );
     project.write(
         ".cargo/config.toml",
-        "include = [\"flags.toml\"]\n[build]\nrustc-wrapper = \"sccache\"\n[term]\nquiet = true\n",
+        "include = [\"flags/all.toml\"]\n[build]\nrustc-wrapper = \"sccache\"\n[term]\nquiet = true\n",
     );
     project.write(
-        ".cargo/flags.toml",
+        ".cargo/flags/all.toml",
         "[build]\nrustflags = [\"--cfg\", \"flagged\"]\n",
     );
     project.write(
@@ -52,6 +52,7 @@ fn particular(name: &str) -> Project {
         std::fs::rename(&link, link.with_file_name(to)).unwrap();
         symlink(to, link).unwrap();
     }
+    symlink("circle.rs", project.path("circle.rs")).unwrap();
     project
 }
 

@@ -26,12 +26,20 @@ fn large(configure: impl FnOnce(Builder) -> Builder) -> (Upstream, Repo, Warmdoc
 
 /// Asks for a pack and reads only the head of the answer.
 fn stalled(warmdock: &Warmdock, arguments: &[&str]) -> (http::Response, BufReader<TcpStream>) {
+    asked_of(warmdock, SAMPLE, arguments)
+}
+
+fn asked_of(
+    warmdock: &Warmdock,
+    repo: &str,
+    arguments: &[&str],
+) -> (http::Response, BufReader<TcpStream>) {
     let body = pkt::v2("fetch", arguments);
     let mut stream = connect(warmdock.address());
     let head = format!(
         "POST {}/git-upload-pack HTTP/1.1\r\nHost: x\r\nGit-Protocol: version=2\r\nContent-Length: {}\r\n\
          Content-Type: application/x-git-upload-pack-request\r\nConnection: close\r\n\r\n",
-        target(SAMPLE),
+        target(repo),
         body.len()
     );
     stream
@@ -125,6 +133,11 @@ fn others_do_not_wait_for_a_repository_that_is_flooded() {
     let waiting = || {
         warmdock.metric(|sample| sample.starts_with("warmdock_git_queue_length{queue=\"pack\"}"))
     };
+    let other = Client::new(2)
+        .git(&["ls-remote", &warmdock.url("team/other"), "refs/heads/main"])
+        .ok()
+        .text();
+    let want_other = format!("want {}", &other[..40]);
     let flood: Vec<_> = (1..=60)
         .map(|number| {
             let filter = format!("filter blob:limit={number}g");
@@ -133,9 +146,9 @@ fn others_do_not_wait_for_a_repository_that_is_flooded() {
         .collect();
     assert!(flood.iter().all(|(head, _)| head.status == 200));
     assert!(waiting() > 20.0, "no queue: {}", warmdock.metrics());
-    Client::new(2)
-        .clone(&warmdock.url("team/other"), "ours", &["--bare"])
-        .ok();
+    let (mut head, mut reader) = asked_of(&warmdock, "team/other", &[&want_other, "done"]);
+    http::read_body(&mut reader, &mut head);
+    assert!(head.complete && !pkt::pack_of(&head.body).is_empty());
     assert!(waiting() > 0.0, "the whole queue was before another's pack");
 }
 

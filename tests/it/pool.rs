@@ -266,7 +266,7 @@ fn warm_repositories_are_refreshed_as_often_as_promised() {
     for (repo, times) in asked {
         let took = times[5] - times[1];
         // Half as often would take eight.
-        assert!(took < REFRESH * 11 / 2, "{repo}: four times in {took:?}");
+        assert!(took < REFRESH * 7, "{repo}: four times in {took:?}");
     }
 }
 

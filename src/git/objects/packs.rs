@@ -361,6 +361,21 @@ impl PackSet {
         self.packs.iter().map(|pack| pack.bytes()).sum()
     }
 
+    /// Bytes that these objects take in the packs.
+    pub fn bytes_of(&self, objects: &ObjectSet) -> u64 {
+        let in_pack = |(pack, first): (&Arc<Pack>, &u32)| -> u64 {
+            let order = pack.by_offset();
+            let ends = order.iter().skip(1).map(|(start, _)| *start);
+            let ends = ends.chain([pack.data.pack_end() as u64]);
+            let entries = order.iter().zip(ends);
+            entries
+                .filter(|((_, position), _)| objects.contains(ObjectNumber(first + position)))
+                .map(|((start, _), end)| end - start)
+                .sum()
+        };
+        self.packs.iter().zip(&self.first).map(in_pack).sum()
+    }
+
     /// Every object once, also those that stand in several packs.
     pub fn all(&self) -> ObjectSet {
         let mut all = ObjectSet::with_room_for(self.room());

@@ -44,6 +44,8 @@ pub(super) struct AtOnce {
 
 pub(super) struct State {
     pub snapshot: Option<Arc<Snapshot>>,
+    /// What [`Self::counts`] were when it was last open.
+    counts: (usize, u64),
     /// A whole mirror lies on disk.
     pub on_disk: bool,
     pub flight: Option<Arc<Flight>>,
@@ -61,6 +63,15 @@ pub(super) struct State {
     pub used: SystemTime,
     pub touched: Option<Instant>,
     pub reservation: Reservation,
+}
+
+impl State {
+    /// References and objects of the mirror, as far as it was open since this process began.
+    pub fn counts(&self) -> (usize, u64) {
+        self.snapshot.as_ref().map_or(self.counts, |snapshot| {
+            (snapshot.refs.names.len(), snapshot.packs.room().into())
+        })
+    }
 }
 
 /// A request that is passed through, as long as this lives.
@@ -86,19 +97,25 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What does not fit, takes too long, has objects of another format or was damaged twice is not tried again soon, and
 /// ever less often: each try may cost a whole clone, and all that is evicted for it.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
-const LONGEST_HOPELESS_PAUSE: Duration = Duration::from_secs(24 * 3600);
+const LONGEST_HOPELESS_PAUSE: Duration = Duration::from_secs(6 * 3600);
 
 /// The file whose time is when the upstream last answered: written when references change, touched when they do not.
 const REFS: &str = "packed-refs";
 
 impl Failure {
-    /// The failure that follows `before`.
+    /// The failure that follows `before`. What does not get better by itself begins to count anew.
     pub fn after(before: Option<&Self>, error: UpstreamError) -> Self {
-        Self {
+        let mut failure = Self {
             when: Instant::now(),
             error,
-            times: before.map_or(1, |before| before.times.saturating_add(1)),
+            times: 1,
+        };
+        if let Some(before) = before
+            && before.is_hopeless() == failure.is_hopeless()
+        {
+            failure.times = before.times.saturating_add(1);
         }
+        failure
     }
 
     /// Whether it is too early to try again.
@@ -106,15 +123,29 @@ impl Failure {
         self.when.elapsed() < self.pause()
     }
 
-    fn pause(&self) -> Duration {
-        match &self.error {
+    /// Whether it is for want of room below the limit.
+    pub fn is_for_room(&self) -> bool {
+        matches!(
+            self.error,
             UpstreamError::Storage(StorageFull::Limit { .. })
-            | UpstreamError::Sha256
-            | UpstreamError::Hopeless(_) => {
-                growing_pause(HOPELESS_PAUSE, self.times, LONGEST_HOPELESS_PAUSE)
-            }
-            _ => growing_pause(FIRST_PAUSE, self.times, LONGEST_PAUSE),
-        }
+        )
+    }
+
+    fn is_hopeless(&self) -> bool {
+        self.is_for_room()
+            || matches!(
+                self.error,
+                UpstreamError::Sha256 | UpstreamError::Hopeless(_)
+            )
+    }
+
+    fn pause(&self) -> Duration {
+        let (first, longest) = if self.is_hopeless() {
+            (HOPELESS_PAUSE, LONGEST_HOPELESS_PAUSE)
+        } else {
+            (FIRST_PAUSE, LONGEST_PAUSE)
+        };
+        growing_pause(first, self.times, longest)
     }
 }
 
@@ -136,6 +167,7 @@ impl Entry {
             name,
             state: Mutex::new(State {
                 snapshot: None,
+                counts: (0, 0),
                 on_disk,
                 flight: None,
                 fresh: None,
@@ -189,23 +221,25 @@ impl Entry {
         state.snapshot.clone().filter(|_| age <= max_age)
     }
 
-    /// Closes the mirror unless somebody uses it, or has within `idle`. It is opened again when it is needed.
+    /// Closes the mirror unless somebody uses it, or has within `idle`. It is opened again when it is needed. Blocks.
     pub(super) fn close_if_idle(&self, idle: Duration) {
-        let Ok(_busy) = self.busy.try_lock() else {
+        let (Ok(_busy), Ok(_maintaining)) = (self.busy.try_lock(), self.maintaining.try_lock())
+        else {
             return;
         };
         let mut state = self.state();
-        let used = state.flight.is_some()
-            || state.used.elapsed().is_ok_and(|unused| unused < idle)
-            || !state.on_disk;
-        if !used
-            && state
-                .snapshot
-                .as_ref()
-                .is_some_and(|snapshot| Arc::strong_count(snapshot) == 1)
-        {
-            state.snapshot = None;
+        if state.flight.is_some() || state.used.elapsed().is_ok_and(|unused| unused < idle) {
+            return;
         }
+        // Readers of an older snapshot hold its packs.
+        let nobody_reads = |snapshot: &mut Arc<Snapshot>| {
+            let mut packs = snapshot.packs.packs().iter();
+            Arc::strong_count(snapshot) == 1 && packs.all(|pack| Arc::strong_count(pack) == 1)
+        };
+        state.counts = state.counts();
+        let closed = state.snapshot.take_if(nobody_reads);
+        drop(state);
+        drop(closed); // which takes its time
     }
 
     /// Remembers, over restarts, when the upstream last answered. It is no loss when this fails.
@@ -247,5 +281,7 @@ mod tests {
             failure = Failure::after(Some(&failure), cut_off.clone());
         }
         assert_eq!(failure.pause(), LONGEST_PAUSE);
+        let other = Failure::after(Some(&failure), UpstreamError::Sha256);
+        assert_eq!(other.pause(), HOPELESS_PAUSE);
     }
 }

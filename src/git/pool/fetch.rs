@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -102,7 +102,11 @@ pub(super) fn list(
     stop: &Arc<AtomicBool>,
 ) -> Result<(), UpstreamError> {
     let job = FetchJob {
-        on_refs: &|refs| flight.set_refs(refs.clone()),
+        on_refs: &|refs| {
+            if !flight.progress.begun.load(Ordering::Relaxed) {
+                flight.set_refs(refs.clone());
+            }
+        },
         pack: None,
         stop,
     };

@@ -184,9 +184,8 @@ impl Replacement {
             Work::MergeSmall => replaced.all(),
         };
         // For what will not fit beside the mirror, nothing is evicted.
-        let of_each = replaced.bytes() / u64::from(replaced.room().max(1));
         reservation
-            .can_grow(of_each * objects.len() as u64, before.packs.bytes())
+            .can_grow(replaced.bytes_of(&objects), before.packs.bytes())
             .map_err(UpstreamError::Storage)?;
         let index = rewrite(&replaced, &objects, &scratch.0, stop, &mut reservation)?;
         let history = match (work, &index) {

@@ -226,14 +226,8 @@ impl Pool {
                         (None, false, Some(_)) => "failed",
                         (None, false, None) => "absent",
                     },
-                    refs: state
-                        .snapshot
-                        .as_ref()
-                        .map_or(0, |snapshot| snapshot.refs.names.len()),
-                    objects: state
-                        .snapshot
-                        .as_ref()
-                        .map_or(0, |snapshot| snapshot.packs.room().into()),
+                    refs: state.counts().0,
+                    objects: state.counts().1,
                     bytes: state.reservation.bytes(),
                     // A mirror that was evicted has no age.
                     last_fetch: state.last_fetch.filter(|_| state.on_disk),

@@ -39,6 +39,9 @@ impl Pool {
             let current = config.borrow_and_update().clone();
             if current.storage.max_size != self.storage.limit() {
                 self.storage.set_limit(current.storage.max_size);
+                for entry in self.entries().values() {
+                    entry.state().failed.take_if(|failed| failed.is_for_room());
+                }
                 let storage = Arc::clone(&self.storage);
                 self.tasks.spawn_blocking(move || storage.make_room());
             }
@@ -77,10 +80,14 @@ impl Pool {
     pub(super) async fn close_idle(self: Arc<Self>) {
         loop {
             tokio::time::sleep(IDLE).await;
-            let entries: Vec<_> = self.entries().values().cloned().collect();
-            for entry in entries {
-                entry.close_if_idle(IDLE);
-            }
+            let warm = self.config.borrow().git.warm.clone();
+            let mut entries: Vec<_> = self.entries().values().cloned().collect();
+            entries.retain(|entry| !warm.contains(&entry.name));
+            self.tasks.spawn_blocking(move || {
+                for entry in entries {
+                    entry.close_if_idle(IDLE);
+                }
+            });
         }
     }
 
@@ -310,7 +317,11 @@ impl Pool {
             let _place = place;
             fetch::list(&entry, &flight, &upstream, &pool.stop)
         });
-        listed.await.unwrap_or_else(|panic| Err(panicked(&panic)))?;
+        tokio::select! {
+            biased;
+            place = &mut turn => return place.map_err(stopped),
+            listed = listed => listed.unwrap_or_else(|panic| Err(panicked(&panic)))?,
+        }
         turn.await.map_err(stopped)
     }
 

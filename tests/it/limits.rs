@@ -247,15 +247,7 @@ fn health_is_answered_while_nobody_gives_up_a_connection() {
         .set("/limits/header_timeout", "1h")
         .start();
     let used: Vec<_> = (0..6)
-        .map(|_| {
-            let mut stream = connect(warmdock.address());
-            stream
-                .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                .unwrap();
-            let response = http::read_response(&mut BufReader::new(&stream)).unwrap();
-            assert_eq!(response.status, 200);
-            stream
-        })
+        .map(|_| http::used_connection(warmdock.address()))
         .collect();
     let silent: Vec<_> = (0..10).map(|_| connect(warmdock.address())).collect();
     let mut dribbling = connect(warmdock.address());

@@ -178,11 +178,7 @@ fn both_signals_stop_it_well() {
     for signal in ["TERM", "INT"] {
         let mut warmdock = warmdock::over_files(&upstream);
         // A client that only keeps its connection open holds nobody up.
-        let mut idle = connect(warmdock.address());
-        idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            .unwrap();
-        let mut reader = BufReader::new(idle);
-        assert_eq!(http::read_response(&mut reader).unwrap().status, 200);
+        let _idle = http::used_connection(warmdock.address());
         warmdock.signal(signal);
         assert!(warmdock.wait().success(), "{signal}: {}", warmdock.log());
     }
@@ -235,17 +231,7 @@ fn more_connections_than_open_files_at_first() {
         event["address"].as_str()?.parse::<SocketAddr>().ok()
     });
     let address = address.expect("the event `listening`");
-    let connections: Vec<_> = (0..100)
-        .map(|_| {
-            let mut stream = connect(address);
-            stream
-                .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                .unwrap();
-            let response = http::read_response(&mut BufReader::new(&stream)).unwrap();
-            assert_eq!(response.status, 200);
-            stream
-        })
-        .collect();
+    let connections: Vec<_> = (0..100).map(|_| http::used_connection(address)).collect();
     drop(connections);
 }
 

@@ -256,14 +256,7 @@ fn without_ofs_delta(way: Way) {
         setup.repo.commit("main", &files);
     }
     setup.repo.git(&["repack", "-adfq"]);
-    setup.git_both(&[
-        "-c",
-        "fetch.unpackLimit=1",
-        "fetch",
-        "--quiet",
-        "origin",
-        "main:main",
-    ]);
+    setup.git_both(&crate::git_clients::fetches::FETCH_INTO_A_PACK);
     setup.assert_same(Objects::Exactly);
     for repo in ["ours", "direct"] {
         let types = entry_types(&setup, repo);

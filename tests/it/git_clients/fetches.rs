@@ -251,7 +251,7 @@ fn random_history(rng: &mut Rng, commits: u64) -> String {
 }
 
 /// Small fetches as well, which git would unpack otherwise.
-const FETCH_INTO_A_PACK: [&str; 6] = [
+pub const FETCH_INTO_A_PACK: [&str; 6] = [
     "-c",
     "fetch.unpackLimit=1",
     "fetch",

@@ -114,6 +114,17 @@ pub fn request(
     exchange(address, &[head.as_bytes(), body].concat()).expect("an HTTP response")
 }
 
+/// A connection on which one request was answered.
+pub fn used_connection(address: SocketAddr) -> TcpStream {
+    let mut stream = connect(address);
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    let response = read_response(&mut BufReader::new(&stream)).unwrap();
+    assert_eq!(response.status, 200);
+    stream
+}
+
 /// Sends bytes and reads one response. A server may answer and close before it read everything.
 pub fn exchange(address: SocketAddr, bytes: &[u8]) -> io::Result<Response> {
     let mut stream = connect(address);

@@ -30,7 +30,7 @@ pub enum Fault {
     Wrong,
     /// A body that is shorter than the right one, and says so.
     Short,
-    /// This length is told, whatever follows.
+    /// This length is told, and the connection ends behind the body.
     Announce(u64),
     /// No length is told: the body is in chunks.
     Unsized,
@@ -448,6 +448,10 @@ impl State {
         match fault {
             Fault::CutAfter(bytes) | Fault::CutOnceAfter(bytes) => {
                 stream.write_all(&body[..body.len().min(*bytes)])?;
+                Err(std::io::ErrorKind::ConnectionAborted.into())
+            }
+            Fault::Announce(_) => {
+                stream.write_all(&body)?;
                 Err(std::io::ErrorKind::ConnectionAborted.into())
             }
             Fault::HoldAfter(bytes) => {

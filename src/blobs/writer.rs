@@ -41,6 +41,9 @@ pub enum Failed {
     /// There is no room to keep it.
     #[error("there is no room for it")]
     Full,
+    /// It would be one too many that is on its way.
+    #[error("too many files are on their way, please try again")]
+    Busy,
     #[error("{0}")]
     Source(Arc<str>),
     /// Not what it should be.

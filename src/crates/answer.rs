@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{
@@ -25,6 +26,11 @@ use super::range::Part;
 use super::{Crates, Registry};
 use crate::blobs::Failed;
 use crate::error::Error;
+
+/// cargo asks again three times, and waits as long as it is told.
+pub const BUSY: Error = Error::Busy {
+    retry_after: Duration::from_secs(5),
+};
 
 /// What is unpacked at once, in bytes: little enough for an async worker, and for hundreds of clients who stop reading.
 const PIECE: u64 = 64 << 10;
@@ -228,6 +234,7 @@ pub fn failed(why: Failed) -> Error {
     match why {
         Failed::NotFound => Error::NotFound,
         Failed::Full => Error::StorageFull,
+        Failed::Busy => BUSY,
         Failed::Source(why) | Failed::Wrong(why) => Error::UpstreamFailed(why.to_string()),
     }
 }

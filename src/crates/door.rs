@@ -1,7 +1,6 @@
 //! The HTTP door to the crate cache: a sparse registry, as cargo's reference describes it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -23,11 +22,6 @@ use crate::config::Anonymous;
 use crate::error::Error;
 use crate::own_address;
 use crate::server::connection::Peer;
-
-/// cargo asks again three times, and waits as long as it is told.
-const BUSY: Error = Error::Busy {
-    retry_after: Duration::from_secs(5),
-};
 
 /// The routes below `/crates/`.
 pub fn routes() -> Router<Arc<App>> {
@@ -120,7 +114,7 @@ async fn entry(
         Err(why) => {
             crates.counters.answer(Kind::Index, From::Failed);
             return Err(match why {
-                NoEntry::Busy => BUSY,
+                NoEntry::Busy => answer::BUSY,
                 NoEntry::Trouble(Trouble::NotFound) => Error::NotFound,
                 NoEntry::Trouble(Trouble::Failed(why)) => Error::UpstreamFailed(why.to_string()),
             });
@@ -144,11 +138,7 @@ async fn file(
     wanted: &CrateFile,
     asked: &Asked<'_>,
 ) -> Result<Response, Error> {
-    let Some(opened) = crates.open_unless_busy(registry, wanted).await else {
-        crates.counters.answer(Kind::File, From::Failed);
-        return Err(BUSY);
-    };
-    match opened {
+    match crates.open(registry, wanted).await {
         Ok((opened, from)) => {
             crates.counters.answer(Kind::File, from);
             answer::file(crates, registry, wanted, opened, asked).await

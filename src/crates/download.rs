@@ -36,41 +36,7 @@ pub enum Opened {
 }
 
 impl Crates {
-    /// Opens a file, and begins to fetch it where it is not there. Waits for the first bytes. `None` where too many files
-    /// of the registry are on their way already.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub async fn open_unless_busy(
-        self: &Arc<Self>,
-        registry: &Arc<Registry>,
-        file: &CrateFile,
-    ) -> Option<Result<(Opened, From), Failed>> {
-        let id = BlobId {
-            space: Arc::clone(&registry.space),
-            digest: file.digest,
-        };
-        let source = format!("{}/{}", file.name, file.version);
-        let (coming, from) = match self.blobs.find(&id, &source).await {
-            Found::Kept(kept) => return Some(Ok((Opened::Kept(kept), From::Cache))),
-            Found::Coming(coming) => (coming, From::Shared),
-            Found::New(writer, coming) => {
-                self.fetch(registry, file, *writer);
-                (coming, From::Upstream)
-            }
-            Found::Busy => return None,
-        };
-        Some(match coming.begun().await {
-            Ok(begun) => Ok((Opened::Coming(coming, begun.length), from)),
-            Err(Failed::Full) => {
-                let passing = self.pass(registry, file).await;
-                passing.map(|passing| (Opened::Passing(Box::new(passing)), From::Upstream))
-            }
-            Err(why) => Err(why),
-        })
-    }
-
-    /// The same for who is under way already, and cannot be told to come again.
+    /// Opens a file, and begins to fetch it where it is not there. Waits for the first bytes.
     ///
     /// # Errors
     /// Why there is none.
@@ -79,9 +45,28 @@ impl Crates {
         registry: &Arc<Registry>,
         file: &CrateFile,
     ) -> Result<(Opened, From), Failed> {
-        let opened = self.open_unless_busy(registry, file).await;
-        let busy = "too many files are on their way, please try again";
-        opened.unwrap_or_else(|| Err(Failed::Source(busy.into())))
+        let id = BlobId {
+            space: Arc::clone(&registry.space),
+            digest: file.digest,
+        };
+        let source = format!("{}/{}", file.name, file.version);
+        let (coming, from) = match self.blobs.find(&id, &source).await {
+            Found::Kept(kept) => return Ok((Opened::Kept(kept), From::Cache)),
+            Found::Coming(coming) => (coming, From::Shared),
+            Found::New(writer, coming) => {
+                self.fetch(registry, file, *writer);
+                (coming, From::Upstream)
+            }
+            Found::Busy => return Err(Failed::Busy),
+        };
+        match coming.begun().await {
+            Ok(begun) => Ok((Opened::Coming(coming, begun.length), from)),
+            Err(Failed::Full) => {
+                let passing = self.pass(registry, file).await?;
+                Ok((Opened::Passing(Box::new(passing)), From::Upstream))
+            }
+            Err(why) => Err(why),
+        }
     }
 
     async fn pass(&self, registry: &Registry, file: &CrateFile) -> Result<Passing, Failed> {

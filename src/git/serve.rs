@@ -181,10 +181,14 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
     loop {
         let chunk = match timeout(PULSE, stream.next()).await {
             // Also tells us whether the client is still there.
-            Err(_) => pulse(band, || {
-                let waited = waits_since.filter(|_| progress)?.elapsed().as_secs();
-                Some(format!("making the pack: {waited} s"))
-            }),
+            Err(_) => {
+                let waiting = waits_since.filter(|_| progress);
+                pulse(
+                    band,
+                    waiting
+                        .map(|since| format!("making the pack: {} s", since.elapsed().as_secs())),
+                )
+            }
             Ok(Ok(Some(block))) => {
                 waits_since = None;
                 if reframe.is_identity() {
@@ -223,8 +227,8 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
 }
 
 /// What a client hears that waits: how far it is, where it wants that and there is something to tell.
-fn pulse(band: Band, describe: impl FnOnce() -> Option<String>) -> Bytes {
-    let packets = match describe() {
+fn pulse(band: Band, far: Option<String>) -> Bytes {
+    let packets = match far {
         Some(text) => sideband::progress(band, &format!("warmdock: {text}\r")),
         None => sideband::keepalive(band),
     };
@@ -266,12 +270,11 @@ pub fn send_after_first_clone(
             match timeout(PULSE, flight.wait()).await {
                 Ok(landed) => break landed.map_err(|error| error.to_string()),
                 Err(_) => {
-                    next = pulse(band, || {
-                        progress.then(|| {
-                            let far = flight.progress.describe();
-                            format!("first clone of this repository: {far}")
-                        })
-                    });
+                    let far = progress.then(|| flight.progress.describe());
+                    next = pulse(
+                        band,
+                        far.map(|far| format!("first clone of this repository: {far}")),
+                    );
                 }
             }
         };
@@ -301,7 +304,7 @@ mod tests {
     fn a_client_that_waits_hears_ten_bytes_a_second() {
         for band in [Band::Small, Band::Large] {
             for said in [None, Some(String::new())] {
-                let bytes = pulse(band, || said).len() as f64;
+                let bytes = pulse(band, said).len() as f64;
                 assert!(bytes / PULSE.as_secs_f64() >= 10.0, "{band:?}");
             }
         }

@@ -227,7 +227,7 @@ target "release" {
   target = can(regex("[1-9]", SOURCE_DATE_EPOCH)) ? "image" : "SOURCE_DATE_EPOCH is empty or 0: SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) docker buildx bake release"
   # mode=min beside the image would be no safer: it takes along the layers that an earlier export has made.
   cache-from = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant}"] : []
-  cache-to   = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant},mode=max,ignore-error=true"] : []
+  cache-to   = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant},mode=max,compression=zstd,ignore-error=true"] : []
 }
 
 target "check" {

@@ -180,8 +180,10 @@ fn one_version_of_a_crate_from_two_sources() {
     );
     project.write("Cargo.toml", &format!("{manifest}{next}\n"));
     corp.lock(&project);
-    let built = corp.build_directly(&project).run();
-    built.fails_with(&["one version of a crate from two sources"]);
+    let build = corp.build_directly(&project).option("--target=crates");
+    build
+        .run()
+        .fails_with(&["one version of a crate from two sources"]);
 }
 
 #[test]
@@ -223,7 +225,9 @@ fn an_agent_with_a_key_that_is_not_let_in() {
     let agent = crate::support::ssh_door::Agent::start();
     let build = || {
         corp.build(&project)
+            .option("--target=crates")
             .secret("known_hosts", &corp.known_hosts())
+            .secret("cargo_config", &corp.with_one_retry())
             .agent(&agent.socket())
     };
     build()
@@ -239,7 +243,12 @@ fn an_agent_with_a_key_that_is_not_let_in() {
 fn no_known_hosts_and_wrong_ones() {
     let corp = Corp::start();
     let project = corp.greeter();
-    let build = || corp.build(&project).agent(&corp.agent.socket());
+    let build = || {
+        corp.build(&project)
+            .option("--target=crates")
+            .secret("cargo_config", &corp.with_one_retry())
+            .agent(&corp.agent.socket())
+    };
     build()
         .run()
         .fails_with(&["no host key is known", "--secret id=known_hosts"]);

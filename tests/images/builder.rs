@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::corp;
 use crate::docker::{self, ROOT, Tag};
 use crate::project::Project;
 use crate::support::warmdock::{self, Builder};
@@ -69,9 +70,15 @@ fn repositories_and_crates_come_through_the_service() {
         std::fs::write(&file, client_config(client, &service.config_file(), &url)).unwrap();
         secrets[name.trim_end_matches(".toml")] = json!({ "file": file });
     }
-    // The service that runs has another port than the files in the checkout say.
+    // The service that runs has another port than the files in the checkout say. The name is for the builds of corp.rs: with
+    // the same names and network they find the compilers that this one has installed.
     let more = project.beside("port.json");
-    std::fs::write(&more, json!({ "secrets": secrets }).to_string()).unwrap();
+    let names = json!({ "builder": { "build": { "extra_hosts": { corp::HOST: "127.0.0.1" } } } });
+    std::fs::write(
+        &more,
+        json!({ "secrets": secrets, "services": names }).to_string(),
+    )
+    .unwrap();
     // Nothing may be left from other builds.
     docker::forget_downloads();
     let tag = Tag(format!("{}:built-through-warmdock", project.name));

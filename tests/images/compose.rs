@@ -1,5 +1,7 @@
 //! `docker compose up`, as the README says it: ready, locked down, lasting, and clear about a wrong configuration.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,12 +9,15 @@ use serde_json::{Value, json};
 
 use crate::docker;
 use crate::support::process::{self, Output};
+use crate::support::ssh_door::SshDoor;
 use crate::support::{Client, Repo, temporary_folder, wait_for};
 
 /// The compose file's service in a project of its own, with repositories in a folder as its upstream.
 struct Compose {
     name: String,
     variant: &'static str,
+    /// Further compose files of the checkout.
+    files: Vec<&'static str>,
     folder: tempfile::TempDir,
     config: PathBuf,
 }
@@ -26,6 +31,7 @@ impl Compose {
         let compose = Self {
             name,
             variant,
+            files: Vec::new(),
             config,
             folder,
         };
@@ -53,6 +59,34 @@ impl Compose {
         self.folder.path().join("upstream")
     }
 
+    /// What the SSH door needs, as deploy/compose.ssh.yml mounts it.
+    fn ssh_files(&self) -> PathBuf {
+        self.folder.path().join("ssh")
+    }
+
+    /// Opens the SSH door to the key `user` of `door`.
+    fn with_ssh(mut self, door: &SshDoor) -> Self {
+        door.keygen("ssh_host_key");
+        std::fs::create_dir(self.ssh_files()).unwrap();
+        for name in ["ssh_host_key", "authorized_keys"] {
+            let file = self.ssh_files().join(name);
+            std::fs::copy(door.path(name), &file).unwrap();
+            // Not everybody who runs this can give files to user 65532.
+            std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        }
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(&self.config).unwrap()).unwrap();
+        config["listen"]["ssh"] = json!({
+            "address": "0.0.0.0:2222",
+            "host_key_file": "/run/secrets/ssh/ssh_host_key",
+        });
+        config["access"]["keys"] =
+            json!({ "authorized_keys_file": "/run/secrets/ssh/authorized_keys" });
+        std::fs::write(&self.config, config.to_string()).unwrap();
+        self.files.push("deploy/compose.ssh.yml");
+        self
+    }
+
     /// As in contents.rs: Debian's image is here for its shape.
     fn profile(&self) -> &'static str {
         match self.variant {
@@ -68,13 +102,16 @@ impl Compose {
         let mut command = docker::command(&["compose", "--project-name", &self.name]);
         command
             .args(["--progress=plain", "--file=docker-compose.yml"])
+            .args(self.files.iter().flat_map(|file| ["--file", *file]))
             .arg("--file")
             .arg(more)
             .args(args)
             .env("VARIANT", self.variant)
             .env("PROFILE", self.profile())
             .env("CONFIG", &self.config)
-            .env("PORT", "0");
+            .env("PORT", "0")
+            .env("SSH_FILES", self.ssh_files())
+            .env("SSH_PORT", "0");
         process::run(command, b"", Duration::from_secs(25 * 60))
     }
 
@@ -98,14 +135,21 @@ impl Compose {
         list[0].clone()
     }
 
-    /// Where the sample repository is for clients.
+    /// The address on this machine of a port in the container.
     #[track_caller]
-    fn url(&self) -> String {
-        let address = self.run(&["port", "warmdock", "8080"]).ok().text();
+    fn address(&self, port: &str) -> String {
+        let address = self.run(&["port", "warmdock", port]).ok().text();
         assert!(
             address.starts_with("127.0.0.1:"),
             "{address}: only for this machine"
         );
+        address
+    }
+
+    /// Where the sample repository is for clients.
+    #[track_caller]
+    fn url(&self) -> String {
+        let address = self.address("8080");
         format!("http://{address}/git/git.example.test/team/sample.git")
     }
 
@@ -292,4 +336,30 @@ fn the_debian_image_by_one_variable() {
         status(&container["State"]["Pid"], "Uid"),
         "65532 65532 65532 65532"
     );
+}
+
+#[test]
+fn the_ssh_door_by_a_second_file() {
+    let door = SshDoor::new();
+    let compose = Compose::new("musl").with_ssh(&door);
+    compose.up();
+    let (address, host_key) = (compose.address("2222"), door.public("ssh_host_key"));
+    let port = address.rsplit(':').next().unwrap();
+    let known = format!("[127.0.0.1]:{port} {host_key}\n");
+    std::fs::write(door.path("known_hosts"), known).unwrap();
+    assert!(compose.logs().contains(&host_key), "{}", compose.logs());
+    let mut client = Client::new(2);
+    client.set("GIT_SSH_COMMAND", &door.ssh("user"));
+    let url = format!("ssh://git@{address}/git.example.test/team/sample.git");
+    client.clone(&url, "clone", &["--bare"]).ok();
+
+    // As an editor writes it: a new file in the place of the old one.
+    let keys = compose.ssh_files().join("authorized_keys");
+    let new = keys.with_extension("new");
+    std::fs::write(&new, "").unwrap();
+    std::fs::rename(new, keys).unwrap();
+    wait_for("the key to be refused", || {
+        let output = client.git(&["ls-remote", &url]);
+        (!output.status.success()).then_some(())
+    });
 }

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use crate::builder::client_config;
-use crate::docker::Build;
+use crate::docker::{Build, ROOT, text};
 use crate::project::Project;
 use crate::support::ssh_door::{Agent, SshDoor};
 use crate::support::sshd::Sshd;
@@ -226,6 +226,39 @@ impl Corp {
             .agent(&self.agent.socket())
             .secret("known_hosts", &self.known_hosts())
             .secret("gitconfig", &self.gitconfig_for_https())
+    }
+
+    /// A build by the bake file, whose variables name what opens the crates, into the image `greeter:<tag>`.
+    pub fn bake(&self, project: &Project, tag: &str) -> Build {
+        let network = json!({ "target": { "musl": {
+            "network": "host",
+            "entitlements": ["network.host"],
+            "extra-hosts": { HOST: "127.0.0.1" },
+        } } });
+        let network = self.write("network.json", &network.to_string());
+        Build::bake(&["musl"])
+            .option("--file")
+            .option(network)
+            .option("--allow=network.host")
+            .option(format!("--set=*.context={}", project.root().display()))
+            .option(format!("--set=*.dockerfile={ROOT}/Dockerfile.musl"))
+            .variable("PACKAGE", &project.name)
+            .variable("TAG", tag)
+    }
+
+    /// The same straight from the host.
+    pub fn bake_directly(&self, project: &Project, tag: &str) -> Build {
+        self.bake(project, tag)
+            .option("--allow=ssh")
+            .variable("SSH", "true")
+            .variable("SSH_AUTH_SOCK", &self.agent.socket())
+            .variable("KNOWN_HOSTS", text(&self.known_hosts()))
+            .variable("GITCONFIG", text(&self.gitconfig_for_https()))
+    }
+
+    /// For builds that a host refuses: cargo would ask it three times more, with pauses of eleven seconds in all.
+    pub fn with_one_retry(&self) -> PathBuf {
+        self.write("with_one_retry.toml", "[net]\nretry = 1\n")
     }
 
     /// What must be nowhere in an image, nor in what is made beside it: by name, the bytes.

@@ -122,7 +122,7 @@ fn a_release_is_attested_reproducible_and_cached() {
         );
         assert_eq!(
             target["cache-to"],
-            json!([{ "type": "registry", "ref": cache, "mode": "max", "ignore-error": "true" }])
+            json!([{ "type": "registry", "ref": cache, "mode": "max", "compression": "zstd", "ignore-error": "true" }])
         );
         assert_eq!(target["args"]["SOURCE_DATE_EPOCH"], "1700000000");
     }

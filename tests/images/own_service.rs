@@ -6,14 +6,79 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::docker::{self, ROOT, Tag};
+use crate::archive::Binary;
+use crate::docker::{self, Container, ROOT, Tag};
 use crate::project::Project;
 use crate::support::process;
 
+/// A workspace: the package `name`, whose binary is called `particular`, the library `words` that it uses, and `admin`,
+/// which is not shipped. Features of the package and, through it, of the library are in what the program says.
+///
 /// With a pinned toolchain that has components, a program that the build needs, flags for the compiler in a file that
 /// cargo's configuration includes, and links instead of files and folders.
 fn particular(name: &str) -> Project {
-    let project = Project::hello(name);
+    let project = Project::empty(name);
+    project.write(
+        "Cargo.toml",
+        "[workspace]\nresolver = \"3\"\nmembers = [\"service\", \"words\", \"admin\"]\n",
+    );
+    let package = |name: &str, more: &str| {
+        format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n{more}")
+    };
+    project.write(
+        "service/Cargo.toml",
+        &package(
+            name,
+            r#"[[bin]]
+name = "particular"
+path = "src/main.rs"
+
+[features]
+default = ["polite"]
+polite = []
+loud = ["words/loud"]
+
+[dependencies]
+itoa = "1"
+words = { path = "../words" }
+"#,
+        ),
+    );
+    project.write(
+        "words/Cargo.toml",
+        &package("words", "[features]\nloud = []\n"),
+    );
+    project.write(
+        "words/src/lib.rs",
+        "pub const HELLO: &str = if cfg!(feature = \"loud\") { \"HELLO\" } else { \"hello\" };\n",
+    );
+    // Compiled together with the service, it would make the library loud as well. Nor does it compile.
+    let loud = "[dependencies]\nwords = { path = \"../words\", features = [\"loud\"] }\n";
+    project.write("admin/Cargo.toml", &package("admin", loud));
+    project.write(
+        "admin/src/main.rs",
+        "compile_error!(\"nobody asked for it\");\n",
+    );
+    project.write(
+        "service/build.rs",
+        r#"fn main() {
+    println!("cargo::rustc-check-cfg=cfg(flagged)");
+    let m4 = std::process::Command::new("m4").arg("--version").output().expect("m4 runs");
+    let text = String::from_utf8(m4.stdout).unwrap();
+    println!("cargo::rustc-env=TOOL={}", text.split(' ').next().unwrap());
+}
+"#,
+    );
+    project.write(
+        "service/src/main.rs",
+        r#"fn main() {
+    let please = if cfg!(feature = "polite") { "please" } else { "now" };
+    let number = itoa::Buffer::new().format(41).to_owned();
+    println!("{} {} {} {please} {number}", env!("TOOL"), cfg!(flagged), words::HELLO);
+}
+"#,
+    );
+    project.lock(&[]);
     project.write(
         "rust-toolchain.toml",
         "[toolchain]\nchannel = \"stable\"\ncomponents = [\"rustfmt\", \"rust-analyzer\"]\n",
@@ -26,27 +91,10 @@ fn particular(name: &str) -> Project {
         ".cargo/flags/all.toml",
         "[build]\nrustflags = [\"--cfg\", \"flagged\"]\n",
     );
-    project.write(
-        "build.rs",
-        r#"fn main() {
-    println!("cargo::rustc-check-cfg=cfg(flagged)");
-    let m4 = std::process::Command::new("m4").arg("--version").output().expect("m4 runs");
-    let text = String::from_utf8(m4.stdout).unwrap();
-    println!("cargo::rustc-env=TOOL={}", text.split(' ').next().unwrap());
-}
-"#,
-    );
-    project.write(
-        "src/main.rs",
-        r#"fn main() {
-    println!("{} {} {}", env!("TOOL"), cfg!(flagged), itoa::Buffer::new().format(41));
-}
-"#,
-    );
     for (link, to) in [
         ("Cargo.lock", "particular.lock"),
-        ("src/main.rs", "particular.rs"),
-        ("src", "program"),
+        ("service/src/main.rs", "particular.rs"),
+        ("service/src", "program"),
     ] {
         let link = project.path(link);
         std::fs::rename(&link, link.with_file_name(to)).unwrap();
@@ -63,10 +111,22 @@ fn by_the_bake_file_from_its_own_checkout() {
     // Bake asks before it reads what lies outside of the working directory.
     let known_hosts = project.beside("known_hosts");
     std::fs::write(&known_hosts, "").unwrap();
-    // Profiles whose folders have other names.
-    for (target, dockerfile, profile) in [
-        ("musl", "Dockerfile.musl", "test"),
-        ("debian", "Dockerfile.debian", "bench"),
+    // Profiles whose folders have other names; no features, and some besides those by default.
+    for (target, dockerfile, profile, features, says) in [
+        (
+            "musl",
+            "Dockerfile.musl",
+            "test",
+            "",
+            "m4 true hello now 41",
+        ),
+        (
+            "debian",
+            "Dockerfile.debian",
+            "bench",
+            "default,loud",
+            "m4 true HELLO please 41",
+        ),
     ] {
         let bake = |allowed: &[&Path]| {
             let mut command = docker::command(&["buildx", "bake", "--progress=plain", "--file"]);
@@ -84,6 +144,8 @@ fn by_the_bake_file_from_its_own_checkout() {
                 .env("PWD", project.root())
                 .env_remove("BUILDX_BAKE_ENTITLEMENTS_FS")
                 .env("PACKAGE", &project.name)
+                .env("BINARY", "particular")
+                .env("FEATURES", features)
                 .env("PROFILE", profile)
                 .env("BUILD_PACKAGES", "m4")
                 .env("KNOWN_HOSTS", &known_hosts);
@@ -98,7 +160,25 @@ fn by_the_bake_file_from_its_own_checkout() {
             other => format!("latest-{other}"),
         };
         let tag = Tag(format!("{}:{tag}", project.name));
-        assert_eq!(project.run(&tag.0), "m4 true 41");
+        assert_eq!(project.run(&tag.0), says);
+        // The binary, and what ENTRYPOINT calls it; nothing else of the workspace.
+        let programs = project.beside(target);
+        let container = Container {
+            id: docker::run(&["create", &tag.0]).ok().text(),
+        };
+        let copy = |from: &str, to: &Path| {
+            let from = format!("{}:{from}", container.id);
+            docker::run(&["cp", &from, docker::text(to)]).ok();
+        };
+        copy("/usr/local/bin", &programs);
+        copy("/var/lib/particular", &project.beside("data"));
+        assert_eq!(names(&programs), ["particular", "warmdock"]);
+        let link = std::fs::read_link(programs.join("warmdock")).unwrap();
+        assert_eq!(link, Path::new("particular"));
+        let binary = std::fs::read(programs.join("particular")).unwrap();
+        let mut crates = Binary::of(&binary).crates;
+        crates.sort();
+        assert_eq!(crates, [project.name.as_str(), "itoa", "words"]);
         let config = docker::run(&["inspect", "--format={{json .Config}}", &tag.0]).ok();
         let config: Value = serde_json::from_str(&config.text()).unwrap();
         let labels = &config["Labels"];
@@ -110,4 +190,14 @@ fn by_the_bake_file_from_its_own_checkout() {
         assert_eq!(config["User"], "65532:65532");
         assert_eq!(config["Entrypoint"], json!(["/usr/local/bin/warmdock"]));
     }
+}
+
+/// What is in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }

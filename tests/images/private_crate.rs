@@ -35,10 +35,9 @@ fn contains(content: &[u8], part: &[u8]) -> bool {
 #[test]
 fn through_the_forwarded_agent_and_no_secret_stays() {
     let corp = Corp::start();
+    corp.publish_greeting("a marker in the private crate's source");
     let project = corp.greeter();
     let tag = Tag("greeter:private".to_owned());
-    corp.publish_greeting("a marker in the private crate's source");
-    corp.lock(&project);
     let secrets = corp.secrets();
     // As a job leaves it whose CARGO_HOME is in the checkout.
     let token = secrets.iter().find(|(what, _)| *what == "the token");
@@ -53,14 +52,18 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
     );
     let (archive, cache) = (project.beside("image.tar"), project.beside("cache"));
     let connections = corp.sshd.connections();
+    // To compress the compilers takes longer than to search them.
     let built = corp
-        .build_directly(&project)
-        .option("--provenance=mode=max")
+        .bake_directly(&project, "private")
+        .option("--set=*.attest=type=provenance,mode=max")
         .option(format!(
-            "--cache-to=type=local,mode=max,dest={}",
+            "--set=*.cache-to=type=local,mode=max,compression=uncompressed,dest={}",
             cache.display()
         ))
-        .into_archive(&archive)
+        .option(format!(
+            "--set=*.output=type=oci,dest={}",
+            archive.display()
+        ))
         .run()
         .ok();
     assert!(
@@ -86,8 +89,7 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
     ];
     assert_eq!(search(&cache, &secrets, &markers), Vec::<String>::new());
 
-    let build = corp.build_directly(&project).option("--load");
-    build.option(format!("--tag={}", tag.0)).run().ok();
+    corp.bake_directly(&project, "private").run().ok();
     assert_eq!(
         project.run(&tag.0),
         "a marker in the private crate's source, 41"
@@ -155,10 +157,9 @@ fn the_search_finds_what_is_there() {
 #[test]
 fn with_a_warm_service_and_the_host_away() {
     let corp = Corp::start();
+    corp.publish_greeting("from a warm service");
     let project = corp.greeter();
     let tag = Tag("greeter:warm".to_owned());
-    corp.publish_greeting("from a warm service");
-    corp.lock(&project);
     corp.warm();
     corp.sshd.fail(SshFault::Refuse);
     // Nothing of the crates may be left from other builds.
@@ -250,25 +251,28 @@ fn through_a_service_with_a_certificate_of_ones_own() {
     let with_token = format!("{registry}token = \"{}\"\n", token.trim());
     std::fs::write(&cargo_config, said.replace(registry, &with_token)).unwrap();
     docker::forget_downloads();
+    // Whatever was built before: these manifests were not.
+    let manifest = project.read("Cargo.toml");
+    project.write("Cargo.toml", &format!("{manifest}# {url}\n"));
     // Git's client and cargo's refuse it in words of their own.
     for build in [
-        corp.build(&project).secret("gitconfig", &gitconfig),
+        corp.build(&project)
+            .secret("gitconfig", &gitconfig)
+            .secret("cargo_config", &corp.with_one_retry()),
         corp.build_directly(&project)
             .secret("cargo_config", &cargo_config),
     ] {
-        let build = build.option("--target=crates");
-        build.option("--no-cache-filter=crates").run().fails_with(&[
+        build.option("--target=crates").run().fails_with(&[
             "comes from an authority that the builder does not know",
             "--secret id=ca",
         ]);
     }
-    corp.build(&project)
-        .secret("gitconfig", &gitconfig)
-        .secret("cargo_config", &cargo_config)
-        .secret("ca", &cert)
-        .option("--no-cache-filter=crates")
-        .option("--load")
-        .option(format!("--tag={}", tag.0))
+    // One of them came to the crate from Git.
+    docker::forget_downloads();
+    corp.bake(&project, "tls")
+        .variable("GITCONFIG", docker::text(&gitconfig))
+        .variable("CARGO_CONFIG", docker::text(&cargo_config))
+        .variable("CA", docker::text(&cert))
         .run()
         .ok();
     assert_eq!(project.run(&tag.0), "hello from the private crate, 41");

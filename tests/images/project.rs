@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::docker::Build;
 use crate::support::process;
@@ -25,13 +25,23 @@ impl Project {
             ),
         );
         project.says("hello");
-        project.lock(&[]);
+        // As cargo would write it, without asking a registry for each of many tests: this checkout has the crate as well.
+        let itoa = include_str!("../../Cargo.lock")
+            .split("\n\n")
+            .find(|package| package.contains("name = \"itoa\""))
+            .expect("itoa in Cargo.lock");
+        project.write(
+            "Cargo.lock",
+            &format!(
+                "version = 4\n\n[[package]]\nname = \"{name}\"\nversion = \"0.1.0\"\ndependencies = [\n \"itoa\",\n]\n\n{itoa}\n"
+            ),
+        );
         project
     }
 
     pub fn empty(name: &str) -> Self {
         let folder = temporary_folder();
-        std::fs::create_dir_all(folder.path().join("checkout/src")).unwrap();
+        std::fs::create_dir(folder.path().join("checkout")).unwrap();
         let name = name.to_owned();
         Self { folder, name }
     }
@@ -54,7 +64,11 @@ impl Project {
     pub fn write(&self, name: &str, text: &str) {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        std::fs::write(&path, text).unwrap();
+        // BuildKit takes files of one path, size and time for one file, also those of two checkouts, and the kernel's
+        // times are the same for milliseconds.
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now()).unwrap();
     }
 
     pub fn read(&self, name: &str) -> String {

@@ -68,13 +68,12 @@ impl ServiceUrl {
 }
 
 const HEAD: &str = "\
-# Sends Git reads through warmdock. Save it as ~/.gitconfig of the builder, or include it there.
+# Sends Git reads through warmdock. Save it as ~/.gitconfig of a builder. On your own machine, save it in a file of its own
+# and include that: git config --global --add include.path FILE
 # Nothing else changes: Cargo.toml, Cargo.lock and remotes keep the addresses they have, and git and cargo
 # replace the beginning of an address by the one in brackets when they connect.
 # Where warmdock wants a token, use a credential helper; the user name does not matter.
-# warmdock takes no pushes. On a machine that pushes, send them past it with one such entry for each address:
-#   [url \"https://github.com/\"]
-#       pushInsteadOf = https://github.com/
+# warmdock takes no pushes: with pushInsteadOf they go to the host itself.
 ";
 
 /// A gitconfig with every host of `config`, in the forms in which people write its addresses.
@@ -100,15 +99,20 @@ pub fn git(service: &ServiceUrl, config: &Config) -> String {
             }
         }
         write!(text, "\n[url \"{root}/{host}/\"]\n").expect("writing to text does not fail");
-        for line in lines {
+        for line in &lines {
             writeln!(text, "\tinsteadOf = {line}").expect("writing to text does not fail");
+        }
+        for line in &lines {
+            writeln!(text, "[url \"{line}\"]\n\tpushInsteadOf = {line}")
+                .expect("writing to text does not fail");
         }
     }
     text
 }
 
 const CARGO_HEAD: &str = "\
-# Sends cargo's crates through warmdock. Save it as config.toml in the builder's CARGO_HOME (~/.cargo), or append it.
+# Sends cargo's crates through warmdock. Save it as config.toml in CARGO_HOME (~/.cargo). Where there is one already, pass
+# this file to cargo (cargo --config FILE build), or copy its tables: cargo refuses a table that is there twice.
 # Nothing else changes: Cargo.toml and Cargo.lock keep the names and checksums that they have. What warmdock does not
 # serve, such as `cargo search` and `cargo publish`, goes past it with `--registry crates-io`.
 ";
@@ -169,10 +173,20 @@ mod tests {
 \tinsteadOf = https://github.com/
 \tinsteadOf = ssh://git@github.com/
 \tinsteadOf = git@github.com:
+[url \"https://github.com/\"]
+\tpushInsteadOf = https://github.com/
+[url \"ssh://git@github.com/\"]
+\tpushInsteadOf = ssh://git@github.com/
+[url \"git@github.com:\"]
+\tpushInsteadOf = git@github.com:
 
 [url \"http://localhost:8080/git/git.corp.example:8443/\"]
 \tinsteadOf = https://git.corp.example:8443/
 \tinsteadOf = http://git.corp.example:8443/
+[url \"https://git.corp.example:8443/\"]
+\tpushInsteadOf = https://git.corp.example:8443/
+[url \"http://git.corp.example:8443/\"]
+\tpushInsteadOf = http://git.corp.example:8443/
 ";
         assert_eq!(text.strip_prefix(HEAD).unwrap(), expected);
         assert!(HEAD.lines().all(|line| line.starts_with('#')));
@@ -222,6 +236,12 @@ index = \"sparse+https://dock/crates/corp/\"
 \tinsteadOf = https://github.com/
 \tinsteadOf = ssh://git@github.com/
 \tinsteadOf = git@github.com:
+[url \"https://github.com/\"]
+\tpushInsteadOf = https://github.com/
+[url \"ssh://git@github.com/\"]
+\tpushInsteadOf = ssh://git@github.com/
+[url \"git@github.com:\"]
+\tpushInsteadOf = git@github.com:
 ";
         assert_eq!(text.strip_prefix(HEAD).unwrap(), expected);
         assert!(

@@ -125,7 +125,8 @@ fn write_commands(page: &mut String, snapshot: &Snapshot, base: &str) -> fmt::Re
         let (from, to) = (format!("{base}/git/{host}/"), format!("https://{host}/"));
         writeln!(
             page,
-            "git config --global url.&quot;{from}&quot;.insteadOf &quot;{to}&quot;"
+            "git config --global url.&quot;{from}&quot;.insteadOf &quot;{to}&quot;\n\
+             git config --global url.&quot;{to}&quot;.pushInsteadOf &quot;{to}&quot;"
         )?;
     }
     page.write_str("</pre>\n")
@@ -211,7 +212,8 @@ fn write_crates(page: &mut String, snapshot: &Snapshot, base: &str) -> fmt::Resu
     writeln!(
         page,
         "</p>\n<p class=\"soft\">{} answers from here, {} from registries, {} stale · {} sent · {} kept</p>\n\
-         <pre>curl {}/api/v1/client-config/cargo &gt;&gt; ~/.cargo/config.toml</pre>",
+         <pre>curl {}/api/v1/client-config/cargo &gt; ~/.config/warmdock.toml\n\
+         cargo --config ~/.config/warmdock.toml build</pre>",
         crates.hits,
         crates.misses,
         crates.stale,

@@ -17,9 +17,9 @@ use super::private_key::SshKey;
 /// A file that is no key, and a folder that cannot be written.
 pub fn read_or_make(path: &Path) -> anyhow::Result<SshKey> {
     let shown = path.display();
-    match fs::read(path) {
+    let key = match fs::read(path) {
         Ok(text) => match SshKey::read(&text, None) {
-            Ok(key) => Ok(key),
+            Ok(key) => key,
             Err(wrong) => bail!("expected a private key without passphrase in {shown}, found a file {wrong}"),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -28,10 +28,14 @@ pub fn read_or_make(path: &Path) -> anyhow::Result<SshKey> {
                     "{shown} does not exist and cannot be made: make the folder writable, or put a key there with \
                      ssh-keygen -t ed25519 -N '' -f {shown}"
                 )
-            })
+            })?
         }
-        Err(error) => Err(error).with_context(|| format!("{shown} cannot be read")),
-    }
+        Err(error) => return Err(error).with_context(|| format!("{shown} cannot be read")),
+    };
+    // The line for known_hosts: the file itself is readable for the service alone.
+    let public_key = key.expose().public_key().to_openssh()?;
+    tracing::info!(path = %shown, public_key, "host key");
+    Ok(key)
 }
 
 /// Whole or not at all, and nobody else may read it.
@@ -50,7 +54,6 @@ fn make(path: &Path) -> anyhow::Result<SshKey> {
     file.sync_all()?;
     fs::rename(&new, path)?;
     File::open(folder)?.sync_all()?;
-    tracing::info!(path = %path.display(), "made a host key");
     Ok(SshKey::read(text.as_bytes(), None)?)
 }
 

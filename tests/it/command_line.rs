@@ -128,6 +128,13 @@ fn healthcheck_asks_the_running_service() {
     assert!(!output.stderr.is_empty(), "says why");
 }
 
+/// Reads come through the service, and what is pushed goes to the address that somebody wrote.
+#[track_caller]
+fn goes_past_us_with_pushes(client: &Client, repo: &str, written: &str) {
+    let push = client.git_in(repo, &["remote", "get-url", "--push", "origin"]);
+    assert_eq!(push.ok().text(), written);
+}
+
 /// The printed configuration is used as it is: a build that knows nothing of the service goes through it.
 #[test]
 fn client_config_for_git() {
@@ -157,6 +164,7 @@ fn client_config_for_git() {
                 client.git_in(&into, &["rev-parse", "main"]).ok().text(),
                 repo.id("main")
             );
+            goes_past_us_with_pushes(&client, &into, &written);
         }
         client
             .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
@@ -193,6 +201,7 @@ fn client_config_for_git_sends_ssh_addresses_too() {
         let into = format!("ours{number}");
         client.clone(written, &into, &["--bare"]).ok();
         assert_same(&client, &into, "direct", Objects::Reachable);
+        goes_past_us_with_pushes(&client, &into, written);
     }
 }
 

@@ -449,3 +449,40 @@ fn the_example_is_right() {
     let example: Value = serde_json::from_str(&text).expect("JSON");
     check(&example.to_string()).ok();
 }
+
+/// The paths of all values below `schema`, as the README writes them.
+fn keys_below(schema: &Value, all: &Value, path: &str, keys: &mut Vec<String>) {
+    let named = [&schema["$ref"], &schema["anyOf"][0]["$ref"]];
+    let named = named.iter().find_map(|name| name.as_str());
+    let schema = named.map_or(schema, |name| {
+        &all["$defs"][name.trim_start_matches("#/$defs/")]
+    });
+    if let Some(properties) = schema["properties"].as_object() {
+        for (key, below) in properties {
+            let path = format!("{path}.{key}");
+            keys_below(below, all, path.trim_start_matches('.'), keys);
+        }
+    } else if schema["items"]["$ref"].is_string() {
+        keys_below(&schema["items"], all, &format!("{path}[]"), keys);
+    } else {
+        keys.push(path.trim_end_matches("[]").to_owned());
+    }
+}
+
+#[test]
+fn the_readme_has_every_key_and_marks_what_needs_a_restart() {
+    let schema: Value = serde_json::from_str(&run(&["check", "--schema"]).ok().text()).unwrap();
+    let mut keys = Vec::new();
+    keys_below(&schema, &schema, "", &mut keys);
+    assert!(keys.len() > 50, "{keys:?}");
+    let readme = include_str!("../../README.md");
+    for key in keys {
+        assert!(readme.contains(&format!("\n| `{key}`")), "no row for {key}");
+    }
+    let restart = include_str!("../../src/config/restart.rs");
+    for key in restart.split('"').skip(1).step_by(2) {
+        let row = format!("| `{key}");
+        let mut rows = readme.lines().filter(|line| line.starts_with(&row));
+        assert!(rows.any(|row| row.contains('⟲')), "{key}");
+    }
+}

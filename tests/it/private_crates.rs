@@ -11,9 +11,12 @@ use crate::support::process::{self, Output};
 use crate::support::ssh_door::{Agent, SshDoor};
 use crate::support::sshd::{SshFault, Sshd};
 use crate::support::warmdock::Builder;
-use crate::support::{Repo, Upstream, Warmdock, temporary_folder};
+use crate::support::{Repo, Upstream, Warmdock, http, temporary_folder};
 
 const PAGE: &str = include_str!("../../docs/private-crates.md");
+
+/// In the place of what the page lets OpenSSL invent.
+const TOKEN: &str = "token-Yq3LmB7cW9";
 
 /// The blocks of code in one language, in their order.
 fn blocks(language: &str) -> Vec<&'static str> {
@@ -27,9 +30,9 @@ fn blocks(language: &str) -> Vec<&'static str> {
 struct Setup {
     folder: tempfile::TempDir,
     sshd: Sshd,
-    door: SshDoor,
     agent: Agent,
     warmdock: Warmdock,
+    _door: SshDoor,
     _upstream: Upstream,
 }
 
@@ -48,56 +51,39 @@ impl Setup {
         leaf.git(&["tag", "v1.0", &commit]);
         let (sshd, door, agent) = (Sshd::start(), SshDoor::new(), Agent::start());
         agent.add(&door.path("user"));
+        // The home of whoever follows the page.
         let folder = temporary_folder();
-        let known_hosts = sshd.known_hosts("ed25519");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::create_dir(at(".ssh")).unwrap();
+        std::fs::copy(door.path("user.pub"), at(".ssh/id_ed25519.pub")).unwrap();
+        let files = blocks("sh")[0].replace("openssl rand -hex 32", &format!("echo {TOKEN}"));
+        shell(folder.path(), &files).ok();
+        let git_key = std::fs::read_to_string(at("warmdock/ssh/git_key.pub")).unwrap();
+        sshd.write("authorized_keys", &git_key);
+        std::fs::copy(sshd.known_hosts("ed25519"), at("warmdock/ssh/known_hosts")).unwrap();
         let mut config = blocks("json")[0].to_owned();
         for (theirs, ours) in [
             ("0.0.0.0:2222", "127.0.0.1:0"),
+            ("0.0.0.0:8080", "127.0.0.1:0"),
             (
                 "ssh://git@git.corp.example:2222",
                 &sshd.url(upstream.root()),
             ),
-            ("/run/secrets/git_key", text(&sshd.path("user"))),
-            ("/config/known_hosts", text(&known_hosts)),
-            (
-                "/config/authorized_keys",
-                text(&door.path("authorized_keys")),
-            ),
-            (
-                "/var/lib/warmdock/ssh_host_key",
-                text(&door.path("host_key")),
-            ),
-            ("/var/lib/warmdock", text(&folder.path().join("data"))),
+            ("/run/secrets", text(&at("warmdock"))),
+            ("/var/lib/warmdock", text(&at("data"))),
         ] {
             assert!(config.contains(theirs), "the page has no {theirs}");
             config = config.replace(theirs, ours);
         }
         let config: Value = serde_json::from_str(&config).expect("the page's JSON");
-        let warmdock = door.open_as_it_is(Builder::of(config).set("/listen/http", "127.0.0.1:0"));
         Self {
+            warmdock: Builder::of(config).start(),
             folder,
             sshd,
-            door,
             agent,
-            warmdock,
+            _door: door,
             _upstream: upstream,
         }
-    }
-
-    /// Runs lines of the page in a shell.
-    #[track_caller]
-    fn shell(&self, script: &str) -> Output {
-        let program = Path::new(env!("CARGO_BIN_EXE_warmdock"));
-        let path = std::env::var("PATH").unwrap_or_default();
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-e", "-c", script])
-            .current_dir(self.folder.path())
-            .env(
-                "PATH",
-                format!("{}:{path}", program.parent().unwrap().display()),
-            );
-        process::run(shell, b"", Duration::from_secs(30))
     }
 
     /// Runs cargo in the application as the Dockerfile does, in a home that has what it copies there.
@@ -152,6 +138,23 @@ impl Setup {
     }
 }
 
+/// Runs lines of the page in a shell, at home.
+#[track_caller]
+fn shell(home: &Path, script: &str) -> Output {
+    let program = Path::new(env!("CARGO_BIN_EXE_warmdock"));
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-e", "-c", script])
+        .current_dir(home)
+        .env("HOME", home)
+        .env(
+            "PATH",
+            format!("{}:{path}", program.parent().unwrap().display()),
+        );
+    process::run(shell, b"", Duration::from_secs(30))
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -159,30 +162,21 @@ fn text(path: &Path) -> &str {
 #[test]
 fn private_crates_in_three_minutes() {
     let setup = Setup::new();
-    let address = setup.warmdock.ssh_address().to_string();
-    let (host, port) = address.split_once(':').unwrap();
-    let shell_blocks = blocks("sh");
-    let config = setup.warmdock.config_file();
-    let here = |script: &str| {
-        script
-            .replace("/config/app_config.json", text(&config))
-            .replace(
-                "/var/lib/warmdock/ssh_host_key",
-                text(&setup.door.path("host_key")),
-            )
-            .replace(
-                "warmdock,[warmdock]:2222",
-                &format!("{host},[{host}]:{port}"),
-            )
-            .replace("warmdock:2222", &address)
-    };
-    let (check, serve) = shell_blocks[0].trim().split_once('\n').unwrap();
-    setup.shell(&here(check)).ok();
-    assert_eq!(
-        serve, "warmdock serve --config /config/app_config.json",
-        "what runs here"
+    let port = setup.warmdock.ssh_address().port();
+    let in_container =
+        "docker compose --project-name warmdock exec warmdock /usr/local/bin/warmdock";
+    let here = format!(
+        "warmdock --config {}",
+        setup.warmdock.config_file().display()
     );
-    setup.shell(&here(shell_blocks[1])).ok();
+    let script = blocks("sh")[2];
+    assert!(script.contains(in_container), "{script}");
+    let script = script.replace(in_container, &here);
+    shell(
+        setup.folder.path(),
+        &script.replace(":2222", &format!(":{port}")),
+    )
+    .ok();
 
     setup.write_app();
     setup.cargo("root", &["generate-lockfile"]).ok();
@@ -202,6 +196,36 @@ fn private_crates_in_three_minutes() {
     setup.sshd.fail(SshFault::Refuse);
     std::fs::remove_dir_all(setup.folder.path().join("app/target")).unwrap();
     setup.cargo("another", &arguments).ok();
+}
+
+/// Who has not made the host key beforehand finds its public half in the log.
+#[test]
+fn the_log_has_the_line_for_known_hosts() {
+    let setup = Setup::new();
+    let public = setup.folder.path().join("warmdock/ssh/ssh_host_key.pub");
+    let public = std::fs::read_to_string(public).unwrap();
+    let (kind_and_key, _comment) = public.rsplit_once(' ').unwrap();
+    setup.warmdock.wait_log("the host key", |event| {
+        let line = event["public_key"].as_str();
+        line.is_some_and(|line| line.starts_with(kind_and_key))
+    });
+}
+
+#[test]
+fn crates_want_the_page_s_token() {
+    let setup = Setup::new();
+    let get = |path: &str, headers: &[(&str, &str)]| {
+        http::request(setup.warmdock.address(), "GET", path, headers, b"")
+    };
+    let bearer = format!("Bearer {TOKEN}");
+    for path in [
+        "/api/v1/client-config/cargo",
+        "/crates/crates.io/config.json",
+    ] {
+        assert_eq!(get(path, &[]).status, 401, "{path}");
+        let answer = get(path, &[("Authorization", &bearer)]);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
 }
 
 #[test]

@@ -5,12 +5,15 @@ use std::io::IoSliceMut;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::{ReadWriteFlags, preadv2};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Memory for one piece of a file. Dropped, it serves the next: an allocator would keep some for each thread that ever had one.
 pub struct Buffer {
     /// As long as the longest piece that was ever in it: growing writes zeros, which are overwritten a moment later.
     memory: Vec<u8>,
     length: usize,
+    /// Given back when the last byte is sent.
+    _place: Option<SemaphorePermit<'static>>,
 }
 
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -21,16 +24,31 @@ pub const CAPACITY: usize = 256 << 10;
 /// Buffers that are kept when nobody reads.
 const MOST_SPARE: usize = 64;
 
+/// Buffers with what clients are sent: 128 MiB. A client that is slower than we are, or stops reading, holds two or three.
+const MOST_FOR_CLIENTS: usize = 512;
+static FOR_CLIENTS: Semaphore = Semaphore::const_new(MOST_FOR_CLIENTS);
+
 impl Buffer {
-    /// A buffer of `length` bytes, at most [`CAPACITY`], with whatever was in it.
-    pub fn of(length: usize) -> Self {
+    /// A buffer of `length` bytes, at most [`CAPACITY`], with whatever was in it. Waits while there are as many as may be,
+    /// in the order in which they are asked for.
+    pub async fn for_client(length: usize) -> Self {
+        let place = FOR_CLIENTS.acquire().await.ok();
         let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut memory = spare.unwrap_or_else(|| Vec::with_capacity(CAPACITY));
         if memory.len() < length {
             memory.resize(length, 0);
         }
-        Self { memory, length }
+        Self {
+            memory,
+            length,
+            _place: place,
+        }
     }
+}
+
+/// Whether nobody gets a buffer for a client before another client has taken what it is sent.
+pub fn are_short() -> bool {
+    FOR_CLIENTS.available_permits() == 0
 }
 
 impl Drop for Buffer {

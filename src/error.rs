@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -38,9 +39,12 @@ pub enum Error {
     #[error("{0}")]
     BadRequest(String),
 
-    /// 405.
+    /// 405 with `Allow`.
     #[error("This address does not take that method.")]
-    MethodNotAllowed,
+    MethodNotAllowed {
+        /// What the address does take, as `Allow` has it: `GET,HEAD`.
+        allow: &'static str,
+    },
 
     /// 408 for a request body that stopped coming.
     #[error("The request body stopped coming: send it without pauses.")]
@@ -85,7 +89,7 @@ impl Error {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::PushRefused { .. } => StatusCode::FORBIDDEN,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -108,12 +112,24 @@ impl Error {
         Self::BadRequest("The request body ended before it was whole.".into())
     }
 
+    /// What the client is not told, or an operator should see. Once, by the door that answers with it.
+    pub fn log(&self) {
+        match self {
+            Self::Internal(cause) => {
+                tracing::error!(error = format!("{cause:#}"), "request failed")
+            }
+            Self::UpstreamFailed(reason) => tracing::warn!(error = %reason, "upstream failed"),
+            _ => {}
+        }
+    }
+
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::Unauthorized => Some((
                 WWW_AUTHENTICATE,
                 HeaderValue::from_static("Basic realm=\"warmdock\""),
             )),
+            Self::MethodNotAllowed { allow } => Some((ALLOW, HeaderValue::from_static(allow))),
             Self::Busy { retry_after } => {
                 Some((RETRY_AFTER, HeaderValue::from(whole_seconds(*retry_after))))
             }
@@ -130,13 +146,7 @@ impl From<anyhow::Error> for Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        match &self {
-            Self::Internal(cause) => {
-                tracing::error!(error = format!("{cause:#}"), "request failed")
-            }
-            Self::UpstreamFailed(reason) => tracing::warn!(error = %reason, "upstream failed"),
-            _ => {}
-        }
+        self.log();
         let headers = [
             (
                 CONTENT_TYPE,
@@ -187,7 +197,7 @@ mod tests {
                 403,
             ),
             (Error::BadRequest("expected a flush packet".into()), 400),
-            (Error::MethodNotAllowed, 405),
+            (Error::MethodNotAllowed { allow: "GET,HEAD" }, 405),
             (Error::RequestTimeout, 408),
             (Error::PayloadTooLarge { limit: 7 }, 413),
             (Error::UnsupportedMediaType("expected gzip".into()), 415),
@@ -217,6 +227,7 @@ mod tests {
                 status == 401
             );
             assert_eq!(response.headers().contains_key(RETRY_AFTER), status == 503);
+            assert_eq!(response.headers().contains_key(ALLOW), status == 405);
         }
     }
 

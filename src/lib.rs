@@ -25,6 +25,18 @@
 //!
 //! [`storage`] is the one account of disk space: mirrors, answers, index entries and blobs reserve there before they
 //! write, and what was not used for longest goes first.
+//!
+//! # The words
+//!
+//! | here | in the field |
+//! | --- | --- |
+//! | door | endpoint: what takes requests over one protocol |
+//! | flight, landed | single-flight call, and its result for all who wait for it |
+//! | coming | in-progress download, which readers follow |
+//! | kept | cached |
+//! | whole | full clone: all that the references reach |
+//! | cold | not mirrored yet |
+//! | passing, relayed | pass-through: from the upstream to the client, without being cached |
 #![forbid(unsafe_code)]
 
 pub mod access;

@@ -25,7 +25,8 @@ pub fn routes(app: Arc<App>) -> Router {
         .merge(door::routes())
         .merge(crates::door::routes())
         .fallback(async || Error::NotFound)
-        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        // All routes that take one method only are `get`.
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed { allow: "GET,HEAD" })
         // The last one is the first to see a request.
         .layer(from_fn(panics::catch))
         .layer(from_fn_with_state(app.clone(), requests::record))

@@ -8,18 +8,21 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use reqwest::header::USER_AGENT;
 use russh::keys::PublicKey;
 use russh::keys::ssh_key::public::KeyData;
 use tokio::sync::{OnceCell, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::Principal;
 use crate::config::{self, Config};
 use crate::git::name::RepoName;
+use crate::http_client::{self, AGENT, Redirects};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an upstream has to answer. Whoever is refused waits as long, so it is seconds and no more.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// A few hundred keys.
 const MOST_BYTES: usize = 256 << 10;
 /// An upstream that does not answer is left alone for this long.
@@ -44,6 +47,7 @@ struct Kept {
 }
 
 impl AskUpstream {
+    /// Nobody has been asked yet.
     pub fn new(config: watch::Receiver<Arc<Config>>) -> Self {
         Self {
             config,
@@ -57,12 +61,13 @@ impl AskUpstream {
         !self.config.borrow().access.ask_upstream.is_empty()
     }
 
-    /// Who `user` with this key is to `repo`.
+    /// Who `user` with this key is to `repo`; `None` at `until` at the latest.
     pub async fn principal(
         &self,
         user: &str,
         key: &PublicKey,
         repo: &RepoName,
+        until: Instant,
     ) -> Option<Principal> {
         let config = self.config.borrow().clone();
         let ask =
@@ -75,7 +80,7 @@ impl AskUpstream {
             let place = (ask.host.clone(), user.to_owned());
             Arc::clone(all.entry(place).or_default())
         };
-        let mut kept = kept.lock().await;
+        let mut kept = timeout_at(until, kept.lock()).await.ok()?;
         let is_fresh = kept.answered.is_some_and(|when| when.elapsed() < ask.keep);
         if !is_fresh
             && kept
@@ -83,7 +88,7 @@ impl AskUpstream {
                 .is_none_or(|when| when.elapsed() >= PAUSE.min(ask.keep))
         {
             kept.asked = Some(Instant::now());
-            match timeout(PATIENCE, self.ask(upstream, user)).await {
+            match timeout_at(until, self.ask(upstream, user)).await {
                 Ok(Ok(keys)) => {
                     kept.keys = keys;
                     kept.answered = Some(Instant::now());
@@ -100,7 +105,7 @@ impl AskUpstream {
                     tracing::warn!(
                         upstream.host = ask.host,
                         user,
-                        "keys cannot be asked for: no answer for 10s"
+                        "keys cannot be asked for: no answer within {PATIENCE:?}"
                     );
                 }
             }
@@ -119,7 +124,8 @@ impl AskUpstream {
     async fn ask(&self, upstream: &config::Upstream, user: &str) -> anyhow::Result<Vec<KeyData>> {
         let url = keys_url(upstream, user);
         let client = self.client.get_or_try_init(client).await?;
-        let mut response = client.get(url).send().await?.error_for_status()?;
+        let request = client.get(url).header(USER_AGENT, AGENT);
+        let mut response = request.send().await?.error_for_status()?;
         let mut text = Vec::new();
         while let Some(chunk) = response.chunk().await? {
             text.extend_from_slice(&chunk);
@@ -150,12 +156,6 @@ fn keys_url(upstream: &config::Upstream, user: &str) -> String {
 
 /// Reads certificates from disk.
 async fn client() -> anyhow::Result<reqwest::Client> {
-    let made = tokio::task::spawn_blocking(|| {
-        reqwest::Client::builder()
-            // SECURITY: another host's word on whose key it is counts for nothing.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("warmdock/", env!("CARGO_PKG_VERSION")))
-            .build()
-    });
-    Ok(made.await??)
+    // SECURITY: another address's word on whose key it is counts for nothing.
+    tokio::task::spawn_blocking(|| http_client::client(Redirects::None)).await?
 }

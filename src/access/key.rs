@@ -18,6 +18,7 @@ use russh::keys::{Algorithm, Certificate, PublicKey};
 
 use super::Principal;
 use crate::config;
+use crate::config::network::Network;
 use crate::config::patterns::Patterns;
 
 /// The keys of one configuration.
@@ -35,6 +36,7 @@ struct Authority {
 }
 
 impl Keys {
+    /// A key that is in both lists has what its entry says: that narrows it down.
     pub fn of(keys: &config::Keys) -> Self {
         let everything = Arc::new(Patterns::everything());
         let authorized = keys.authorized.iter().map(|authorized| {
@@ -61,19 +63,23 @@ impl Keys {
         }
     }
 
+    /// Whether any authority is listed.
     pub fn takes_certificates(&self) -> bool {
         !self.authorities.is_empty()
     }
 
+    /// Whether it counts for nothing, wherever else it stands.
     pub fn is_revoked(&self, key: &PublicKey) -> bool {
         self.revoked.contains(key.key_data())
     }
 
+    /// Whose key this is; `None` where it is not listed, or revoked.
     pub fn find(&self, key: &PublicKey) -> Option<Principal> {
         let known = self.known.get(key.key_data());
         known.filter(|_| !self.is_revoked(key)).cloned()
     }
 
+    /// Whose certificate this is when `peer` shows it; `None` where it does not count.
     pub fn find_certificate(&self, certificate: &Certificate, peer: IpAddr) -> Option<Principal> {
         let good = certificate.cert_type() == CertType::User
             && certificate.signature().algorithm() != (Algorithm::Rsa { hash: None })
@@ -117,27 +123,9 @@ fn is_meant_for(certificate: &Certificate, peer: IpAddr) -> bool {
         })
 }
 
-/// Whether an address is in a range such as `10.0.0.0/8`, or is that one.
+/// Whether an address is in a range such as `10.0.0.0/8`, or is that one. What is no range has nobody in it.
 fn is_within(address: IpAddr, range: &str) -> bool {
-    let (network, length) = match range.trim().split_once('/') {
-        Some((network, length)) => (network, length.parse::<u32>().ok()),
-        None => (range.trim(), Some(128)),
-    };
-    let (Ok(network), Some(length)) = (network.parse::<IpAddr>(), length) else {
-        return false;
-    };
-    // A client over IPv4 may show up as an IPv6 address that stands for it.
-    let (bits, width, network) = match (address.to_canonical(), network.to_canonical()) {
-        (IpAddr::V4(address), IpAddr::V4(network)) => (
-            u128::from(address.to_bits()),
-            32,
-            u128::from(network.to_bits()),
-        ),
-        (IpAddr::V6(address), IpAddr::V6(network)) => (address.to_bits(), 128, network.to_bits()),
-        _ => return false,
-    };
-    let free = width - length.min(width);
-    bits.checked_shr(free) == network.checked_shr(free)
+    Network::parse(range.trim()).is_some_and(|network| network.contains(address))
 }
 
 /// The name that an authority gave to a certificate, for one line of a log.
@@ -190,6 +178,8 @@ mod tests {
             ("10.1.2.3", "::/0", false),
             ("10.1.2.3", "nonsense", false),
             ("10.1.2.3", "10.0.0.0/x", false),
+            ("10.1.2.3", "10.1.2.3/33", false),
+            ("fd00::1", "fd00::1/129", false),
         ];
         for (address, range, expected) in table {
             assert_eq!(

@@ -8,19 +8,18 @@ mod token;
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use russh::keys::{Certificate, PublicKey};
 use tokio::sync::watch;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::patterns::Patterns;
 use crate::config::{Anonymous, CRATES_IO, Config};
 use crate::error::Error;
 use crate::git::name::RepoName;
-use ask_upstream::AskUpstream;
+use ask_upstream::{AskUpstream, PATIENCE};
 use key::Keys;
 use token::Tokens;
 
@@ -55,16 +54,16 @@ enum Registries {
 /// What keys may be right beside those that are listed.
 #[derive(Clone, Copy)]
 pub struct OtherKeys {
+    /// Those that a listed authority has signed.
     pub certificates: bool,
+    /// Those that an upstream publishes for one of its users.
     pub of_upstreams: bool,
 }
-
-/// SECURITY: who is refused after an upstream was asked waits as long as who is refused without.
-const REFUSAL: Duration = Duration::from_secs(1);
 
 /// What a client of SSH has proved to have.
 #[derive(Clone)]
 pub enum SshIdentity {
+    /// Its private key.
     Key(Box<PublicKey>),
     /// Its signature by the authority it names, and its time, have been checked.
     Certificate(Box<Certificate>),
@@ -109,7 +108,7 @@ impl Access {
         self.principal_by(headers, token::token)
     }
 
-    /// The same for cargo, which sends a token as it is, without a scheme before it.
+    /// Who sends these headers from cargo, which sends a token as it is, without a scheme before it.
     ///
     /// # Errors
     /// As [`Access::principal`].
@@ -135,7 +134,8 @@ impl Access {
         principal.ok_or(Error::Unauthorized)
     }
 
-    /// Who shows this key or certificate from this address. There are no anonymous readers over SSH.
+    /// Who shows this key or certificate from this address. There are no anonymous readers over SSH. To be asked at
+    /// every command: what is revoked, and a certificate that ran out, count no more.
     ///
     /// # Errors
     /// [`Error::Unauthorized`] for keys and certificates that nobody has.
@@ -148,11 +148,11 @@ impl Access {
         principal.ok_or(Error::Unauthorized)
     }
 
-    /// The same for one who logged in as `user` and asks for `repo`: an upstream may know the key.
+    /// Who shows it, logged in as `user`, and asks for `repo`: an upstream may know the key. Takes up to [`PATIENCE`].
     ///
     /// # Errors
-    /// [`Error::NotFound`] for keys and certificates that nobody has: it is not told whether the upstream knows the
-    /// user, or which users it is asked for.
+    /// [`Error::NotFound`] for keys that nobody has, always after the same time: it is not told whether the upstream
+    /// knows the user, or which users it is asked for. [`Error::Unauthorized`] where no upstream is asked.
     pub async fn ssh_principal_for(
         &self,
         user: &str,
@@ -163,13 +163,14 @@ impl Access {
         let known = self.ssh_principal(identity, peer);
         match identity {
             SshIdentity::Key(key) if known.is_err() && self.ask_upstream.is_configured() => {
-                let begin = Instant::now();
+                let until = Instant::now() + PATIENCE;
                 let asked = match self.table().keys.is_revoked(key) {
                     true => None,
-                    false => self.ask_upstream.principal(user, key, repo).await,
+                    false => self.ask_upstream.principal(user, key, repo, until).await,
                 };
                 if asked.is_none() {
-                    sleep_until((begin + REFUSAL).into()).await;
+                    // SECURITY: no upstream is waited for any longer, so that the time of a refusal tells nothing.
+                    sleep_until(until).await;
                 }
                 asked.ok_or(Error::NotFound)
             }
@@ -213,6 +214,12 @@ impl Principal {
             Registries::CratesIo => name == CRATES_IO,
             Registries::None => false,
         }
+    }
+
+    /// Whether [`Principal::may_read`] holds for every repository there may be, so that the names of all hosts are no
+    /// secret.
+    pub fn may_read_every_repo(&self) -> bool {
+        self.repos.texts().is_empty()
     }
 
     /// The name in the configuration, for the log; `None` for anonymous.
@@ -426,6 +433,32 @@ mod tests {
             let principal = access.principal(&headers(&values)).expect("let in");
             let may = repos.map(|repo| principal.may_read(&RepoName::parse(repo).expect("a name")));
             assert_eq!(may, expected, "{value}");
+            assert_eq!(principal.may_read_every_repo(), !expected.contains(&false));
+        }
+    }
+
+    /// Neither an upstream that is slow nor one that is not asked: else who is named could be found out.
+    #[tokio::test(start_paused = true)]
+    async fn every_refusal_takes_as_long() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // Takes connections, and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let text = format!(
+            r#"{{"git": {{"upstreams": [{{"host": "git.corp", "url": "http://{}"}}]}},
+                "access": {{"ask_upstream": [{{"host": "git.corp", "users": ["named"]}}]}}}}"#,
+            silent.local_addr().expect("an address")
+        );
+        let config = Config::parse(&text, &Environment::default()).expect("a configuration");
+        let access = Access::new(watch::channel(Arc::new(config)).1);
+        let key = PublicKey::from_openssh(include_str!("../ssh/fixtures/ca.pub")).expect("a key");
+        let identity = SshIdentity::Key(Box::new(key));
+        let repo = RepoName::parse("git.corp/my-org/a").expect("a name");
+        for user in ["named", "other"] {
+            let began = Instant::now();
+            let peer = IpAddr::from([127, 0, 0, 1]);
+            let who = access.ssh_principal_for(user, &identity, peer, &repo);
+            assert!(matches!(who.await, Err(Error::NotFound)), "{user}");
+            assert_eq!(began.elapsed().as_secs(), PATIENCE.as_secs(), "{user}");
         }
     }
 

@@ -5,7 +5,7 @@
 //! - an empty token is never right, whatever a token file holds.
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use aws_lc_rs::digest::{Digest, SHA256, digest};
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
@@ -16,14 +16,15 @@ use crate::config::Token;
 pub(super) struct Tokens(Vec<Entry>);
 
 struct Entry {
-    digest: [u8; SHA256_OUTPUT_LEN],
+    digest: Digest,
     principal: Principal,
 }
 
 impl Tokens {
+    /// Those of `access.tokens`.
     pub fn of(tokens: &[Token]) -> Self {
         let entry = |token: &Token| Entry {
-            digest: sha256(token.secret.expose()),
+            digest: digest(&SHA256, token.secret.expose()),
             principal: Principal::of_token(token),
         };
         Self(tokens.iter().map(entry).collect())
@@ -31,10 +32,10 @@ impl Tokens {
 
     /// SECURITY: compares with all tokens, each in constant time; digests have one length, so none leaks.
     pub fn find(&self, token: &[u8]) -> Option<Principal> {
-        let digest = sha256(token);
+        let digest = digest(&SHA256, token);
         let mut found = None;
         for entry in &self.0 {
-            if verify_slices_are_equal(&entry.digest, &digest).is_ok() {
+            if verify_slices_are_equal(entry.digest.as_ref(), digest.as_ref()).is_ok() {
                 found = Some(entry);
             }
         }
@@ -80,11 +81,4 @@ pub(super) fn cargo_token(value: &[u8]) -> Option<Vec<u8>> {
     }
     // SECURITY: as above.
     (!value.is_empty()).then(|| value.to_vec())
-}
-
-fn sha256(bytes: &[u8]) -> [u8; SHA256_OUTPUT_LEN] {
-    digest(&SHA256, bytes)
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 has 32 bytes")
 }

@@ -53,6 +53,14 @@ impl Bucket {
         }
     }
 
+    pub async fn has(&self, id: &BlobId) -> anyhow::Result<bool> {
+        match self.store.head(&self.path(id)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub async fn put(&self, id: &BlobId, content: Vec<u8>) -> anyhow::Result<()> {
         self.store.put(&self.path(id), content.into()).await?;
         Ok(())

@@ -20,12 +20,18 @@ pub struct Kept {
     pub(super) size: u64,
     /// CRC-32 of each block: a byte that rots is found before it is sent, at a tenth of what SHA-256 costs.
     pub(super) checks: Arc<[u32]>,
+    pub(super) was_here: bool,
 }
 
 impl Kept {
     /// In bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Whether it was here before the service started, and this is its first use since.
+    pub fn was_here(&self) -> bool {
+        self.was_here
     }
 
     /// Writes the time of this read to disk. The file system itself does that once a day at most.
@@ -54,6 +60,7 @@ impl Blobs {
             }
             index.slots.get(id).and_then(|slot| slot.checks.clone())
         };
+        let was_here = known.is_none();
         let path = self.path(id);
         let (file, size, checks) = match open_checked(&path, id, known) {
             Ok(opened) => opened,
@@ -76,6 +83,7 @@ impl Blobs {
             file: Arc::new(file),
             size,
             checks: Arc::clone(&checks),
+            was_here,
         });
         let now = seconds();
         let mut index = self.index();

@@ -33,12 +33,13 @@ use rustix::process::{Resource, getrlimit};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
+use crate::durable;
 use crate::storage::{Evict, Part, Reservation, Storage};
 
 pub use digest::{Digest, Hasher};
 pub use kept::Kept;
 pub use reader::{BlobReader, ReadError};
-pub use second_tier::{SecondTier, Waiting};
+pub use second_tier::{InBucket, SecondTier, Waiting};
 pub use writer::{BlobWriter, Coming, Failed};
 
 /// Files that stay open without being read, so that the next reader need not open them: as many as a build asks for,
@@ -48,10 +49,6 @@ const SHARE_OF_OPEN_FILES: u64 = 4;
 
 /// Files that are opened, checked as a whole or synced at once.
 const DISK_WORK: usize = 4;
-
-/// Files of one space that are being written or wait for their bytes, at some KB each: more than several builds ask for at
-/// once. SECURITY: they go on when those who asked go away, so nothing else bounds them.
-const MOST_COMING: usize = 2048;
 
 /// How often a read is written down on disk, for the order of eviction after a restart.
 const TOUCH: Duration = Duration::from_secs(3600);
@@ -85,8 +82,6 @@ struct Index {
     slots: HashMap<BlobId, Slot>,
     /// What is being written, once for each source that somebody names.
     coming: HashMap<BlobId, Vec<Arc<Coming>>>,
-    /// How much of that there is in each space.
-    coming_to: HashMap<Arc<str>, usize>,
     /// The files that stay open, with the moment of their last use as a count.
     open: HashMap<BlobId, (Arc<Kept>, u64)>,
     clock: u64,
@@ -115,8 +110,6 @@ pub enum Found {
     Coming(Arc<Coming>),
     /// The caller has to write it; who asks meanwhile waits for that.
     New(Box<BlobWriter>, Arc<Coming>),
-    /// Too many of its space are being written.
-    Busy,
 }
 
 impl Blobs {
@@ -126,11 +119,7 @@ impl Blobs {
     /// # Errors
     /// What the file system says.
     pub fn open(root: PathBuf, storage: Arc<Storage>) -> io::Result<Arc<Self>> {
-        let temporary = root.join(TEMPORARY);
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&temporary)?,
-        }
+        durable::emptied(&root.join(TEMPORARY))?;
         let reservation = storage.nothing(Part::Blobs);
         let blobs = Arc::new(Self {
             root,
@@ -138,7 +127,6 @@ impl Blobs {
             index: Mutex::new(Index {
                 slots: HashMap::new(),
                 coming: HashMap::new(),
-                coming_to: HashMap::new(),
                 open: HashMap::new(),
                 clock: 0,
                 reservation,
@@ -183,10 +171,17 @@ impl Blobs {
     /// SECURITY: only those who name the same `source` share a writer. So whoever names one that has something else, or
     /// nothing, fails nobody but himself.
     pub async fn find(self: &Arc<Self>, id: &BlobId, source: &str) -> Found {
-        if let Some(found) = self.find_open(id, source) {
-            return found;
+        if let Some(kept) = self.find_open(id) {
+            return Found::Kept(kept);
         }
-        if self.may_be_on_disk(id) {
+        let may_be_on_disk = {
+            let index = self.index();
+            if let Some(coming) = index.coming_from(id, source) {
+                return Found::Coming(coming);
+            }
+            !index.loaded || index.slots.contains_key(id)
+        };
+        if may_be_on_disk {
             let (blobs, asked) = (Arc::clone(self), id.clone());
             let turn = Arc::clone(&self.disk).acquire_owned().await;
             // In a task of its own: a client that goes away does not leave it half done.
@@ -205,46 +200,27 @@ impl Blobs {
         if let Some(coming) = index.coming_from(id, source) {
             return Found::Coming(coming);
         }
-        let all = index.coming_to.entry(Arc::clone(&id.space)).or_default();
-        if *all >= MOST_COMING {
-            return Found::Busy;
-        }
-        *all += 1;
         let (writer, coming) = BlobWriter::new(Arc::clone(self), id.clone(), source);
         let all = index.coming.entry(id.clone()).or_default();
         all.push(Arc::clone(&coming));
         Found::New(Box::new(writer), coming)
     }
 
-    /// Whether the blob is there or on its way, without opening it.
-    pub fn has(&self, id: &BlobId) -> bool {
-        let index = self.index();
-        index.slots.contains_key(id)
-            || index.coming.contains_key(id)
-            || !index.loaded && self.path(id).is_file()
-    }
-
-    fn find_open(self: &Arc<Self>, id: &BlobId, source: &str) -> Option<Found> {
+    /// The blob, if its file is open, as that of what is asked for often is.
+    pub fn find_open(self: &Arc<Self>, id: &BlobId) -> Option<Arc<Kept>> {
         let now = seconds();
         let mut index = self.index();
         index.clock += 1;
         let clock = index.clock;
-        if let Some((kept, used)) = index.open.get_mut(id) {
-            *used = clock;
-            let kept = Arc::clone(kept);
-            let touch = index.use_slot(id, now);
-            drop(index);
-            if touch {
-                self.touch(&kept);
-            }
-            return Some(Found::Kept(kept));
+        let (kept, used) = index.open.get_mut(id)?;
+        *used = clock;
+        let kept = Arc::clone(kept);
+        let touch = index.use_slot(id, now);
+        drop(index);
+        if touch {
+            self.touch(&kept);
         }
-        index.coming_from(id, source).map(Found::Coming)
-    }
-
-    fn may_be_on_disk(&self, id: &BlobId) -> bool {
-        let index = self.index();
-        !index.loaded || index.slots.contains_key(id)
+        Some(kept)
     }
 
     /// Writes down that it was read.

@@ -16,6 +16,10 @@ impl Bucket {
         match *self {}
     }
 
+    pub async fn has(&self, _: &BlobId) -> anyhow::Result<bool> {
+        match *self {}
+    }
+
     pub async fn put(&self, _: &BlobId, _: Vec<u8>) -> anyhow::Result<()> {
         match *self {}
     }

@@ -1,5 +1,6 @@
 //! Reading a blob, also one that is still being written.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -13,7 +14,7 @@ use super::writer::{Coming, Failed, State};
 use crate::buffers::{Buffer, read_from_memory};
 
 /// Blocks that are read from the disk at once.
-static READS: Semaphore = Semaphore::const_new(8);
+pub(super) static READS: Semaphore = Semaphore::const_new(8);
 
 /// Why a blob cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -124,26 +125,17 @@ async fn read_kept(kept: &Arc<Kept>, left: &mut Range<u64>) -> Result<Option<Byt
 async fn read_block(kept: &Arc<Kept>, block: u64) -> Result<Bytes, ReadError> {
     let start = block * BLOCK as u64;
     let length = (kept.size - start).min(BLOCK as u64) as usize;
-    let mut buffer = Buffer::of(length);
-    if !read_from_memory(&kept.file, buffer.as_mut(), start) {
-        let _turn = READS.acquire().await;
-        let reading = Arc::clone(kept);
-        let read = tokio::task::spawn_blocking(move || {
-            reading.file.read_exact_at(buffer.as_mut(), start)?;
-            Ok::<_, io::Error>(buffer)
-        });
-        buffer = match read.await.map_err(io::Error::other)? {
-            Ok(buffer) => buffer,
-            // A disk tells of rot by an error more often than by wrong bytes, and reading again would not help.
-            Err(error) => {
-                tracing::error!(
-                    blob = %kept.id.digest, space = %kept.id.space, offset = start, %error,
-                    "a kept file cannot be read"
-                );
-                return Err(ReadError::Damaged(Arc::clone(kept)));
-            }
-        };
-    }
+    let buffer = match read_piece(&kept.file, start, length).await? {
+        Ok(buffer) => buffer,
+        // A disk tells of rot by an error more often than by wrong bytes, and reading again would not help.
+        Err(error) => {
+            tracing::error!(
+                blob = %kept.id.digest, space = %kept.id.space, offset = start, %error,
+                "a kept file cannot be read"
+            );
+            return Err(ReadError::Damaged(Arc::clone(kept)));
+        }
+    };
     if kept.checks.get(block as usize) != Some(&crc32fast::hash(buffer.as_ref())) {
         return Err(ReadError::Damaged(Arc::clone(kept)));
     }
@@ -151,16 +143,26 @@ async fn read_block(kept: &Arc<Kept>, block: u64) -> Result<Bytes, ReadError> {
 }
 
 /// What was written a moment ago, and lies in memory.
-async fn read_written(coming: &Arc<Coming>, at: u64, length: usize) -> io::Result<Bytes> {
-    let mut buffer = Buffer::of(length);
+async fn read_written(coming: &Coming, at: u64, length: usize) -> io::Result<Bytes> {
     let file = coming.file()?;
-    if !read_from_memory(&file, buffer.as_mut(), at) {
-        let _turn = READS.acquire().await;
-        let read = tokio::task::spawn_blocking(move || {
-            file.read_exact_at(buffer.as_mut(), at)?;
-            Ok::<_, io::Error>(buffer)
-        });
-        buffer = read.await.map_err(io::Error::other)??;
+    Ok(Bytes::from_owner(read_piece(&file, at, length).await??))
+}
+
+/// A piece of a file, out of memory or else from the disk.
+///
+/// # Errors
+/// That the service stops; inside, what the file system says.
+async fn read_piece(file: &Arc<File>, at: u64, length: usize) -> io::Result<io::Result<Buffer>> {
+    let mut buffer = Buffer::for_client(length).await;
+    if read_from_memory(file, buffer.as_mut(), at) {
+        return Ok(Ok(buffer));
     }
-    Ok(Bytes::from_owner(buffer))
+    let turn = READS.acquire().await;
+    let file = Arc::clone(file);
+    let reading = tokio::task::spawn_blocking(move || {
+        // Until the disk has answered, whether or not somebody still waits for it.
+        let _turn = turn;
+        file.read_exact_at(buffer.as_mut(), at).map(|()| buffer)
+    });
+    reading.await.map_err(io::Error::other)
 }

@@ -2,7 +2,7 @@
 //! Whatever is wrong with it, builds go on as if it were not there.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,8 +10,9 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::bucket::Bucket;
 use super::{BlobId, Digest};
@@ -35,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// See the module.
 pub struct SecondTier {
     config: watch::Receiver<Arc<Config>>,
-    /// Made when it is first used, and anew after a reload.
+    /// Made at the start, and anew when it is first used after a reload.
     bucket: Mutex<(Arc<Config>, Option<Arc<Bucket>>)>,
     /// For reading: a bucket that takes no files may still give some.
     breaker: Breaker,
@@ -46,11 +47,21 @@ pub struct SecondTier {
 /// Files to write, for [`SecondTier::write_behind`].
 pub type Waiting = mpsc::Receiver<Offered>;
 
+/// Whether the bucket has a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InBucket {
+    /// Not one that is right, when it was asked a moment ago.
+    No,
+    /// Nobody has asked since the service started: it may have stopped before it was written.
+    Unknown,
+}
+
 /// A file to write.
 pub struct Offered {
     id: BlobId,
     /// Where it is kept here.
     path: PathBuf,
+    in_bucket: InBucket,
     since: Instant,
     /// How often the bucket did not take it, but others.
     tries: u32,
@@ -101,7 +112,7 @@ impl SecondTier {
 
     /// The file, if the bucket has it and it is right.
     pub async fn read(&self, id: &BlobId) -> Option<Bytes> {
-        let bucket = self.bucket()?;
+        let bucket = self.bucket().await?;
         if !self.breaker.allows() {
             return None;
         }
@@ -141,11 +152,12 @@ impl SecondTier {
     }
 
     /// Has a file written that is kept at `path`, when there is time.
-    pub fn offer(&self, id: BlobId, path: PathBuf) {
-        if self.bucket().is_some() {
+    pub fn offer(&self, id: BlobId, path: PathBuf, in_bucket: InBucket) {
+        if self.config.borrow().storage.s3.is_some() {
             self.queue(Offered {
                 id,
                 path,
+                in_bucket,
                 since: Instant::now(),
                 tries: 0,
                 behind: None,
@@ -159,11 +171,20 @@ impl SecondTier {
         }
     }
 
-    /// Writes what was offered, one after the other, also what comes while the bucket is away. Never ends.
-    pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting) {
+    /// Writes what was offered, one after the other, also what comes while the bucket is away. At a stop it goes on until
+    /// nothing waits, or the bucket fails.
+    pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting, stopping: CancellationToken) {
         let (mut failures, mut written) = (0, 0);
-        while let Some(mut offered) = waiting.recv().await {
-            let Some(bucket) = self.bucket() else {
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = waiting.recv() => next,
+                () = stopping.cancelled() => None,
+            };
+            let Some(mut offered) = next else {
+                return;
+            };
+            let Some(bucket) = self.bucket().await else {
                 continue;
             };
             let id = &offered.id;
@@ -175,17 +196,27 @@ impl SecondTier {
                     continue;
                 }
             };
-            let why = match timeout(PATIENCE, bucket.put(id, content)).await {
-                Ok(Ok(())) => {
+            let writing = async {
+                if offered.in_bucket == InBucket::Unknown && bucket.has(id).await? {
+                    return anyhow::Ok(false);
+                }
+                bucket.put(id, content).await.map(|()| true)
+            };
+            let why = match timeout(PATIENCE, writing).await {
+                Ok(Ok(true)) => {
                     failures = 0;
                     written += 1;
                     self.count("written");
                     continue;
                 }
+                Ok(Ok(false)) => continue,
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "it takes too long".into(),
             };
             self.failed("written", id, &why);
+            if stopping.is_cancelled() {
+                return;
+            }
             if offered.failed(written) {
                 self.queue(offered);
             } else {
@@ -193,19 +224,22 @@ impl SecondTier {
             }
             failures += 1;
             if failures >= FAILURES {
-                sleep(growing_pause(PAUSE, failures - FAILURES + 1, LONGEST_PAUSE)).await;
+                let pause = growing_pause(PAUSE, failures - FAILURES + 1, LONGEST_PAUSE);
+                stopping.run_until_cancelled(sleep(pause)).await;
             }
         }
     }
 
-    fn bucket(&self) -> Option<Arc<Bucket>> {
+    async fn bucket(&self) -> Option<Arc<Bucket>> {
+        let mut made = self.bucket.lock().await;
         let config = self.config.borrow().clone();
-        let mut kept = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        if !Arc::ptr_eq(&kept.0, &config) {
-            let bucket = bucket_of(&config);
-            *kept = (config, bucket);
+        if !Arc::ptr_eq(&made.0, &config) {
+            let from = Arc::clone(&config);
+            // Reads certificates from disk.
+            let bucket = tokio::task::spawn_blocking(move || bucket_of(&from)).await;
+            *made = (config, bucket.ok().flatten());
         }
-        kept.1.clone()
+        made.1.clone()
     }
 
     fn count(&self, result: &'static str) {
@@ -242,5 +276,31 @@ fn bucket_of(config: &Config) -> Option<Arc<Bucket>> {
             tracing::error!(error = format!("{error:#}"), "storage.s3 cannot be used");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::config::environment::Environment;
+
+    #[test]
+    fn after_a_reload_it_is_made_on_a_thread_of_its_own() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            tokio::task::spawn_blocking(move || released.recv());
+            let config = || Arc::new(Config::parse("{}", &Environment::default()).unwrap());
+            let (reload, config_now) = watch::channel(config());
+            let (tier, _waiting) = SecondTier::new(config_now);
+            assert!(tier.bucket().now_or_never().is_some(), "made at the start");
+            reload.send_replace(config());
+            assert!(tier.bucket().now_or_never().is_none(), "the thread is busy");
+            drop(release);
+            assert!(tier.bucket().await.is_none(), "there is none");
+        });
     }
 }

@@ -1,5 +1,7 @@
 use std::time::Instant;
 
+use futures_util::FutureExt;
+
 use super::*;
 
 struct Store {
@@ -41,6 +43,25 @@ impl Store {
             Found::Kept(kept) => Some(kept),
             _ => None,
         }
+    }
+
+    /// The blob, not open for reading: so reading it fails, and not for its end.
+    async fn unreadable(&self, id: &BlobId) -> Arc<Kept> {
+        let whole = self.kept(id).await.unwrap();
+        let mut options = fs::File::options();
+        let file = options.write(true).open(self.blobs.path(id)).unwrap();
+        Arc::new(Kept {
+            id: id.clone(),
+            file: Arc::new(file),
+            size: whole.size,
+            checks: Arc::clone(&whole.checks),
+            was_here: false,
+        })
+    }
+
+    /// Whether it is on disk.
+    fn has(&self, id: &BlobId) -> bool {
+        self.blobs.path(id).exists()
     }
 
     fn set_used(&self, id: &BlobId, used: u64) {
@@ -211,27 +232,47 @@ async fn damage_is_found_at_every_place_and_set_aside() {
 async fn what_the_disk_refuses_to_read_is_set_aside() {
     let store = store(1 << 30);
     let id = store.write(&content(70_000)).await;
-    let path = store.blobs.path(&id);
-    let whole = store.kept(&id).await.unwrap();
-    // Not open for reading, so that reading it fails with an error, and not for its end.
-    let file = fs::File::options().write(true).open(&path).unwrap();
-    let broken = Arc::new(Kept {
-        id: id.clone(),
-        file: Arc::new(file),
-        size: whole.size,
-        checks: Arc::clone(&whole.checks),
-    });
+    let broken = store.unreadable(&id).await;
     let open = (Arc::clone(&broken), u64::MAX);
     store.blobs.index().open.insert(id.clone(), open);
     let Err(ReadError::Damaged(damaged)) = BlobReader::kept(broken, 0..70_000).next().await else {
         panic!("not damaged")
     };
     store.blobs.set_aside(&damaged);
-    assert!(!path.exists());
+    assert!(!store.has(&id));
     assert!(matches!(
         store.blobs.find(&id, "here").await,
         Found::New(..)
     ));
+}
+
+/// Whoever goes away while the disk is slow leaves no room for others to make it slower.
+#[test]
+fn a_read_has_its_place_until_the_disk_has_answered() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let store = store(1 << 30);
+        let id = store.write(b"content").await;
+        // Not found in memory.
+        let kept = store.unreadable(&id).await;
+        // The only thread stands for a disk that does not answer.
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || released.recv());
+        let mut all_taken = false;
+        // Other tests may have one for a moment.
+        for _ in 0..1000 {
+            let mut reader = BlobReader::kept(Arc::clone(&kept), 0..7);
+            assert!(reader.next().now_or_never().is_none());
+            all_taken = reader::READS.available_permits() == 0;
+            if all_taken {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(release);
+        assert!(all_taken);
+    });
 }
 
 #[tokio::test]
@@ -276,11 +317,11 @@ async fn evicts_the_least_recently_used_and_nothing_that_is_read() {
     let reading = store.kept(&ids[0]).await.unwrap();
     store.set_used(&ids[0], 1);
     let new = store.write(&[9; 100]).await;
-    assert!(store.blobs.has(&ids[0]) && !store.blobs.has(&ids[1]) && store.blobs.has(&ids[2]));
+    assert!(store.has(&ids[0]) && !store.has(&ids[1]) && store.has(&ids[2]));
     drop(reading);
     store.set_used(&new, 9);
     store.write(&[10; 100]).await;
-    assert!(!store.blobs.has(&ids[0]) && store.blobs.has(&new));
+    assert!(!store.has(&ids[0]) && store.has(&new));
     assert_eq!(store.storage.used(Part::Blobs), 400);
     let Found::New(mut writer, _) = store.blobs.find(&id(&[0; 401]), "here").await else {
         panic!("there already")
@@ -310,7 +351,7 @@ async fn the_order_survives_a_restart_and_leftovers_do_not() {
     store.blobs.load();
     assert_eq!(store.storage.used(Part::Blobs), 200);
     store.blobs.evict(1);
-    assert!(!store.blobs.has(&old) && store.blobs.has(&new));
+    assert!(!store.has(&old) && store.has(&new));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,7 +371,7 @@ async fn many_who_ask_at_once_make_one_writer() {
         match found.await.unwrap() {
             Found::New(writer, _) => writers.push(writer),
             Found::Coming(coming) => readers.push(BlobReader::coming(&coming, 0..u64::MAX)),
-            Found::Kept(_) | Found::Busy => panic!("nobody wrote it"),
+            Found::Kept(_) => panic!("nobody wrote it"),
         }
     }
     assert_eq!((writers.len(), readers.len()), (1, 199));

@@ -257,7 +257,7 @@ impl BlobWriter {
                 self.id.digest, self.written
             );
             let failed = Failed::Wrong(text.into());
-            self.fail(failed.clone());
+            self.end(Err(failed.clone()));
             return Err(failed);
         }
         if !self.written.is_multiple_of(BLOCK as u64) {
@@ -288,6 +288,7 @@ impl BlobWriter {
             file,
             size: self.written,
             checks: std::mem::take(&mut self.checks).into(),
+            was_here: false,
         });
         // Nobody else sets it.
         let _ = self.coming.whole.set(Arc::clone(&kept));
@@ -323,8 +324,8 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Tells whoever follows why there is nothing. The first word counts.
-    pub fn fail(&mut self, why: Failed) {
+    /// Tells whoever follows why there is nothing, and removes what was written. Blocks on the disk if anything was.
+    pub fn fail(mut self, why: Failed) {
         self.end(Err(why));
     }
 
@@ -347,12 +348,10 @@ impl Drop for BlobWriter {
                     index.coming.remove(&self.id);
                 }
             }
-            if let Some(all) = index.coming_to.get_mut(&self.id.space) {
-                *all -= 1;
-            }
         }
-        if !self.moved {
-            // Fails only where the file was never made.
+        // Whoever has written nothing need not be on a thread that may wait for the disk.
+        if !self.moved && self.coming.file().is_ok() {
+            // What is left goes at the next start.
             let _ = fs::remove_file(&self.path);
         }
     }

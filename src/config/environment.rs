@@ -17,6 +17,7 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// What holds for this process now.
     pub fn of_process() -> Self {
         Self {
             config: std::env::var_os("WARMDOCK_CONFIG"),

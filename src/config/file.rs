@@ -6,9 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Deserialize, Serialize};
 
 use super::given::{AbsolutePath, Given, PublicKeyText, Word};
+use super::http_url::HttpUrl;
 use super::lock_file::LockFile;
 use super::network::Network;
-use super::service_url::HttpUrl;
 use super::units::{Size, Span};
 use super::upstream_url::UpstreamUrl;
 use super::{AllowWants, Anonymous, USUAL_REFS, UpstreamAuth, WhenUpstreamFails};
@@ -328,7 +328,8 @@ pub struct LimitsFile {
     pub ssh_login_timeout: Given<Span>,
     /// For the whole header of a request.
     pub header_timeout: Given<Span>,
-    /// Without a byte in the middle of a request's body. An answer that nobody takes is cut off after ten times that.
+    /// Without a byte in the middle of a request's body. An answer that nobody takes is cut off after ten times that, and
+    /// after no more than that where memory for answers is short.
     pub body_idle_timeout: Given<Span>,
     /// How long answers under way may take after the stop signal.
     pub drain_timeout: Given<Span>,
@@ -402,6 +403,7 @@ impl Default for CratesFile {
 }
 
 impl UpstreamFile {
+    /// One with nothing but its host and URL.
     pub fn new(host: &str, url: &str) -> Self {
         Self {
             host: Some(Given::text(host)),

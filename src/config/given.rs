@@ -42,6 +42,7 @@ impl<T> Given<T> {
         }
     }
 
+    /// The value that is this number.
     pub fn number(number: usize) -> Self {
         Self {
             value: number.into(),
@@ -110,6 +111,12 @@ pub fn kind_of(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// Whether there is nothing in `text` but letters and digits of ASCII, `.`, `-` and `_`.
+pub(super) fn is_word(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
 }
 
 fn text_of(value: &Value) -> Result<&str, String> {

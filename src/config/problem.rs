@@ -28,6 +28,7 @@ impl fmt::Display for Problem {
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
+    /// One more. SECURITY: `found` never holds what may be a secret; [`quote`] takes care of most.
     pub fn add(
         &mut self,
         key: impl Into<String>,
@@ -48,10 +49,12 @@ impl Problems {
         problems
     }
 
+    /// Whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// In the order in which they were found.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
     }

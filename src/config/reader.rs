@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{SHA256, digest};
+use crate::blobs::Digest;
 
 /// Far above any configuration, certificate chain or token; what is larger is a wrong path.
 const MAX_FILE: u64 = 1 << 20;
@@ -18,7 +18,7 @@ pub struct Reader {
 }
 
 /// What a file was when it was read. A file that could not be read counts as well: it may come later.
-type Seen = Option<[u8; 32]>;
+type Seen = Option<Digest>;
 
 /// Why a file was not read, in words that go behind "found" and the path.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ impl Reader {
     pub fn read(&mut self, path: &Path) -> Result<Vec<u8>, Unreadable> {
         let content = read(path);
         self.seen
-            .insert(path.to_path_buf(), content.as_deref().ok().map(fingerprint));
+            .insert(path.to_path_buf(), content.as_deref().ok().map(Digest::of));
         match content {
             Ok(content) if content.iter().all(u8::is_ascii_whitespace) => Err(Unreadable::Empty),
             other => other,
@@ -62,15 +62,8 @@ impl Reader {
     pub fn changed(&self) -> bool {
         self.seen
             .iter()
-            .any(|(path, seen)| read(path).ok().as_deref().map(fingerprint) != *seen)
+            .any(|(path, seen)| read(path).ok().as_deref().map(Digest::of) != *seen)
     }
-}
-
-fn fingerprint(content: &[u8]) -> [u8; 32] {
-    digest(&SHA256, content)
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 has 32 bytes")
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Unreadable> {

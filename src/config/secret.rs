@@ -14,6 +14,7 @@ pub struct Secret(Box<[u8]>);
 const MASK: &str = "***";
 
 impl Secret {
+    /// Takes the bytes as they are.
     pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
         Self(bytes.into())
     }

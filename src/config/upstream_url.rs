@@ -5,11 +5,14 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use url::Url;
 
+use super::given::is_word;
+
 /// The address below which an upstream's repositories are: `https://`, `http://`, `ssh://user@host:port` or
 /// `file:///absolute/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamUrl(pub Url);
 
+/// What is allowed, in words that go behind "expected".
 pub const ALLOWED: &str =
     "`https://host`, `http://host`, `ssh://git@host` or `file:///absolute/path`";
 
@@ -53,11 +56,7 @@ impl UpstreamUrl {
         if url.password().is_some() || !is_ssh && !url.username().is_empty() {
             return Err(Wrong::Credentials);
         }
-        if !url
-            .username()
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
-        {
+        if !is_word(url.username()) {
             return Err(Wrong::User);
         }
         if url.query().is_some() || url.fragment().is_some() {

@@ -48,7 +48,9 @@ impl Asked<'_> {
 
     /// `If-None-Match` counts before `If-Modified-Since` (RFC 9110, section 13.2.2).
     fn has(&self, etag: &str, last_modified: Option<&str>) -> bool {
-        let bare = |tag: &str| tag.trim().trim_start_matches("W/").to_owned();
+        fn bare(tag: &str) -> &str {
+            tag.trim().trim_start_matches("W/")
+        }
         match self.header(IF_NONE_MATCH) {
             Some("*") => true,
             Some(list) => list.split(',').any(|one| bare(one) == bare(etag)),
@@ -104,7 +106,8 @@ pub fn entry(crates: &Crates, entry: &Entry, asked: &Asked<'_>) -> Response {
     response(StatusCode::OK, headers, body)
 }
 
-/// SECURITY: unpacked while it is sent. However large the entry is, a client who stops reading holds a piece of it.
+/// SECURITY: unpacked while it is sent. However large the entry is, a client who stops reading holds a piece of it, and
+/// of the packed bytes the one copy that all share.
 fn unpacked(entry: &Entry) -> Body {
     let length = entry.meta.length;
     let pieces = try_unfold((entry.text(), length), move |(mut text, left)| async move {
@@ -121,7 +124,7 @@ fn unpacked(entry: &Entry) -> Body {
         let rest = (text, left - size);
         io::Result::Ok(Some((Bytes::from(piece), rest)))
     });
-    Body::new(Sized::new(Body::from_stream(pieces), Some(length)))
+    Body::new(ExactBody::new(Body::from_stream(pieces), Some(length)))
 }
 
 /// A `.crate` file, or a part of it.
@@ -186,24 +189,24 @@ pub async fn file(
     } else {
         let length = opened.length().map(|_| range.end - range.start);
         let stream = crates.stream(registry, file, opened, range);
-        Body::new(Sized::new(Body::from_stream(stream), length))
+        Body::new(ExactBody::new(Body::from_stream(stream), length))
     };
     Ok(response(status, headers, body))
 }
 
 /// A body that knows its length, and so when it is over.
-struct Sized {
+struct ExactBody {
     inner: Body,
     left: Option<u64>,
 }
 
-impl Sized {
+impl ExactBody {
     fn new(inner: Body, left: Option<u64>) -> Self {
         Self { inner, left }
     }
 }
 
-impl http_body::Body for Sized {
+impl http_body::Body for ExactBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -240,7 +243,8 @@ pub fn failed(why: Failed) -> Error {
 }
 
 fn common(content_type: &'static str) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    // As many as an answer has: it does not grow.
+    let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     // SECURITY: what others wrote.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

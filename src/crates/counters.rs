@@ -3,13 +3,17 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 
-/// Where an answer came from.
+use crate::ops::metrics::Counted;
+
+/// Where an answer came from: what the cache had to do for it, in the sense of RFC 9211.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum CacheStatus {
     /// What is here, young enough.
-    Cache,
+    Hit,
     /// What is here, and the registry says that it is still right.
     Revalidated,
     /// The registry.
@@ -24,14 +28,14 @@ pub enum From {
     Failed,
 }
 
-const ALL: [From; 7] = [
-    From::Cache,
-    From::Revalidated,
-    From::Upstream,
-    From::Shared,
-    From::Stale,
-    From::Missing,
-    From::Failed,
+const ALL: [CacheStatus; 7] = [
+    CacheStatus::Hit,
+    CacheStatus::Revalidated,
+    CacheStatus::Upstream,
+    CacheStatus::Shared,
+    CacheStatus::Stale,
+    CacheStatus::Missing,
+    CacheStatus::Failed,
 ];
 
 /// Of what an answer is.
@@ -41,11 +45,17 @@ pub enum Kind {
     File,
 }
 
+const KINDS: [Kind; 2] = [Kind::Index, Kind::File];
+
 /// Cheap to update from anywhere.
 #[derive(Clone, Default)]
 pub struct Counters {
     answers: Family<AnswerLabels, Counter>,
+    /// The same in the order of [`Kind`] and [`CacheStatus`]: every hit counts, and is not to look for its labels.
+    answers_by: [[Counter; ALL.len()]; KINDS.len()],
     bytes: Family<KindLabel, Counter>,
+    bytes_by: [Counter; KINDS.len()],
+    queues: Family<KindLabel, Gauge>,
     upstream_requests: Family<UpstreamLabels, Counter>,
     upstream_bytes: Counter,
     mismatches: Counter,
@@ -71,12 +81,14 @@ struct UpstreamLabels {
 impl Counters {
     /// All at zero, so that a first scrape already shows what there is.
     pub fn new() -> Self {
-        let counters = Self::default();
-        for kind in [Kind::Index, Kind::File] {
+        let mut counters = Self::default();
+        for kind in KINDS {
             for from in ALL {
-                drop(counters.answers.get_or_create(&answer(kind, from)));
+                let counter = counters.answers.get_or_create_owned(&answer(kind, from));
+                counters.answers_by[kind as usize][from as usize] = counter;
             }
-            drop(counters.bytes.get_or_create(&kind.label()));
+            counters.bytes_by[kind as usize] = counters.bytes.get_or_create_owned(&kind.label());
+            drop(counters.queues.get_or_create(&kind.label()));
             for ok in [true, false] {
                 drop(
                     counters
@@ -89,24 +101,36 @@ impl Counters {
     }
 
     /// Counts an answer to a client.
-    pub fn answer(&self, kind: Kind, from: From) {
-        self.answers.get_or_create(&answer(kind, from)).inc();
+    pub fn answer(&self, kind: Kind, from: CacheStatus) {
+        self.answers_by[kind as usize][from as usize].inc();
     }
 
     /// How many answers of a kind came from there.
-    pub fn answers(&self, kind: Kind, from: From) -> u64 {
-        self.answers.get_or_create(&answer(kind, from)).get()
+    pub fn answers(&self, kind: Kind, from: CacheStatus) -> u64 {
+        self.answers_by[kind as usize][from as usize].get()
     }
 
     /// Counts what was sent to clients.
     pub fn sent(&self, kind: Kind, bytes: u64) {
-        self.bytes.get_or_create(&kind.label()).inc_by(bytes);
+        self.bytes_by[kind as usize].inc_by(bytes);
     }
 
     /// Bytes that were sent to clients.
     pub fn sent_bytes(&self) -> u64 {
-        let of = |kind: Kind| self.bytes.get_or_create(&kind.label()).get();
-        of(Kind::Index) + of(Kind::File)
+        self.bytes_by.iter().map(Counter::get).sum()
+    }
+
+    /// Waits for one of the `places` at a registry, and is counted meanwhile.
+    ///
+    /// # Errors
+    /// None, as nobody closes them.
+    pub async fn turn<'a>(
+        &self,
+        kind: Kind,
+        places: &'a Semaphore,
+    ) -> Result<SemaphorePermit<'a>, AcquireError> {
+        let _waiting = Counted::of(&self.queues.get_or_create_owned(&kind.label()));
+        places.acquire().await
     }
 
     /// Counts a request to a registry by whether it was answered as it should.
@@ -140,6 +164,11 @@ impl Counters {
             self.bytes.clone(),
         );
         registry.register(
+            "crates_queue_length",
+            "Index entries and files that wait for a place at their registry",
+            self.queues.clone(),
+        );
+        registry.register(
             "crates_upstream_requests",
             "Requests to registries by result",
             self.upstream_requests.clone(),
@@ -158,17 +187,17 @@ impl Counters {
     }
 }
 
-fn answer(kind: Kind, from: From) -> AnswerLabels {
+fn answer(kind: Kind, from: CacheStatus) -> AnswerLabels {
     AnswerLabels {
         kind: kind.label().kind,
         from: match from {
-            From::Cache => "cache",
-            From::Revalidated => "revalidated",
-            From::Upstream => "upstream",
-            From::Shared => "shared",
-            From::Stale => "stale",
-            From::Missing => "missing",
-            From::Failed => "failed",
+            CacheStatus::Hit => "cache",
+            CacheStatus::Revalidated => "revalidated",
+            CacheStatus::Upstream => "upstream",
+            CacheStatus::Shared => "shared",
+            CacheStatus::Stale => "stale",
+            CacheStatus::Missing => "missing",
+            CacheStatus::Failed => "failed",
         },
     }
 }

@@ -12,7 +12,7 @@ use axum::routing::any;
 use serde_json::json;
 
 use super::answer::{self, Asked};
-use super::counters::{From, Kind};
+use super::counters::{CacheStatus, Kind};
 use super::index::{Answer, NoEntry, Terms};
 use super::name::{CrateFile, CrateName, Wanted};
 use super::upstream::Trouble;
@@ -49,7 +49,7 @@ async fn handle(
         return Ok(no_api());
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return Err(Error::MethodNotAllowed);
+        return Err(Error::MethodNotAllowed { allow: "GET,HEAD" });
     }
     let asked = Asked {
         method: request.method(),
@@ -112,7 +112,7 @@ async fn entry(
     let (answer, from) = match registry.index.get(name, &registry.upstream, terms).await {
         Ok(found) => found,
         Err(why) => {
-            crates.counters.answer(Kind::Index, From::Failed);
+            crates.counters.answer(Kind::Index, CacheStatus::Failed);
             return Err(match why {
                 NoEntry::Busy => answer::BUSY,
                 NoEntry::Trouble(Trouble::NotFound) => Error::NotFound,
@@ -122,7 +122,7 @@ async fn entry(
     };
     match answer {
         Answer::Missing => {
-            crates.counters.answer(Kind::Index, From::Missing);
+            crates.counters.answer(Kind::Index, CacheStatus::Missing);
             Err(Error::NotFound)
         }
         Answer::Entry(entry) => {
@@ -146,8 +146,8 @@ async fn file(
         Err(why) => {
             let error = answer::failed(why);
             let from = match error {
-                Error::NotFound => From::Missing,
-                _ => From::Failed,
+                Error::NotFound => CacheStatus::Missing,
+                _ => CacheStatus::Failed,
             };
             crates.counters.answer(Kind::File, from);
             Err(error)

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::stream::{Stream, unfold};
-use reqwest::{Response, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::counters::{From, Kind};
+use super::counters::{CacheStatus, Kind};
 use super::name::CrateFile;
 use super::passing::Passing;
-use super::upstream::{Trouble, Upstream};
+use super::upstream::{Body, Trouble, Upstream};
 use super::{Crates, Registry};
-use crate::blobs::{BlobId, BlobReader, BlobWriter, Coming, Failed, Found, Kept, ReadError};
+use crate::blobs::{
+    BlobId, BlobReader, BlobWriter, Coming, Failed, Found, InBucket, Kept, ReadError,
+};
 
 /// How often a registry is asked for the rest of a file whose connection broke.
 const TRIES: usize = 3;
@@ -44,26 +46,41 @@ impl Crates {
         self: &Arc<Self>,
         registry: &Arc<Registry>,
         file: &CrateFile,
-    ) -> Result<(Opened, From), Failed> {
+    ) -> Result<(Opened, CacheStatus), Failed> {
         let id = BlobId {
             space: Arc::clone(&registry.space),
             digest: file.digest,
         };
+        if let Some(kept) = self.blobs.find_open(&id) {
+            return Ok((Opened::Kept(kept), CacheStatus::Hit));
+        }
         let source = format!("{}/{}", file.name, file.version);
-        let (coming, from) = match self.blobs.find(&id, &source).await {
-            Found::Kept(kept) => return Ok((Opened::Kept(kept), From::Cache)),
-            Found::Coming(coming) => (coming, From::Shared),
-            Found::New(writer, coming) => {
-                self.fetch(registry, file, *writer);
-                (coming, From::Upstream)
+        let (coming, from, handed) = match self.blobs.find(&id, &source).await {
+            Found::Kept(kept) => {
+                if kept.was_here() {
+                    let path = self.blobs.path(&id);
+                    self.second_tier.offer(id, path, InBucket::Unknown);
+                }
+                return Ok((Opened::Kept(kept), CacheStatus::Hit));
             }
-            Found::Busy => return Err(Failed::Busy),
+            Found::Coming(coming) => (coming, CacheStatus::Shared, None),
+            Found::New(writer, coming) => {
+                let Ok(place) = Arc::clone(&registry.files).try_acquire_owned() else {
+                    writer.fail(Failed::Busy);
+                    return Err(Failed::Busy);
+                };
+                let handed = self.fetch(registry, file, *writer, place);
+                (coming, CacheStatus::Upstream, Some(handed))
+            }
         };
         match coming.begun().await {
             Ok(begun) => Ok((Opened::Coming(coming, begun.length), from)),
             Err(Failed::Full) => {
-                let passing = self.pass(registry, file).await?;
-                Ok((Opened::Passing(Box::new(passing)), From::Upstream))
+                let passing = match handed.and_then(|mut handed| handed.try_recv().ok()) {
+                    Some(passing) => passing,
+                    None => self.pass(registry, file).await?,
+                };
+                Ok((Opened::Passing(Box::new(passing)), CacheStatus::Upstream))
             }
             Err(why) => Err(why),
         }
@@ -71,25 +88,41 @@ impl Crates {
 
     async fn pass(&self, registry: &Registry, file: &CrateFile) -> Result<Passing, Failed> {
         // Not for as long as the client reads: one that stalls would take the place of others.
-        let _turn = registry.downloads.acquire().await;
+        let _turn = self.counters.turn(Kind::File, &registry.downloads).await;
         let passing = Passing::begin(Arc::clone(&registry.upstream), file).await;
         passing.map_err(of_trouble)
     }
 
-    /// In a task of its own: it goes on when the client that began it goes away.
-    fn fetch(self: &Arc<Self>, registry: &Arc<Registry>, file: &CrateFile, writer: BlobWriter) {
+    /// In a task of its own: it goes on when the client that began it goes away. Where there is no room, that client is
+    /// handed the registry's answer, so that nobody asks twice for one request.
+    fn fetch(
+        self: &Arc<Self>,
+        registry: &Arc<Registry>,
+        file: &CrateFile,
+        writer: BlobWriter,
+        place: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<Passing> {
         let (crates, registry, file) = (Arc::clone(self), Arc::clone(registry), file.clone());
+        let (hand_over, handed) = oneshot::channel();
         self.tasks.spawn(async move {
+            let _place = place;
             let fetching = async {
-                let _turn = registry.downloads.acquire().await;
-                crates.fetched(&registry, &file, writer).await;
+                let _turn = crates.counters.turn(Kind::File, &registry.downloads).await;
+                crates.fetched(&registry, &file, writer, hand_over).await;
             };
             // What is half there when the service stops is fetched by the next one.
             crates.stopping.run_until_cancelled(fetching).await;
         });
+        handed
     }
 
-    async fn fetched(&self, registry: &Registry, file: &CrateFile, mut writer: BlobWriter) {
+    async fn fetched(
+        &self,
+        registry: &Registry,
+        file: &CrateFile,
+        mut writer: BlobWriter,
+        hand_over: oneshot::Sender<Passing>,
+    ) {
         let id = writer.id().clone();
         if let Some(bytes) = self.second_tier.read(&id).await {
             let written = on_disk(move || {
@@ -115,21 +148,27 @@ impl Crates {
                 Err(why) => break Err(why),
             };
             match poured {
-                Ok(()) => break on_disk(move || writer.finish()).await.and_then(|end| end),
+                Ok(None) => break on_disk(move || writer.finish()).await.and_then(|end| end),
+                Ok(Some(passing)) => {
+                    // Before those who wait are told. The client may be gone.
+                    let _ = hand_over.send(passing);
+                    let _ = on_disk(move || writer.fail(Failed::Full)).await;
+                    return;
+                }
                 // What broke off is taken up where it broke off.
                 Err(Failed::Source(why)) if writer.written() > 0 && tries > 0 => tracing::info!(
                     crate = %file.name, version = %file.version, bytes = writer.written(), error = %why,
                     "a download broke off: asking for the rest"
                 ),
                 Err(why) => {
-                    writer.fail(why.clone());
-                    break Err(why);
+                    let said = why.clone();
+                    break on_disk(move || writer.fail(said)).await.and(Err(why));
                 }
             }
         };
         let Err(why) = result else {
             let path = self.blobs.path(&id);
-            return self.second_tier.offer(id, path);
+            return self.second_tier.offer(id, path, InBucket::No);
         };
         self.report(registry, file, &why);
     }
@@ -147,46 +186,51 @@ impl Crates {
         }
     }
 
-    /// Everything that the writer lacks. Gives the writer back with the result, except where it got lost.
+    /// Everything that the writer lacks; or the answer as a whole, where there is no room for its beginning. Gives the
+    /// writer back with the result, except where it got lost.
     async fn pour(
         &self,
-        upstream: &Upstream,
+        upstream: &Arc<Upstream>,
         file: &CrateFile,
         mut writer: BlobWriter,
-    ) -> Result<(BlobWriter, Result<(), Failed>), Failed> {
+    ) -> Result<(BlobWriter, Result<Option<Passing>, Failed>), Failed> {
         let have = writer.written();
-        let mut response = match upstream.file(file, have).await {
-            Ok(response) => response,
+        let mut body = match upstream.file(file, have).await {
+            Ok(body) => body,
             Err(trouble) => return Ok((writer, Err(of_trouble(trouble)))),
         };
         // A registry that knows no ranges sends all of it again.
-        let is_rest = response.status() == StatusCode::PARTIAL_CONTENT;
-        let mut skip = if is_rest { 0 } else { have };
-        let mut expected = response.content_length().filter(|_| have == 0);
+        let mut skip = if body.is_rest() { 0 } else { have };
+        let mut expected = body.length.filter(|_| have == 0);
         loop {
             let mut batch = Vec::new();
-            let more = self.batch(upstream, &mut response, &mut batch).await;
+            let more = self.batch(upstream, &mut body, &mut batch).await;
             let skipped = skip.min(batch.len() as u64);
             skip -= skipped;
             let expected = expected.take();
             let written;
-            (writer, written) = on_disk(move || {
-                let batch = &batch[skipped as usize..];
+            (writer, batch, written) = on_disk(move || {
+                let new = &batch[skipped as usize..];
                 let length = expected
                     .unwrap_or(0)
-                    .max(writer.written() + batch.len() as u64);
+                    .max(writer.written() + new.len() as u64);
                 let written = if length > MOST_BYTES {
                     Err(Failed::Full)
                 } else {
                     let expecting = expected.map_or(Ok(()), |length| writer.expect(length));
-                    expecting.and_then(|()| writer.write(batch))
+                    expecting.and_then(|()| writer.write(new))
                 };
-                (writer, written)
+                (writer, batch, written)
             })
             .await?;
             match (written, more) {
                 (Ok(()), Ok(true)) => {}
-                (Ok(()), Ok(false)) => return Ok((writer, Ok(()))),
+                (Ok(()), Ok(false)) => return Ok((writer, Ok(None))),
+                (Err(Failed::Full), Ok(more)) if writer.written() == 0 => {
+                    let rest = more.then_some(body);
+                    let passing = Passing::of(Arc::clone(upstream), file, batch.into(), rest);
+                    return Ok((writer, Ok(Some(passing))));
+                }
                 (Err(why), _) => return Ok((writer, Err(why))),
                 (_, Err(trouble)) => return Ok((writer, Err(of_trouble(trouble)))),
             }
@@ -197,10 +241,10 @@ impl Crates {
     async fn batch(
         &self,
         upstream: &Upstream,
-        response: &mut Response,
+        body: &mut Body,
         batch: &mut Vec<u8>,
     ) -> Result<bool, Trouble> {
-        let mut next = Some(upstream.chunk(response).await?);
+        let mut next = Some(upstream.chunk(body).await?);
         while let Some(chunk) = next {
             let Some(chunk) = chunk else {
                 return Ok(false);
@@ -209,7 +253,7 @@ impl Crates {
             if batch.len() >= BATCH {
                 break;
             }
-            next = upstream.chunk(response).now_or_never().transpose()?;
+            next = upstream.chunk(body).now_or_never().transpose()?;
         }
         Ok(true)
     }
@@ -313,7 +357,7 @@ impl Reading {
 }
 
 /// Work that blocks on the disk.
-async fn on_disk<T: Send + 'static>(
+pub(super) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failed> {
     let done = tokio::task::spawn_blocking(work).await;

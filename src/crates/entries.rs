@@ -37,11 +37,7 @@ impl Entries {
     /// # Errors
     /// What the file system says.
     pub fn open(root: PathBuf, storage: &Arc<Storage>) -> io::Result<Arc<Self>> {
-        let temporary = root.join(TEMPORARY);
-        match fs::remove_dir_all(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&temporary)?,
-        }
+        durable::emptied(&root.join(TEMPORARY))?;
         let entries = Arc::new(Self {
             root,
             storage: Arc::clone(storage),

@@ -3,7 +3,6 @@
 
 use std::io::{self, Read, Write};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
 use bytes::buf::{Buf, Reader};
 use flate2::Compression;
@@ -11,6 +10,8 @@ use flate2::bufread::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+
+use crate::blobs::Digest;
 
 /// The largest entries of crates.io have some 2 MB.
 pub const MOST_BYTES: u64 = 64 << 20;
@@ -122,11 +123,8 @@ fn unpack(packed: &Bytes) -> io::Result<Vec<u8>> {
 }
 
 fn own_etag(text: &[u8]) -> String {
-    let digest = digest(&SHA256, text);
-    let hex = digest.as_ref()[..16]
-        .iter()
-        .map(|byte| format!("{byte:02x}"));
-    format!("\"wd-{}\"", hex.collect::<String>())
+    let digest = Digest::of(text).to_string();
+    format!("\"wd-{}\"", &digest[..32])
 }
 
 /// What every line has. cargo skips lines of later formats, and those have these as well.

@@ -16,7 +16,8 @@ use reqwest::header::{
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use super::counters::From;
+use super::ASKED_OR_WAITING;
+use super::counters::{CacheStatus, Kind};
 use super::entries::Entries;
 use super::entry::{Entry, MOST_BYTES, Received};
 use super::name::CrateName;
@@ -30,15 +31,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MISSING_AGE: Duration = Duration::from_secs(30);
 /// How long an error is told to those who ask for the same.
 const FAILED_AGE: Duration = Duration::from_millis(500);
-/// Names that are known not to exist, before some are forgotten.
-const MOST_MISSING: usize = 20_000;
+/// Names of which something is known, before those are forgotten that nobody uses and that have no entry in memory.
+const MOST_SLOTS: usize = 20_000;
 /// Compressed entries that stay in memory. A build with 300 crates asks for some 3 MB.
 const MOST_IN_MEMORY: usize = 24 << 20;
 /// Questions to a registry at once: over HTTP/2 they share one connection.
 const QUESTIONS: usize = 64;
-/// The same with those that wait for that, at some KB each: more than several builds with hundreds of crates ask at once.
-/// SECURITY: they go on when those who asked go away, so nothing else bounds them.
-const ASKED_OR_WAITING: usize = 2048;
 
 /// See the module. Outlives reloads of the configuration.
 pub struct Index {
@@ -78,7 +76,7 @@ enum Known {
     Failed(Instant, Trouble),
 }
 
-type Landed = Result<(Answer, From), Trouble>;
+type Landed = Result<(Answer, CacheStatus), Trouble>;
 
 /// A question that is under way.
 #[derive(Clone)]
@@ -134,7 +132,7 @@ impl Index {
         name: &CrateName,
         upstream: &Arc<Upstream>,
         terms: Terms,
-    ) -> Result<(Answer, From), NoEntry> {
+    ) -> Result<(Answer, CacheStatus), NoEntry> {
         let found = self.find(name, upstream, terms).await;
         // Old ones as well: they are what builds use while the registry is away.
         if let Ok((Answer::Entry(_), _)) = &found {
@@ -148,23 +146,23 @@ impl Index {
         name: &CrateName,
         upstream: &Arc<Upstream>,
         terms: Terms,
-    ) -> Result<(Answer, From), NoEntry> {
+    ) -> Result<(Answer, CacheStatus), NoEntry> {
         let slot = self.slot(name);
         if let Some(answer) = self.fresh(&slot, terms.max_age) {
-            return Ok((answer?, From::Cache));
+            return Ok((answer?, CacheStatus::Hit));
         }
         // Since a restart nobody has looked whether it is on disk.
         if matches!(slot.state().known, Known::Nothing) {
             self.old(name, &slot).await;
             if let Some(answer) = self.fresh(&slot, terms.max_age) {
-                return Ok((answer?, From::Cache));
+                return Ok((answer?, CacheStatus::Hit));
             }
         }
         let old = || slot.state().entry.clone();
         let may_be_stale = terms.when_upstream_fails == WhenUpstreamFails::ServeStale;
         let Some((flight, joined)) = self.fly(name, &slot, upstream, terms.max_age) else {
             let stale = old().filter(|_| may_be_stale).ok_or(NoEntry::Busy)?;
-            return Ok((Answer::Entry(stale), From::Stale));
+            return Ok((Answer::Entry(stale), CacheStatus::Stale));
         };
         let landed = match (may_be_stale, old()) {
             (true, Some(entry)) => match tokio::time::timeout(PATIENCE, flight.lands).await {
@@ -173,14 +171,14 @@ impl Index {
                     if self.blame(&flight.blamed, upstream) {
                         tracing::warn!(crate = %name, registry = upstream.host(), "the registry takes long to answer");
                     }
-                    return Ok((Answer::Entry(entry), From::Stale));
+                    return Ok((Answer::Entry(entry), CacheStatus::Stale));
                 }
             },
             _ => flight.lands.await,
         };
         match landed {
-            Ok((answer, From::Upstream)) if joined => Ok((answer, From::Shared)),
-            Ok((_, From::Stale)) | Err(_) if !may_be_stale => match landed {
+            Ok((answer, CacheStatus::Upstream)) if joined => Ok((answer, CacheStatus::Shared)),
+            Ok((_, CacheStatus::Stale)) | Err(_) if !may_be_stale => match landed {
                 Err(trouble) => Err(trouble.into()),
                 Ok(_) => {
                     let text = format!("{} has not been answering", upstream.host());
@@ -189,7 +187,7 @@ impl Index {
             },
             Ok(landed) => Ok(landed),
             Err(trouble) => match old() {
-                Some(entry) => Ok((Answer::Entry(entry), From::Stale)),
+                Some(entry) => Ok((Answer::Entry(entry), CacheStatus::Stale)),
                 None => Err(trouble.into()),
             },
         }
@@ -261,18 +259,18 @@ impl Index {
         upstream: &Arc<Upstream>,
         max_age: Duration,
         blamed: &AtomicBool,
-    ) -> Result<(Answer, From), Trouble> {
+    ) -> Result<(Answer, CacheStatus), Trouble> {
         let old = self.old(name, slot).await;
         if let Some(answer) = self.fresh(slot, max_age) {
-            return answer.map(|answer| (answer, From::Cache));
+            return answer.map(|answer| (answer, CacheStatus::Hit));
         }
         if let Some(entry) = &old
             && !self.breaker.allows()
         {
-            return Ok((Answer::Entry(Arc::clone(entry)), From::Stale));
+            return Ok((Answer::Entry(Arc::clone(entry)), CacheStatus::Stale));
         }
         let answered = {
-            let _turn = self.questions.acquire().await;
+            let _turn = upstream.counters.turn(Kind::Index, &self.questions).await;
             self.question(name, old.as_deref(), upstream).await
         };
         // The breaker is about all crates: an error that is about this one does not count.
@@ -285,16 +283,16 @@ impl Index {
             Ok(None) => {
                 let entry = old.ok_or_else(|| failed("it confirmed what was not asked".into()))?;
                 self.confirmed(name, slot);
-                Ok((Answer::Entry(entry), From::Revalidated))
+                Ok((Answer::Entry(entry), CacheStatus::Revalidated))
             }
             Ok(Some(entry)) => {
                 let entry = Arc::new(entry);
                 self.keep(name, slot, &entry);
-                Ok((Answer::Entry(entry), From::Upstream))
+                Ok((Answer::Entry(entry), CacheStatus::Upstream))
             }
             Err(Trouble::NotFound) => {
                 self.missing(name, slot, old.is_some());
-                Ok((Answer::Missing, From::Upstream))
+                Ok((Answer::Missing, CacheStatus::Upstream))
             }
             Err(trouble) => {
                 tracing::warn!(
@@ -386,6 +384,9 @@ impl Index {
 
     fn remember(&self, slot: &Slot, entry: &Arc<Entry>, confirmed: Option<Instant>) {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        // First, as others may let go of it at once.
+        self.in_memory
+            .fetch_add(entry.packed.len(), Ordering::Relaxed);
         let before = {
             let mut state = slot.state();
             state.known = Known::Entry;
@@ -394,8 +395,6 @@ impl Index {
             state.entry.replace(Arc::clone(entry))
         };
         let freed = before.map_or(0, |entry| entry.packed.len());
-        self.in_memory
-            .fetch_add(entry.packed.len(), Ordering::Relaxed);
         self.in_memory.fetch_sub(freed, Ordering::Relaxed);
         if self.in_memory.load(Ordering::Relaxed) > MOST_IN_MEMORY {
             self.forget_some();
@@ -466,12 +465,10 @@ impl Index {
             return Arc::clone(slot);
         }
         // SECURITY: whoever asks for names that nobody has fills no memory. Of what stays, ASKED_OR_WAITING bounds the
-        // flights and MOST_IN_MEMORY the entries.
-        if slots.len() >= MOST_MISSING {
-            slots.retain(|_, slot| {
-                let state = slot.state();
-                state.flight.is_some() || state.entry.is_some()
-            });
+        // flights, the connections bound those who ask, and MOST_IN_MEMORY the entries.
+        if slots.len() >= MOST_SLOTS {
+            // An entry that comes into one that is not here would never be let go of.
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1 || slot.state().entry.is_some());
         }
         let slot = Arc::<Slot>::default();
         slots.insert(name.clone(), Arc::clone(&slot));
@@ -495,5 +492,33 @@ impl Drop for Landing {
 impl Slot {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Storage;
+
+    #[test]
+    fn what_somebody_uses_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let entries = Entries::open(folder.path().join("x"), &Storage::new(1 << 20)).unwrap();
+        let index = Index::new(entries, TaskTracker::new());
+        let name = |number: usize| CrateName::parse(&format!("name{number}")).unwrap();
+        let used = index.slot(&name(0));
+        for number in 1..=MOST_SLOTS {
+            index.slot(&name(number));
+        }
+        assert_eq!(index.slots().len(), 2, "it and the last one");
+        // As what is read from disk meanwhile.
+        let text = "{\"name\":\"name0\",\"vers\":\"1.0.0\",\"cksum\":\"ab\"}\n";
+        let entry = Entry::receive("name0", Received::default(), text.into()).unwrap();
+        index.remember(&used, &Arc::new(entry), Some(Instant::now()));
+        let slots = index.slots();
+        let entries = slots.values().filter_map(|slot| slot.state().entry.clone());
+        let in_slots: usize = entries.map(|entry| entry.packed.len()).sum();
+        assert!(in_slots > 0);
+        assert_eq!(index.in_memory.load(Ordering::Relaxed), in_slots);
     }
 }

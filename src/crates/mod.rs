@@ -40,6 +40,10 @@ use upstream::Upstream;
 
 /// Files that are fetched at once from one registry. cargo itself asks for as many as it likes.
 const DOWNLOADS: usize = 32;
+/// Files of one registry that are fetched or wait for that, and as many index entries, at some KB each: more than several
+/// builds with hundreds of crates ask for at once. SECURITY: they go on when those who asked go away, so nothing else
+/// bounds them.
+const ASKED_OR_WAITING: usize = 2048;
 
 /// The registries.
 pub struct Crates {
@@ -50,16 +54,19 @@ pub struct Crates {
     pub second_tier: Arc<SecondTier>,
     pub counters: Counters,
     root: PathBuf,
-    /// Made when they are first used, and anew after a reload.
+    /// Made when they are first used, and anew after a reload that changes them: each with the configuration that it was
+    /// last compared with.
     registries: Mutex<Registries>,
     /// By space, so that they outlive reloads.
     indexes: Mutex<HashMap<Arc<str>, Arc<Index>>>,
+    /// Held by who opens one: the others do not wait for the disk.
+    opening: Mutex<()>,
     client: tokio::sync::OnceCell<reqwest::Client>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
 
-type Registries = (Arc<Config>, HashMap<String, Arc<Registry>>);
+type Registries = HashMap<String, (Arc<Config>, Arc<Registry>)>;
 
 /// A registry as it is configured now.
 pub struct Registry {
@@ -70,6 +77,8 @@ pub struct Registry {
     upstream: Arc<Upstream>,
     /// Of its own: one that hangs holds up no other.
     downloads: Semaphore,
+    /// Of files, [`ASKED_OR_WAITING`].
+    files: Arc<Semaphore>,
 }
 
 /// What a registry looks like to people.
@@ -93,7 +102,7 @@ impl Crates {
         let blobs = Blobs::open(current.data_dir.join("blobs"), Arc::clone(storage))?;
         let (second_tier, waiting) = SecondTier::new(config.clone());
         let crates = Arc::new(Self {
-            registries: Mutex::new((Arc::clone(&current), HashMap::new())),
+            registries: Mutex::default(),
             root: current.data_dir.join("crates"),
             config,
             storage: Arc::clone(storage),
@@ -101,6 +110,7 @@ impl Crates {
             second_tier: Arc::clone(&second_tier),
             counters: Counters::new(),
             indexes: Mutex::default(),
+            opening: Mutex::default(),
             client: tokio::sync::OnceCell::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -108,11 +118,9 @@ impl Crates {
         let loading = Arc::clone(&crates);
         crates.tasks.spawn_blocking(move || loading.load());
         let stopping = crates.stopping.clone();
-        crates.tasks.spawn(async move {
-            stopping
-                .run_until_cancelled(second_tier.write_behind(waiting))
-                .await;
-        });
+        crates
+            .tasks
+            .spawn(second_tier.write_behind(waiting, stopping));
         Ok(crates)
     }
 
@@ -170,14 +178,10 @@ impl Crates {
     /// What is wrong with certificates, the data folder or a token.
     pub async fn registry(self: &Arc<Self>, name: &str) -> anyhow::Result<Option<Arc<Registry>>> {
         let config = self.config.borrow().clone();
+        if let Some((compared, registry)) = self.registries().get(name)
+            && Arc::ptr_eq(compared, &config)
         {
-            let mut made = self.registries();
-            if !Arc::ptr_eq(&made.0, &config) {
-                *made = (Arc::clone(&config), HashMap::new());
-            }
-            if let Some(registry) = made.1.get(name) {
-                return Ok(Some(Arc::clone(registry)));
-            }
+            return Ok(Some(Arc::clone(registry)));
         }
         let Some(found) = config
             .crates
@@ -203,30 +207,42 @@ impl Crates {
             config.crates.when_upstream_fails,
         )?;
         let space = space(found);
-        let registry = Arc::new(Registry {
-            name: name.to_owned(),
-            index: self.index(&space)?,
-            space,
-            upstream: Arc::new(upstream),
-            downloads: Semaphore::new(DOWNLOADS),
-        });
+        let known = self.indexes().get(&space).cloned();
+        let index = match known {
+            Some(index) => index,
+            None => {
+                let (crates, space) = (Arc::clone(self), Arc::clone(&space));
+                tokio::task::spawn_blocking(move || crates.open_index(&space)).await??
+            }
+        };
         let mut made = self.registries();
-        if Arc::ptr_eq(&made.0, &config) {
-            made.1.insert(name.to_owned(), Arc::clone(&registry));
-        }
+        let registry = match made.get(name) {
+            // What was learned of it stays: its `config.json`, and that it hangs.
+            Some((_, same)) if same.upstream.is_same(&upstream) => Arc::clone(same),
+            _ => Arc::new(Registry {
+                name: name.to_owned(),
+                space,
+                index,
+                upstream: Arc::new(upstream),
+                downloads: Semaphore::new(DOWNLOADS),
+                files: Arc::new(Semaphore::new(ASKED_OR_WAITING)),
+            }),
+        };
+        made.insert(name.to_owned(), (config, Arc::clone(&registry)));
         Ok(Some(registry))
     }
 
-    fn index(&self, space: &Arc<str>) -> anyhow::Result<Arc<Index>> {
-        let mut indexes = self.indexes();
-        if let Some(index) = indexes.get(space) {
+    /// The index that is kept in `space`. Blocks on the disk.
+    fn open_index(&self, space: &Arc<str>) -> std::io::Result<Arc<Index>> {
+        let _turn = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = self.indexes().get(space) {
             return Ok(Arc::clone(index));
         }
         let entries = Entries::open(self.root.join(&**space), &self.storage)?;
         let loading = Arc::clone(&entries);
         self.tasks.spawn_blocking(move || loading.load());
         let index = Index::new(entries, self.tasks.clone());
-        indexes.insert(Arc::clone(space), Arc::clone(&index));
+        self.indexes().insert(Arc::clone(space), Arc::clone(&index));
         Ok(index)
     }
 
@@ -240,7 +256,7 @@ impl Crates {
         {
             let name = entry.file_name();
             if let Some(space) = name.to_str()
-                && let Err(error) = self.index(&space.into())
+                && let Err(error) = self.open_index(&space.into())
             {
                 tracing::error!(space, %error, "index entries on disk cannot be used");
             }
@@ -262,4 +278,34 @@ impl Crates {
 fn space(registry: &config::Registry) -> Arc<str> {
     let digest = Digest::of(registry.url.as_str().as_bytes()).to_string();
     format!("{}-{}", registry.name, &digest[..8]).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::config::environment::Environment;
+
+    /// Neither who asks for it nor who looks at the others.
+    #[tokio::test]
+    async fn no_worker_waits_for_an_index_to_be_opened() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::parse("{}", &Environment::default()).unwrap();
+        config.data_dir = folder.path().to_owned();
+        let config = watch::channel(Arc::new(config)).1;
+        let crates = Crates::start(config, &Storage::new(1 << 20)).unwrap();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        crates.client.set(client.build().unwrap()).unwrap();
+        let mut asking = pin!(crates.registry(config::CRATES_IO));
+        {
+            let _slow_disk = crates.opening.lock().unwrap();
+            assert!(asking.as_mut().now_or_never().is_none());
+            assert_eq!(crates.failing(), 0);
+        }
+        assert!(asking.await.unwrap().is_some());
+    }
 }

@@ -40,15 +40,15 @@ pub struct CrateFile {
 impl Wanted {
     /// What `path`, below the registry, stands for. `None` for what nothing can be at.
     pub fn parse(path: &str) -> Option<Self> {
-        let parts: Vec<&str> = path.split('/').collect();
-        match parts[..] {
-            ["config.json"] => Some(Self::Config),
-            ["api", "v1", ..] => Some(Self::Api),
-            ["dl", name, version, digest] => {
+        let mut parts = path.split('/');
+        match [(); 5].map(|()| parts.next()) {
+            [Some("config.json"), None, ..] => Some(Self::Config),
+            [Some("api"), Some("v1"), ..] => Some(Self::Api),
+            [Some("dl"), Some(name), Some(version), Some(digest), None] => {
                 CrateFile::parse(name, version, digest).map(Self::File)
             }
             _ => {
-                let name = CrateName::parse(parts.last()?)?;
+                let name = CrateName::parse(path.rsplit('/').next()?)?;
                 (name.index_path() == path).then_some(Self::Entry(name))
             }
         }

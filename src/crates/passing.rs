@@ -4,17 +4,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use reqwest::Response;
 
 use super::download::of_trouble;
 use super::name::CrateFile;
-use super::upstream::{Trouble, Upstream};
+use super::upstream::{Body, Trouble, Upstream};
 use crate::blobs::{Digest, Failed, Hasher};
 
 /// Reads a part of a file from its registry.
 pub struct Passing {
     upstream: Arc<Upstream>,
-    response: Response,
+    /// What had come already.
+    begun: Option<Bytes>,
+    /// What has yet to come.
+    rest: Option<Body>,
+    length: Option<u64>,
     digest: Digest,
     hasher: Hasher,
     /// Bytes that have come.
@@ -31,22 +34,33 @@ impl Passing {
     /// # Errors
     /// What the registry answers instead.
     pub async fn begin(upstream: Arc<Upstream>, file: &CrateFile) -> Result<Self, Trouble> {
-        let response = upstream.file(file, 0).await?;
-        Ok(Self {
+        let body = upstream.file(file, 0).await?;
+        Ok(Self::of(upstream, file, Bytes::new(), Some(body)))
+    }
+
+    /// An answer of which something has come, or all where there is no rest.
+    pub fn of(upstream: Arc<Upstream>, file: &CrateFile, begun: Bytes, rest: Option<Body>) -> Self {
+        let length = match &rest {
+            Some(body) => body.length,
+            None => Some(begun.len() as u64),
+        };
+        Self {
             upstream,
-            response,
+            begun: Some(begun),
+            rest,
+            length,
             digest: file.digest,
             hasher: Hasher::default(),
             received: 0,
             left: 0..u64::MAX,
             held: None,
             ended: false,
-        })
+        }
     }
 
     /// In bytes, where the registry has said it.
     pub fn length(&self) -> Option<u64> {
-        self.response.content_length()
+        self.length
     }
 
     /// Only this part of the file.
@@ -61,8 +75,11 @@ impl Passing {
     /// That it breaks off, or is not what it should be.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
         while !self.ended {
-            let chunk = self.upstream.chunk(&mut self.response).await;
-            let Some(chunk) = chunk.map_err(of_trouble)? else {
+            let chunk = match (self.begun.take(), &mut self.rest) {
+                (None, Some(body)) => self.upstream.chunk(body).await.map_err(of_trouble)?,
+                (begun, _) => begun,
+            };
+            let Some(chunk) = chunk else {
                 self.ended = true;
                 let found = std::mem::take(&mut self.hasher).finish();
                 if found != self.digest {

@@ -15,6 +15,7 @@ use super::name::{CrateFile, prefix};
 use crate::breaker::Breaker;
 use crate::config::{self, WhenUpstreamFails};
 use crate::http_client::{self, AGENT};
+use crate::server::body::Progress;
 
 /// How long a registry's own `config.json` counts. It changes every few years.
 const CONFIG_AGE: Duration = Duration::from_secs(600);
@@ -69,6 +70,14 @@ pub struct Upstream {
     config: Arc<KeptConfig>,
 }
 
+/// An answer whose body is on its way.
+pub struct Body {
+    response: Response,
+    /// In bytes, where the registry has said it.
+    pub length: Option<u64>,
+    progress: Progress,
+}
+
 /// A registry's `config.json` as it was last read.
 #[derive(Default)]
 struct KeptConfig {
@@ -114,6 +123,14 @@ impl Upstream {
         })
     }
 
+    /// Whether `other` asks the same registry in the same way. Both tokens are ours: that takes whatever time it likes.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.url == other.url
+            && self.token == other.token
+            && self.idle == other.idle
+            && self.when_it_fails == other.when_it_fails
+    }
+
     /// The name of the host, for messages.
     pub fn host(&self) -> &str {
         self.url.host_str().unwrap_or("the registry")
@@ -135,7 +152,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Trouble`].
-    pub async fn file(&self, file: &CrateFile, from: u64) -> Result<Response, Trouble> {
+    pub async fn file(&self, file: &CrateFile, from: u64) -> Result<Body, Trouble> {
         let config = self.config().await?;
         let url = config.file(file);
         let url = Url::parse(&url).map_err(|error| {
@@ -166,7 +183,7 @@ impl Upstream {
         // its files want it, which is what cargo does.
         let with_token = config.auth_required || url.origin() == self.url.origin();
         let answered = self.get(url, headers, Kind::File, with_token).await;
-        answered.map_err(NoAnswer::trouble)
+        answered.map(Body::of).map_err(NoAnswer::trouble)
     }
 
     async fn get(
@@ -269,12 +286,16 @@ impl Upstream {
     /// The next piece of a body.
     ///
     /// # Errors
-    /// [`Trouble::Failed`] also when nothing comes for too long.
-    pub async fn chunk(&self, response: &mut Response) -> Result<Option<Bytes>, Trouble> {
-        match timeout(self.idle, response.chunk()).await {
+    /// [`Trouble::Failed`] also when nothing comes for too long, or next to nothing: a body that dribbles would hold its
+    /// place among the downloads for days.
+    pub async fn chunk(&self, body: &mut Body) -> Result<Option<Bytes>, Trouble> {
+        let begin = Instant::now();
+        let left = body.progress.left(self.idle);
+        match timeout(left, body.response.chunk()).await {
             Ok(Ok(chunk)) => {
-                self.counters
-                    .received(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64));
+                let length = chunk.as_ref().map_or(0, Bytes::len);
+                self.counters.received(length as u64);
+                body.progress.arrived(length, begin.elapsed());
                 Ok(chunk)
             }
             Ok(Err(error)) => Err(failed(format!(
@@ -282,7 +303,7 @@ impl Upstream {
                 self.host(),
                 http_client::describe(&error)
             ))),
-            Err(_) => Err(self.silent(&response_host(response))),
+            Err(_) => Err(self.silent(&body.host())),
         }
     }
 
@@ -290,11 +311,12 @@ impl Upstream {
     ///
     /// # Errors
     /// As [`Upstream::chunk`], and for what is longer.
-    pub async fn whole(&self, mut response: Response, limit: u64) -> Result<Bytes, NoAnswer> {
+    pub async fn whole(&self, response: Response, limit: u64) -> Result<Bytes, NoAnswer> {
+        let mut body = Body::of(response);
         let mut whole = BytesMut::new();
-        while let Some(chunk) = self.chunk(&mut response).await.map_err(NoAnswer::Ill)? {
+        while let Some(chunk) = self.chunk(&mut body).await.map_err(NoAnswer::Ill)? {
             if (whole.len() + chunk.len()) as u64 > limit {
-                let host = response_host(&response);
+                let host = body.host();
                 return Err(NoAnswer::OfThis(failed(format!(
                     "{host}: expected an answer of at most {limit} bytes"
                 ))));
@@ -306,7 +328,7 @@ impl Upstream {
 
     fn silent(&self, host: &str) -> Trouble {
         failed(format!(
-            "{host}: it sent nothing for {}",
+            "{host}: it sent nothing, or next to nothing, for {}",
             humantime::format_duration(self.idle)
         ))
     }
@@ -380,6 +402,26 @@ impl Upstream {
     }
 }
 
+impl Body {
+    fn of(response: Response) -> Self {
+        Self {
+            length: response.content_length(),
+            response,
+            progress: Progress::default(),
+        }
+    }
+
+    /// It is what was missing, and not all of it once more.
+    pub fn is_rest(&self) -> bool {
+        self.response.status() == StatusCode::PARTIAL_CONTENT
+    }
+
+    fn host(&self) -> String {
+        let host = self.response.url().host_str();
+        host.unwrap_or_default().to_owned()
+    }
+}
+
 impl KeptConfig {
     /// What is known, and whether it is the caller who reads it anew. An old one only where that may serve, and then
     /// however old it is.
@@ -449,10 +491,6 @@ fn elsewhere(response: &Response) -> Option<Url> {
     let there = here.join(location).ok()?;
     let leads_on = status.is_redirection() && there.origin() != here.origin();
     (leads_on && stays_https(here, &there)).then_some(there)
-}
-
-fn response_host(response: &Response) -> String {
-    response.url().host_str().unwrap_or_default().to_owned()
 }
 
 pub(super) fn failed(text: String) -> Trouble {

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{StreamExt, iter};
 
 use super::cargo_lock::{Locked, locked};
+use super::download::{Opened, on_disk};
 use super::index::Terms;
 use super::name::{CrateFile, CrateName};
-use super::{Crates, Registry, download::Opened};
+use super::{Crates, Registry};
 use crate::blobs::{BlobId, Digest};
 use crate::config::lock_file::LockFile;
 use crate::config::{CRATES_IO, Config, WhenUpstreamFails};
@@ -25,26 +26,35 @@ const LOOK: Duration = Duration::from_secs(10);
 /// away for a moment is back soon, and a crate that was removed never comes.
 const FIRST_PAUSE: Duration = LOOK;
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// The largest lock files have some 10,000 lines.
+/// In bytes. The largest lock files have some 10,000 lines.
 const MOST_LOCK_FILE: u64 = 16 << 20;
 
 /// Keeps the crates of `crates.warm` here, until the service stops.
 pub async fn keep_warm(crates: Arc<Crates>, pool: Arc<Pool>) {
     let mut known: HashMap<String, Warming> = HashMap::new();
+    // Why not, of those that could not be read when they were last looked at.
+    let mut unreadable: HashMap<String, String> = HashMap::new();
     loop {
         let config = crates.config.borrow().clone();
         for lock_file in &config.crates.warm {
             let shown = shown(lock_file);
             let text = match read(&pool, lock_file).await {
-                Ok(Some(text)) => text,
-                Ok(None) => {
-                    tracing::debug!(lock_file = shown, "not there yet");
-                    continue;
+                Ok(text) => {
+                    unreadable.remove(&shown);
+                    text
                 }
                 Err(error) => {
-                    tracing::warn!(lock_file = shown, %error, "cannot be read");
+                    let error = error.to_string();
+                    if unreadable.get(&shown) != Some(&error) {
+                        tracing::warn!(lock_file = shown, error, "a lock file cannot be read");
+                        unreadable.insert(shown, error);
+                    }
                     continue;
                 }
+            };
+            let Some(text) = text else {
+                tracing::debug!(lock_file = shown, "not there yet");
+                continue;
             };
             let digest = Digest::of(text.as_bytes());
             let mut warming = match known.remove(&shown) {
@@ -180,7 +190,8 @@ async fn fetch(
         digest: file.digest,
     };
     // What is only on its way is waited for below: it may not come.
-    if crates.blobs.has(&id) && crates.blobs.path(&id).is_file() {
+    let path = crates.blobs.path(&id);
+    if matches!(on_disk(move || path.is_file()).await, Ok(true)) {
         return if entry { Fetch::Here } else { Fetch::Failed };
     }
     let here = match crates.open(registry, file).await {
@@ -222,8 +233,12 @@ async fn read(pool: &Arc<Pool>, lock_file: &LockFile) -> anyhow::Result<Option<S
             tokio::task::spawn_blocking(move || {
                 let mut content = Vec::new();
                 let file = std::fs::File::open(path)?;
-                file.take(MOST_LOCK_FILE).read_to_end(&mut content)?;
-                std::io::Result::Ok(content)
+                file.take(MOST_LOCK_FILE + 1).read_to_end(&mut content)?;
+                anyhow::ensure!(
+                    content.len() as u64 <= MOST_LOCK_FILE,
+                    "expected at most {MOST_LOCK_FILE} bytes, found more"
+                );
+                anyhow::Ok(content)
             })
             .await??
         }
@@ -240,7 +255,9 @@ async fn read(pool: &Arc<Pool>, lock_file: &LockFile) -> anyhow::Result<Option<S
             });
             match content.await?? {
                 Some(content) => content,
-                None => anyhow::bail!("expected a file at that path in HEAD, found none"),
+                None => anyhow::bail!(
+                    "expected a file of at most {MOST_LOCK_FILE} bytes at that path in HEAD, found none"
+                ),
             }
         }
     };

@@ -4,17 +4,19 @@
 //! Answers are derived from mirrors, so they are thrown away at start and nothing here is synced to disk.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
 use crate::buffers::{Buffer, read_from_memory};
+use crate::durable;
 use crate::git::blocks::{BLOCK, Blocks};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
@@ -44,11 +46,11 @@ pub struct Answers {
 /// One answer, perhaps still being written.
 pub struct Answer {
     path: PathBuf,
+    /// Followed by each reader.
     state: watch::Sender<State>,
     /// CRC-32 of each finished block: a byte that rots on disk is found before it is sent.
     blocks: Mutex<Vec<u32>>,
     reservation: Mutex<Reservation>,
-    readers: AtomicUsize,
     /// Made ahead of time: goes on without readers.
     ahead: AtomicBool,
     last_used: AtomicU64,
@@ -84,10 +86,7 @@ impl Answers {
     /// # Errors
     /// What the file system says.
     pub fn open(folder: PathBuf, storage: Arc<Storage>) -> io::Result<Arc<Self>> {
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&folder)?,
-        }
+        durable::emptied(&folder)?;
         let answers = Arc::new(Self {
             folder,
             storage: Arc::clone(&storage),
@@ -131,7 +130,6 @@ impl Answers {
             }),
             blocks: Mutex::default(),
             reservation: Mutex::new(self.storage.nothing(Part::Answers)),
-            readers: AtomicUsize::new(0),
             ahead: AtomicBool::new(ahead),
             last_used: AtomicU64::new(now),
             bad: AtomicBool::new(false),
@@ -163,12 +161,13 @@ impl Answers {
             .map(|(_, answer)| answer)
             .collect();
         drop(gone);
+        self.whole().remove(repo);
     }
 
     /// `key` holds everything that `repo` has now: the answer that held everything before is worth its space no more.
     pub fn supersede_whole(&self, repo: &RepoName, key: AnswerKey) {
-        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = whole.insert(repo.clone(), key).filter(|old| *old != key) {
+        let old = self.whole().insert(repo.clone(), key);
+        if let Some(old) = old.filter(|old| *old != key) {
             let gone = self.kept().remove(&(repo.clone(), old));
             discard(gone.into_iter().collect());
         }
@@ -207,8 +206,12 @@ impl Answers {
         gone
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<(RepoName, AnswerKey), Arc<Answer>>> {
+    fn kept(&self) -> MutexGuard<'_, HashMap<(RepoName, AnswerKey), Arc<Answer>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whole(&self) -> MutexGuard<'_, HashMap<RepoName, AnswerKey>> {
+        self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -273,10 +276,9 @@ pub enum AnswerError {
     Full,
     #[error("{0}")]
     Making(Arc<str>),
+    /// Or the disk does not give it, or the system. Equal bytes can be made as well.
     #[error("a kept answer is damaged on disk, please try again")]
     Damaged,
-    #[error("cannot read a kept answer: {0}")]
-    Io(#[from] io::Error),
 }
 
 /// Reads an answer from start to end.
@@ -289,7 +291,6 @@ pub struct AnswerReader {
 
 impl AnswerReader {
     fn of(answer: &Arc<Answer>) -> Self {
-        answer.readers.fetch_add(1, Ordering::Relaxed);
         Self {
             answer: Arc::clone(answer),
             file: None,
@@ -313,7 +314,7 @@ impl AnswerReader {
         blocks.iter().take(self.block).copied().collect()
     }
 
-    /// The next block, or `None` at the end. Waits for the writer; may be dropped and called again.
+    /// The next block, or `None` at the end. Waits for the writer, and for memory; may be dropped and called again.
     ///
     /// # Errors
     /// [`AnswerError`], after which the answer is of no use.
@@ -333,40 +334,37 @@ impl AnswerReader {
         if start >= state.bytes {
             return Ok(None);
         }
-        let mut buffer = Buffer::of((state.bytes - start).min(BLOCK as u64) as usize);
+        let length = (state.bytes - start).min(BLOCK as u64) as usize;
+        let mut buffer = Buffer::for_client(length).await;
         let file = match &self.file {
             Some(file) if read_from_memory(file, buffer.as_mut(), start) => Arc::clone(file),
             _ => {
                 // The disk has to be asked. More threads than these would read no faster.
-                let _turn = READS.acquire().await;
+                let turn = READS.acquire().await;
                 let (answer, file) = (Arc::clone(&self.answer), self.file.clone());
                 let read = tokio::task::spawn_blocking(move || {
+                    // Up to the end of the reading, which goes on when the client has left.
+                    let _turn = turn;
                     let file = match file {
                         Some(file) => file,
                         None => Arc::new(File::open(&answer.path)?),
                     };
                     file.read_exact_at(buffer.as_mut(), start)?;
-                    Ok((file, buffer))
+                    Ok::<_, io::Error>((file, buffer))
                 });
-                let read: io::Result<_> = read.await.map_err(io::Error::other)?;
-                let (file, filled) = read.inspect_err(|_| self.answer.give_up())?;
+                let read = read.await.map_err(io::Error::other).flatten();
+                let (file, filled) = read.map_err(|error| self.answer.give_up(&error))?;
                 buffer = filled;
                 file
             }
         };
         if !self.answer.is_right(self.block, buffer.as_ref()) {
-            self.answer.give_up();
-            return Err(AnswerError::Damaged);
+            let why = "a block does not have its checksum";
+            return Err(self.answer.give_up(&why));
         }
         self.file = Some(file);
         self.block += 1;
         Ok(Some(Bytes::from_owner(buffer)))
-    }
-}
-
-impl Drop for AnswerReader {
-    fn drop(&mut self) {
-        self.answer.readers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -378,8 +376,13 @@ impl Answer {
     }
 
     /// Who asks next gets another.
-    fn give_up(&self) {
+    fn give_up(&self, why: &dyn fmt::Display) -> AnswerError {
         self.bad.store(true, Ordering::Relaxed);
+        tracing::warn!(
+            path = %self.path.display(), error = %why,
+            "a kept answer cannot be read: its pack is made anew"
+        );
+        AnswerError::Damaged
     }
 }
 
@@ -414,7 +417,7 @@ impl AnswerWriter {
             return Err(ObjectError::Cancelled);
         };
         let unwanted =
-            || answer.readers.load(Ordering::Relaxed) == 0 && !answer.ahead.load(Ordering::Relaxed);
+            || answer.state.receiver_count() == 0 && !answer.ahead.load(Ordering::Relaxed);
         let cancelled = || {
             if !unwanted() {
                 return false;

@@ -16,7 +16,9 @@ use crate::error::Error;
 /// How a body is packed. Git packs what is longer than 1 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
+    /// Not at all.
     Identity,
+    /// In gzip (RFC 1952), also in several members.
     Gzip,
 }
 
@@ -24,12 +26,12 @@ impl Encoding {
     /// Reads `Content-Encoding`.
     ///
     /// # Errors
-    /// [`Error::BadRequest`] for any but gzip.
+    /// [`Error::UnsupportedMediaType`] for any but gzip.
     pub fn of(headers: &HeaderMap) -> Result<Self, Error> {
         match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
             None | Some(b"identity") => Ok(Self::Identity),
             Some(b"gzip" | b"x-gzip") => Ok(Self::Gzip),
-            Some(other) => Err(Error::BadRequest(format!(
+            Some(other) => Err(Error::UnsupportedMediaType(format!(
                 "Expected the content encoding gzip or none, found {:?}.",
                 String::from_utf8_lossy(other)
             ))),
@@ -189,6 +191,7 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
 }
 
 impl Whole {
+    /// The bytes, packed or not.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::app::App;
 use crate::error::Error;
 use crate::git::body::Place;
-use crate::git::exchange::{self, Command, Fetch, Reply, plan, work};
+use crate::git::exchange::{self, Command, Fetch, Reply, in_turn, work};
 use crate::git::name::RepoName;
 use crate::git::pool::{Entry, Found};
 use crate::git::snapshot::Snapshot;
@@ -217,7 +217,7 @@ async fn negotiate(
             }
         }
         let from = Arc::clone(&snapshot);
-        let answered = plan(&line.app.pool, &entry, move || {
+        let answered = in_turn(&line.app.pool, &entry, move || {
             let mut out = Vec::new();
             let pack = take_batch(&mut negotiation, &request, &from, &mut out);
             (request, negotiation, out, pack)
@@ -259,7 +259,7 @@ async fn begin(
 ) -> Result<(Request, Arc<Snapshot>, Begun), Error> {
     let policy = exchange::policy(app);
     let begin_with = async |request: Request, snapshot: Arc<Snapshot>| {
-        plan(&app.pool, entry, move || {
+        in_turn(&app.pool, entry, move || {
             let mut out = Vec::new();
             let begun =
                 Negotiation::begin(&request, &snapshot, &snapshot.commits(), policy, &mut out);

@@ -47,7 +47,8 @@ async fn handle(State(app): State<Arc<App>>, request: Request) -> Result<Respons
         }),
         (Service::Refs, &Method::GET) => refs(&app, &name, request.headers()).await,
         (Service::UploadPack, &Method::POST) => upload_pack(&app, name, request).await,
-        _ => Err(Error::MethodNotAllowed),
+        (Service::Refs, _) => Err(Error::MethodNotAllowed { allow: "GET" }),
+        (Service::UploadPack, _) => Err(Error::MethodNotAllowed { allow: "POST" }),
     }
 }
 
@@ -177,7 +178,8 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     let headers = parts.headers;
     let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     if kind != Some(b"application/x-git-upload-pack-request") {
-        return Err(Error::BadRequest(
+        // SECURITY: a form of a web page cannot send this type without asking its server first.
+        return Err(Error::UnsupportedMediaType(
             "Expected the content type application/x-git-upload-pack-request: is this a Git client?".into(),
         ));
     }

@@ -19,6 +19,7 @@ use crate::git::upload_pack::request::FetchRequest;
 use crate::git::upload_pack::{
     PackResponse, Refusal, Response as Answer, Version, error_packet, v0, v2,
 };
+use crate::ops::metrics::Queue;
 
 /// What is sent to the client.
 pub enum Reply {
@@ -40,6 +41,15 @@ pub enum Command {
 pub enum Fetch {
     V0(Arc<v0::Request>),
     V2(Arc<FetchRequest>),
+}
+
+impl Fetch {
+    fn request(&self) -> &FetchRequest {
+        match self {
+            Self::V0(request) => &request.fetch,
+            Self::V2(request) => request,
+        }
+    }
 }
 
 impl Command {
@@ -107,7 +117,7 @@ pub async fn advertise(app: &Arc<App>, found: &Found, version: Version) -> Resul
     }
 }
 
-/// Answers a request.
+/// Answers a request. References that it names are as fresh as those in a list; `found` is what there is for any other.
 ///
 /// # Errors
 /// Whatever keeps it from being answered but the request itself.
@@ -120,10 +130,17 @@ pub async fn answer(
     match command {
         Command::Nothing => Ok(Reply::Whole(Bytes::new())),
         Command::LsRefs(arguments) => ls_refs(app, name, arguments).await.map(Reply::Whole),
-        Command::Fetch(fetch) => match found {
-            Found::Mirror(entry, snapshot) => answer_fetch(app, entry, snapshot, fetch).await,
-            Found::Cold(cold) => answer_cold(app, cold, fetch).await,
-        },
+        Command::Fetch(fetch) => {
+            let found = if fetch.request().names_references() {
+                app.pool.fresh(name).await.map_err(refused)?
+            } else {
+                found
+            };
+            match found {
+                Found::Mirror(entry, snapshot) => answer_fetch(app, entry, snapshot, fetch).await,
+                Found::Cold(cold) => answer_cold(app, cold, fetch).await,
+            }
+        }
     }
 }
 
@@ -220,10 +237,11 @@ async fn early_head(
     // told did not come, and the next try gets it.
     let refs = flight.refs().await.map_err(|error| refused(error.into()))?;
     work(&app.pool, move || {
-        let (head, request) = match &fetch {
-            Fetch::V2(request) => (v2::certain_head(request, &refs)?, &**request),
-            Fetch::V0(request) => (v0::certain_head(request)?, &request.fetch),
+        let head = match &fetch {
+            Fetch::V2(request) => v2::certain_head(request, &refs)?,
+            Fetch::V0(request) => v0::certain_head(request)?,
         };
+        let request = fetch.request();
         Some(serve::Beginning {
             head,
             band: request.band,
@@ -245,12 +263,12 @@ pub async fn first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Snapshot>, E
 /// Negotiates and plans.
 async fn respond(
     app: &App,
-    entry: &Entry,
+    entry: &Arc<Entry>,
     fetch: Fetch,
     snapshot: &Arc<Snapshot>,
 ) -> Result<Result<Answer, Refusal>, Error> {
     let (snapshot, policy) = (Arc::clone(snapshot), policy(app));
-    plan(&app.pool, entry, move || match fetch {
+    in_turn(&app.pool, entry, move || match fetch {
         Fetch::V0(request) => v0::respond(&request, &snapshot, policy),
         Fetch::V2(request) => v2::fetch(FetchRequest::clone(&request), &snapshot, policy),
     })
@@ -261,13 +279,19 @@ async fn respond(
 ///
 /// # Errors
 /// As [`work`].
-pub async fn plan<T: Send + 'static>(
+pub async fn in_turn<T: Send + 'static>(
     pool: &Pool,
-    entry: &Entry,
+    entry: &Arc<Entry>,
     what: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
-    let _turn = entry.planning.acquire().await;
-    work(pool, what).await
+    let queued = pool.metrics().queued(Queue::Plan);
+    let turn = Arc::clone(&entry.planning).acquire_owned().await;
+    drop(queued);
+    work(pool, move || {
+        let _turn = turn;
+        what()
+    })
+    .await
 }
 
 /// Runs what takes processor time, on one of a few threads for that.
@@ -278,7 +302,9 @@ pub async fn work<T: Send + 'static>(
     pool: &Pool,
     what: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Error> {
+    let queued = pool.metrics().queued(Queue::Plan);
     let permit = Arc::clone(pool.planning()).acquire_owned().await;
+    drop(queued);
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
         what()

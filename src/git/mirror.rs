@@ -154,10 +154,10 @@ impl MirrorFolder {
         }
     }
 
-    /// Notes that the mirror is used now. It is no loss when this fails.
-    pub fn touch(&self) {
-        let touched = File::create(self.path.join(LAST_USED))
-            .and_then(|file| file.set_modified(SystemTime::now()));
+    /// Notes when the mirror was last used. It is no loss when this fails.
+    pub fn touch(&self, used: SystemTime) {
+        let touched =
+            File::create(self.path.join(LAST_USED)).and_then(|file| file.set_modified(used));
         if let Err(error) = touched {
             tracing::debug!(%error, "the time of use was not noted");
         }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::buffers::Buffer;
 use crate::git::answers::{AnswerError, AnswerReader};
 use crate::git::blocks::Blocks;
 use crate::git::objects::ObjectError;
@@ -31,10 +32,10 @@ pub struct Source {
 /// A pack in packets of `side-band-64k`. Chunks end where packets end.
 pub struct PackStream {
     source: Source,
-    from: From,
+    from: PackSource,
 }
 
-enum From {
+enum PackSource {
     Kept(AnswerReader),
     Direct(Direct),
 }
@@ -59,37 +60,40 @@ impl PackStream {
     pub fn new(source: Source, reader: AnswerReader) -> Self {
         Self {
             source,
-            from: From::Kept(reader),
+            from: PackSource::Kept(reader),
         }
     }
 
     /// What the pack came to, where that is known already.
     pub fn stats(&self) -> Option<PackStats> {
         match &self.from {
-            From::Kept(reader) => reader.stats(),
-            From::Direct(_) => None,
+            PackSource::Kept(reader) => reader.stats(),
+            PackSource::Direct(_) => None,
         }
     }
 
-    /// The next bytes, or `None` at the end. May be dropped and called again.
+    /// The next bytes, or `None` at the end. Not to be dropped and called again: what was on its way would be missing.
     ///
     /// # Errors
     /// [`AnswerError`], after which nothing more comes.
     pub async fn next(&mut self) -> Result<Option<Bytes>, AnswerError> {
-        if let From::Kept(reader) = &mut self.from {
+        if let PackSource::Kept(reader) = &mut self.from {
             match reader.next().await {
                 Err(AnswerError::Full | AnswerError::Damaged) => {
                     let had = reader.read_so_far();
-                    self.from = From::Direct(Direct::make(self.source.clone(), had));
+                    self.from = PackSource::Direct(Direct::make(self.source.clone(), had));
                 }
                 other => return other,
             }
         }
-        let From::Direct(direct) = &mut self.from else {
+        let PackSource::Direct(direct) = &mut self.from else {
             return Ok(None);
         };
         if let Some(block) = direct.blocks.recv().await {
-            return Ok(Some(block));
+            // Among all that clients have yet to take, it counts like a kept one.
+            let mut buffer = Buffer::for_client(block.len()).await;
+            buffer.as_mut().copy_from_slice(&block);
+            return Ok(Some(Bytes::from_owner(buffer)));
         }
         match (&mut direct.maker).await {
             Ok(Ok(())) => Ok(None),

@@ -18,6 +18,7 @@ use crate::git::name::RepoName;
 use crate::git::pool::{Passing, PoolError};
 use crate::git::upload_pack::pktline::{self, Packet, PacketError, Packets};
 use crate::git::upstream::http::HttpUpstream;
+use crate::http_client::describe;
 use crate::ops::metrics::{AnswerKind, Metrics};
 
 const GIT_PROTOCOL: HeaderName = HeaderName::from_static("git-protocol");
@@ -54,11 +55,7 @@ pub async fn relay(
         }
     }
     let failed = |error: reqwest::Error| {
-        PoolError::Upstream(format!(
-            "{}: {}",
-            upstream.name(),
-            HttpUpstream::describe(&error)
-        ))
+        PoolError::Upstream(format!("{}: {}", upstream.name(), describe(&error)))
     };
     let idle = upstream.idle();
     let (client, outgoing) = outgoing.body(request.body).build_split();
@@ -79,7 +76,8 @@ pub async fn relay(
         return Ok(None);
     }
     if !incoming.status().is_success() {
-        return Err(upstream.refusal(incoming.status()).into());
+        let refusal = upstream.refusal(incoming.status(), incoming.headers());
+        return Err(refusal.into());
     }
     let kind = incoming.headers().get(CONTENT_TYPE).cloned();
     if !kind.as_ref().is_some_and(|kind| {

@@ -1,12 +1,13 @@
 //! Sends a pack to a client: a kept answer, one that is being made, or one that has to be made first.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::git::answers::{AnswerWriter, Found};
 use crate::git::name::RepoName;
@@ -160,14 +161,19 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
         band,
         progress,
     } = prepared;
+    let stats = stream.stats();
+    let doing = match stats {
+        Some(_) => "reading the pack",
+        None => "making the pack",
+    };
     if progress {
-        let what = match stream.stats() {
+        let what = match stats {
             Some(stats) => format!(
                 "warm: {} objects, {}\n",
                 stats.objects,
                 bytesize::ByteSize(stats.bytes)
             ),
-            None => "making the pack\n".to_owned(),
+            None => format!("{doing}\n"),
         };
         let _ = sender
             .send(Ok(
@@ -178,32 +184,41 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
     let mut reframe = Reframe::to(band);
     let mut sent = 0;
     let mut waits_since = Some(Instant::now());
-    loop {
-        let chunk = match timeout(PULSE, stream.next()).await {
-            // Also tells us whether the client is still there.
-            Err(_) => {
-                let waiting = waits_since.filter(|_| progress);
-                pulse(
-                    band,
-                    waiting
-                        .map(|since| format!("making the pack: {} s", since.elapsed().as_secs())),
-                )
-            }
-            Ok(Ok(Some(block))) => {
-                waits_since = None;
-                if reframe.is_identity() {
-                    block
-                } else {
-                    reframe.push(&block).into()
+    // Nothing more is read for a client that has yet to take what there is.
+    while sender.reserve().await.is_ok() {
+        let mut block = pin!(stream.next());
+        let block = loop {
+            tokio::select! {
+                biased;
+                block = &mut block => break block,
+                // Nobody is left to be told of it.
+                () = sender.closed() => break Ok(None),
+                () = sleep(PULSE) => {
+                    let waiting = waits_since.filter(|_| progress);
+                    let pulse = pulse(
+                        band,
+                        waiting.map(|since| format!("{doing}: {} s", since.elapsed().as_secs())),
+                    );
+                    if !pulse.is_empty() {
+                        // A client that has not taken the last one needs no other.
+                        let _ = sender.try_send(Ok(pulse));
+                    }
                 }
             }
-            Ok(Ok(None)) => {
+        };
+        let chunk = match block {
+            Ok(Some(block)) if reframe.is_identity() => block,
+            Ok(Some(block)) => Bytes::from_owner(Reframed {
+                bytes: reframe.push(&block),
+                _block: block,
+            }),
+            Ok(None) => {
                 let _ = sender
                     .send(Ok(Bytes::from_static(sideband::end(band))))
                     .await;
                 break;
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 tracing::warn!(repo = %name, %error, bytes = sent, "an answer broke off");
                 let _ = sender
                     .send(Ok(
@@ -215,15 +230,25 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
                 break;
             }
         };
+        waits_since = None;
         sent += chunk.len() as u64;
-        if !chunk.is_empty() && sender.send(Ok(chunk)).await.is_err() {
-            break;
-        }
-        if sender.is_closed() {
+        if sender.send(Ok(chunk)).await.is_err() {
             break;
         }
     }
     metrics.answer(kind, sent);
+}
+
+/// A block in the form of another band. It takes the place of the block among the buffers, of which there are so many.
+struct Reframed {
+    bytes: Vec<u8>,
+    _block: Bytes,
+}
+
+impl AsRef<[u8]> for Reframed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// What a client hears that waits: how far it is, where it wants that and there is something to tell.

@@ -18,18 +18,23 @@ use crate::git::upload_pack::Version;
 
 /// What a client asked for.
 pub struct Asked<'a> {
+    /// The command line to run, as it came.
     pub command: &'a [u8],
+    /// Of the protocol, by the environment variable `GIT_PROTOCOL`.
     pub version: Version,
     /// The name that it logged in with.
     pub user: &'a str,
+    /// The key or certificate that it logged in with.
     pub identity: &'a SshIdentity,
+    /// Where it connects from.
     pub peer: SocketAddr,
 }
 
 /// What a client is told at the end.
 pub struct End {
+    /// The exit status of the command.
     pub status: u32,
-    /// For people.
+    /// For people, on standard error.
     pub message: Option<String>,
 }
 
@@ -66,9 +71,7 @@ pub async fn serve(app: &Arc<App>, asked: Asked<'_>, client: &mut impl Client) -
             message: None,
         },
         Err(Broken::Failed(error)) => {
-            if let Error::Internal(cause) = &error {
-                tracing::error!(error = format!("{cause:#}"), "request failed");
-            }
+            error.log();
             End::refused(match error {
                 Error::Unauthorized => "This key lets nobody in any more.".to_owned(),
                 error => error.to_string(),
@@ -206,10 +209,11 @@ impl Drop for Record<'_> {
 /// for [`conversation`] to say, and how long it may be silent for who serves the client.
 struct Watched<'a, C> {
     client: &'a mut C,
-    /// That it was sent.
+    /// How many it was sent.
     bytes: &'a mut u64,
     /// How long it kept us waiting since it began to say something. What we do meanwhile does not count.
     waited: Option<Duration>,
+    /// It took longer than it may.
     is_late: bool,
 }
 

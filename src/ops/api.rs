@@ -34,7 +34,8 @@ pub async fn status(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<R
 /// which the requester reached us.
 ///
 /// # Errors
-/// [`Error::Unauthorized`] as everywhere; [`Error::NotFound`] for other clients.
+/// [`Error::Unauthorized`] as everywhere; [`Error::NotFound`] for other clients, and for Git to whoever may read some
+/// repositories only; [`Error::BadRequest`] where the request names no address.
 pub async fn client_config(
     State(app): State<Arc<App>>,
     Path(client): Path<String>,
@@ -56,7 +57,7 @@ pub async fn client_config(
             client_config::cargo(&service, &config, may_read)
         }
         // SECURITY: it names all hosts.
-        "git" if principal.name().is_none() => client_config::git(&service, &config),
+        "git" if principal.may_read_every_repo() => client_config::git(&service, &config),
         _ => return Err(Error::NotFound),
     };
     let headers = [

@@ -25,13 +25,13 @@ pub const MAX_REPO_LABELS: usize = 1000;
 /// Where the bytes of a Git answer came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AnswerKind {
-    /// The packs of the mirror as they are on disk.
+    /// All that the references reach, which is one answer for all full clones: kept, or made now.
     Whole,
-    /// A finished answer, kept from an equal request; also one that was still being made.
+    /// Less than all, kept from an equal request; also what was still being made.
     Cached,
-    /// A pack made for this request.
+    /// Less than all, made for this request.
     Made,
-    /// Passed through from the upstream.
+    /// Passed through from the upstream, as there was no mirror yet; also a list of references.
     Relayed,
 }
 
@@ -49,10 +49,14 @@ pub enum FetchResult {
 /// Where requests wait for their turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
+    /// For a thread that reads a request, or walks history for it.
+    Plan,
     /// For a thread that makes a pack.
     Pack,
     /// For the first fetch of a repository.
     FirstClone,
+    /// For a later one: each upstream has a few places.
+    Fetch,
 }
 
 /// All counters and gauges of the service. Cheap to update from anywhere.
@@ -85,7 +89,9 @@ pub struct Counted(Gauge);
 /// Answers from mirrors whose upstream could not be asked, by repository up to the limit of labels.
 #[derive(Default)]
 pub(super) struct StaleServed {
+    /// How many answers, for the first [`MAX_REPO_LABELS`] that had any.
     pub(super) repos: BTreeMap<RepoName, u64>,
+    /// How many answers from all others.
     pub(super) others: u64,
 }
 
@@ -171,8 +177,8 @@ impl Metrics {
         for result in [FetchResult::Ok, FetchResult::Unchanged, FetchResult::Failed] {
             drop(metrics.fetches.get_or_create(&result.label()));
         }
-        for queue in [Queue::Pack, Queue::FirstClone] {
-            metrics.set_queue_length(queue, 0);
+        for queue in [Queue::Plan, Queue::Pack, Queue::FirstClone, Queue::Fetch] {
+            drop(metrics.queues.get_or_create(&queue.label()));
         }
         metrics.registered()
     }
@@ -241,16 +247,9 @@ impl Metrics {
         self.fetch_duration.observe(duration.as_secs_f64());
     }
 
-    /// Somebody who waits in a queue. Use either this or [`Self::set_queue_length`] for one queue.
+    /// Somebody who waits in a queue.
     pub fn queued(&self, queue: Queue) -> Counted {
         Counted::of(&self.queues.get_or_create(&queue.label()))
-    }
-
-    /// How many wait in a queue now.
-    pub fn set_queue_length(&self, queue: Queue, length: usize) {
-        self.queues
-            .get_or_create(&queue.label())
-            .set(saturating(length as u64));
     }
 
     /// Counts an answer that was made although the upstream could not be asked.
@@ -270,10 +269,12 @@ impl Metrics {
         self.damaged_packs.inc();
     }
 
+    /// What is counted here, to be written out.
     pub(super) fn registry(&self) -> &Registry {
         &self.registry
     }
 
+    /// The counts of [`Self::stale_served`].
     pub(super) fn stale_served_by_repo(&self) -> MutexGuard<'_, StaleServed> {
         self.stale_served
             .lock()
@@ -348,12 +349,13 @@ impl Metrics {
         );
         r.register(
             "git_answers",
-            "Answers to fetches by where their bytes came from",
+            "Answers to fetches: whole (all of a repository), cached (less, from an equal request), made (less, for this \
+             one), relayed (passed through from the upstream, lists of references as well)",
             self.answers.clone(),
         );
         r.register_with_unit(
             "git_answer",
-            "The same in bytes",
+            "Bytes of answers to fetches, by the kinds of git_answers",
             Unit::Bytes,
             self.answer_bytes.clone(),
         );
@@ -370,7 +372,7 @@ impl Metrics {
         );
         r.register(
             "git_queue_length",
-            "Requests that wait for their turn",
+            "What waits for its turn: plan and pack for a thread, first_clone and fetch for a place at the upstream",
             self.queues.clone(),
         );
         r.register(
@@ -383,7 +385,8 @@ impl Metrics {
 }
 
 impl Counted {
-    fn of(gauge: &Gauge) -> Self {
+    /// One more in `gauge`.
+    pub fn of(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
@@ -428,8 +431,10 @@ impl FetchResult {
 impl Queue {
     fn label(self) -> QueueLabel {
         let queue = match self {
+            Self::Plan => "plan",
             Self::Pack => "pack",
             Self::FirstClone => "first_clone",
+            Self::Fetch => "fetch",
         };
         QueueLabel { queue }
     }

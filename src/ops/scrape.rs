@@ -24,7 +24,7 @@ use crate::git::name::RepoName;
 use crate::git::pool::RepoStatus;
 use crate::ops::metrics::{MAX_REPO_LABELS, Metrics, saturating};
 use crate::ops::process::Process;
-use crate::storage::Part;
+use crate::storage::{Part, Storage};
 
 /// The media types of <https://prometheus.io/docs/instrumenting/content_negotiation/>.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,14 +34,12 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct Measured<'a> {
     /// All repositories.
     pub repos: &'a [RepoStatus],
-    /// Bytes that parts of the storage take, beside the mirrors.
-    pub used: [(Part, u64); 3],
+    /// The account of disk space: what is on its way is in it as well, and what nobody has but a reader.
+    pub storage: &'a Storage,
     /// The crate cache's own counters.
     pub crates: &'a dyn Fn(&mut Registry),
     /// Registries that fail, and are left alone for a while.
     pub failing_registries: u64,
-    /// Bytes that may be stored.
-    pub storage_limit: u64,
     /// This process.
     pub process: Process,
     /// The time, against which staleness is measured.
@@ -67,15 +65,13 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<
     };
     let measured = Measured {
         repos: &app.pool.status(),
-        used: [Part::Answers, Part::Blobs, Part::Index]
-            .map(|part| (part, app.pool.storage().used(part))),
+        storage: app.pool.storage(),
         crates: &|registry| {
             app.crates.counters.register(registry);
             app.crates.blobs().register(registry);
             app.crates.second_tier.register(registry);
         },
         failing_registries: app.crates.failing(),
-        storage_limit: app.config().storage.max_size,
         process: Process::now(),
         now: SystemTime::now(),
         visible: &visible,
@@ -126,14 +122,13 @@ fn of_service(metrics: &Metrics, measured: &Measured<'_>) -> Registry {
     registry.register("git_stale_served", help, served);
 
     let storage: Family<[(&'static str, &'static str); 1], Gauge> = Family::default();
-    let git = measured.repos.iter().map(|repo| repo.bytes).sum();
-    for (part, bytes) in [(Part::Git, git)].into_iter().chain(measured.used) {
+    for part in Part::ALL {
         storage
             .get_or_create(&[("part", part.name())])
-            .set(saturating(bytes));
+            .set(saturating(measured.storage.used(part)));
     }
     registry.register_with_unit("storage", "Disk that is used", Unit::Bytes, storage);
-    let limit = ConstGauge::new(saturating(measured.storage_limit));
+    let limit = ConstGauge::new(saturating(measured.storage.limit()));
     registry.register_with_unit("storage_limit", "Disk that may be used", Unit::Bytes, limit);
     // Others were asked for, and have no mirror or lost it.
     let mirrors = measured.repos.iter();
@@ -217,11 +212,18 @@ fn stale_served(metrics: &Metrics, measured: &Measured<'_>) -> BTreeMap<String, 
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::time::Duration;
 
     use axum::http::{Method, StatusCode};
+    use futures_util::future::poll_immediate;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::config::Config;
+    use crate::config::environment::Environment;
+    use crate::git::exchange::work;
+    use crate::git::pool::Pool;
     use crate::ops::metrics::{AnswerKind, FetchResult, Queue};
 
     fn repo(name: &str) -> RepoName {
@@ -253,15 +255,15 @@ mod tests {
             cpu_seconds: Some(1.5),
             open_fds: Some(7),
         };
-        let storage_limit = 100;
+        let storage = Storage::new(100);
+        let _used = [(Part::Git, 22), (Part::Answers, 33)].map(|(part, n)| storage.count(part, n));
         render(
             metrics,
             &Measured {
                 repos,
-                used: [(Part::Answers, 33), (Part::Blobs, 44), (Part::Index, 55)],
+                storage: &storage,
                 crates: &|registry| crate::crates::counters::Counters::new().register(registry),
                 failing_registries: 1,
-                storage_limit,
                 process,
                 now,
                 visible,
@@ -294,9 +296,12 @@ mod tests {
                 "warmdock_git_answer_bytes_total{kind=\"relayed\"} 0",
                 "warmdock_git_fetches_total{result=\"failed\"} 0",
                 "warmdock_git_queue_length{queue=\"first_clone\"} 0",
+                "warmdock_git_queue_length{queue=\"fetch\"} 0",
                 "warmdock_git_damaged_packs_total 0",
                 "warmdock_http_connections 0",
-                "warmdock_storage_bytes{part=\"git\"} 0",
+                // A first clone has no mirror yet, and takes room all the same.
+                "warmdock_storage_bytes{part=\"git\"} 22",
+                "warmdock_storage_bytes{part=\"index\"} 0",
                 "warmdock_storage_limit_bytes 100",
                 "process_resident_memory_bytes 4096",
                 "process_cpu_seconds_total 1.5",
@@ -319,8 +324,7 @@ mod tests {
         metrics.answer(AnswerKind::Cached, 5);
         metrics.fetch(FetchResult::Unchanged, Duration::from_secs(1));
         metrics.damaged_pack();
-        metrics.set_queue_length(Queue::Pack, 4);
-        let waiting = metrics.queued(Queue::FirstClone);
+        let waiting = [Queue::Pack, Queue::Pack, Queue::FirstClone].map(|at| metrics.queued(at));
         let connection = metrics.connection();
         drop(metrics.http_in_flight());
         has(
@@ -340,9 +344,8 @@ mod tests {
                 "warmdock_git_fetches_total{result=\"unchanged\"} 1",
                 "warmdock_git_fetch_duration_seconds_count 1",
                 "warmdock_git_damaged_packs_total 1",
-                "warmdock_git_queue_length{queue=\"pack\"} 4",
+                "warmdock_git_queue_length{queue=\"pack\"} 2",
                 "warmdock_git_queue_length{queue=\"first_clone\"} 1",
-                "warmdock_storage_bytes{part=\"git\"} 20",
                 "warmdock_storage_bytes{part=\"answers\"} 33",
                 "warmdock_git_mirrors 2",
             ],
@@ -355,6 +358,29 @@ mod tests {
                 "warmdock_git_queue_length{queue=\"first_clone\"} 0",
             ],
         );
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_thread_is_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = Config::parse("{}", &Environment::default()).expect("the default");
+        config.data_dir = folder.path().to_owned();
+        let config = watch::channel(Arc::new(config)).1;
+        let metrics = Arc::new(Metrics::new());
+        let pool = Pool::start(config, metrics.clone()).expect("a pool");
+        let waiting = |length: usize| {
+            let line = format!("warmdock_git_queue_length{{queue=\"plan\"}} {length}");
+            has(&text(&metrics, &[], &|_| true), &[&line]);
+        };
+        let threads = pool.planning();
+        let all = threads.available_permits() as u32;
+        let taken = Arc::clone(threads).acquire_many_owned(all).await;
+        let mut request = pin!(work(&pool, || ()));
+        assert!(poll_immediate(request.as_mut()).await.is_none());
+        waiting(1);
+        drop(taken);
+        request.await.expect("its turn");
+        waiting(0);
     }
 
     #[test]

@@ -5,14 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use axum::http::HeaderMap;
 
-use crate::access::Principal;
 use crate::app::App;
 use crate::crates::RegistryStatus;
-use crate::crates::counters::{From, Kind};
+use crate::crates::counters::{CacheStatus, Kind};
 use crate::git::pool::RepoStatus;
 use crate::storage::Part;
 
-/// See the module.
+/// What one requester may know of the service at one moment.
 pub struct Snapshot {
     /// Of the service.
     pub version: &'static str,
@@ -22,13 +21,14 @@ pub struct Snapshot {
     pub not_ready: Option<String>,
     /// The repositories that the requester may read, by name.
     pub repos: Vec<RepoStatus>,
-    /// The hosts of the upstreams; for a requester that may not read everything only those of `repos`.
+    /// The hosts of the upstreams; for a requester that may not read every repository only those of `repos`.
     pub hosts: Vec<String>,
     /// The registries of crates that the requester may read.
     pub registries: Vec<RegistryStatus>,
     /// What cargo was answered with, for whoever may read a registry.
     pub crates: CratesStatus,
-    /// Bytes on disk: mirrors (also those that are not shown), finished answers and the crate cache.
+    /// Bytes on disk by the one account: mirrors (also those that are not shown, and what is on its way to them), answers
+    /// and the crate cache.
     pub storage_used: u64,
     /// Bytes that may be stored.
     pub storage_limit: u64,
@@ -59,9 +59,9 @@ impl CratesStatus {
         };
         let storage = app.pool.storage();
         Self {
-            hits: of(From::Cache) + of(From::Revalidated) + of(From::Shared),
-            misses: of(From::Upstream),
-            stale: of(From::Stale),
+            hits: of(CacheStatus::Hit) + of(CacheStatus::Revalidated) + of(CacheStatus::Shared),
+            misses: of(CacheStatus::Upstream),
+            stale: of(CacheStatus::Stale),
             sent_bytes: app.crates.counters.sent_bytes(),
             stored_bytes: storage.used(Part::Blobs) + storage.used(Part::Index),
         }
@@ -76,41 +76,27 @@ impl Snapshot {
     pub fn take(app: &Arc<App>, headers: &HeaderMap) -> Result<Self, crate::error::Error> {
         let principal = app.access.principal(headers)?;
         let config = app.config();
-        let hosts = config
-            .git
-            .upstreams
-            .iter()
-            .map(|upstream| upstream.host.clone());
+        let mut repos = app.pool.status();
+        repos.retain(|status| principal.may_read(&status.repo));
+        // SECURITY: the names of internal hosts are of no concern to who may read nothing there.
+        let is_shown = |host: &str| {
+            principal.may_read_every_repo() || repos.iter().any(|status| status.repo.host() == host)
+        };
+        let hosts = config.git.upstreams.iter().map(|upstream| &upstream.host);
+        let hosts = hosts.filter(|host| is_shown(host)).cloned().collect();
+        let storage = app.pool.storage();
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
             uptime: app.started.elapsed(),
             not_ready: app.ready().err(),
-            repos: Vec::new(),
-            hosts: hosts.collect(),
+            repos,
+            hosts,
             registries: app.crates.status(&principal),
             crates: CratesStatus::of(app),
-            storage_used: [Part::Answers, Part::Blobs, Part::Index]
-                .map(|part| app.pool.storage().used(part))
-                .iter()
-                .sum(),
-            storage_limit: config.storage.max_size,
+            storage_used: storage.used_in_all(),
+            storage_limit: storage.limit(),
             now: SystemTime::now(),
-        }
-        .with(app.pool.status(), &principal))
-    }
-
-    fn with(mut self, all: Vec<RepoStatus>, principal: &Principal) -> Self {
-        self.storage_used += all.iter().map(|repo| repo.bytes).sum::<u64>();
-        self.repos = all;
-        self.repos.retain(|status| principal.may_read(&status.repo));
-        self.repos.sort_by(|a, b| a.repo.cmp(&b.repo));
-        if principal.name().is_some() {
-            // SECURITY: the names of internal hosts are of no concern to who may read nothing there.
-            let repos = &self.repos;
-            self.hosts
-                .retain(|host| repos.iter().any(|status| status.repo.host() == host));
-        }
-        self
+        })
     }
 }
 
@@ -119,4 +105,77 @@ pub fn age(status: &RepoStatus, now: SystemTime) -> Option<Duration> {
     status
         .last_fetch
         .map(|last| now.duration_since(last).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use axum::http::HeaderValue;
+    use axum::http::header::AUTHORIZATION;
+    use tokio::sync::watch;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::access::Access;
+    use crate::config::environment::Environment;
+    use crate::config::patterns::Patterns;
+    use crate::config::secret::Secret;
+    use crate::config::{Anonymous, Config, Token};
+    use crate::crates::Crates;
+    use crate::git::pool::Pool;
+    use crate::ops::metrics::Metrics;
+
+    /// A service for two tokens: `all`, and `few` that is for one repository.
+    fn app(folder: &tempfile::TempDir) -> Arc<App> {
+        let mut config = Config::parse("{}", &Environment::default()).expect("the default");
+        config.data_dir = folder.path().to_owned();
+        config.access.anonymous = Anonymous::None;
+        let tokens = [("all", vec![]), ("few", vec!["github.com/o/r".to_owned()])];
+        config.access.tokens = tokens
+            .map(|(name, repos)| Token {
+                name: name.into(),
+                token_file: "/run/secrets/token".into(),
+                secret: Secret::new(name.as_bytes()),
+                repos: Patterns::new(repos).expect("patterns"),
+                registries: None,
+            })
+            .into();
+        let config = watch::channel(Arc::new(config)).1;
+        let metrics = Arc::new(Metrics::new());
+        let pool = Pool::start(config.clone(), metrics.clone()).expect("a pool");
+        Arc::new(App {
+            access: Access::new(config.clone()),
+            crates: Crates::start(config.clone(), pool.storage()).expect("a crate cache"),
+            pool,
+            config,
+            metrics,
+            started: Instant::now(),
+            draining: CancellationToken::new(),
+        })
+    }
+
+    fn seen_by(token: &'static str, app: &Arc<App>) -> Snapshot {
+        let token = HeaderValue::from_static(token);
+        Snapshot::take(app, &HeaderMap::from_iter([(AUTHORIZATION, token)])).expect("let in")
+    }
+
+    #[tokio::test]
+    async fn who_may_read_every_repository_sees_every_host() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let app = app(&folder);
+        let hosts = ["github.com", "gitlab.com", "codeberg.org", "bitbucket.org"];
+        assert_eq!(seen_by("Bearer all", &app).hosts, hosts);
+        assert!(seen_by("Bearer few", &app).hosts.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_has_no_mirror_yet_takes_room_as_well() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let app = app(&folder);
+        let first_clone = app.pool.storage().count(Part::Git, 7);
+        assert_eq!(seen_by("Bearer all", &app).storage_used, 7);
+        drop(first_clone);
+        assert_eq!(seen_by("Bearer all", &app).storage_used, 0);
+    }
 }

@@ -7,7 +7,7 @@
 //! - a connection without requests is closed after `idle`;
 //! - where a new connection finds all places taken, the one that is of least use is closed sooner ([`Connections`]);
 //! - a response whose next piece nobody takes ends the connection after `stall`: with HTTP/2 a closed window stops a
-//!   stream without stopping the socket.
+//!   stream without stopping the socket. Sooner, while others wait for the memory that it takes.
 //!
 //! For the SSH door a request is a command. It has times of its own for all of this but the places, see
 //! [`crate::ssh::connection`].
@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+use crate::buffers;
 
 /// The times that bound a connection.
 #[derive(Clone, Copy, Debug)]
@@ -230,8 +232,15 @@ impl Activity {
             header,
             idle,
             stall,
+            body_idle,
             ..
         } = self.times;
+        // Then a reader has no more time than a sender.
+        let stall = if buffers::are_short() {
+            stall.min(body_idle)
+        } else {
+            stall
+        };
         let state = self.state();
         if state.in_flight > 0 {
             return match state.untaken.values().min() {

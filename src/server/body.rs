@@ -1,4 +1,4 @@
-//! Request bodies that may not dribble.
+//! Bodies that may not dribble: those of requests, and by the same measure those of upstreams.
 
 use std::error::Error as StdError;
 use std::pin::Pin;
@@ -18,15 +18,35 @@ pub struct Idle;
 /// connection for days with a byte now and then; no line that can carry a clone is this slow.
 const PROGRESS: usize = 1024;
 
+/// How far somebody is with the next [`PROGRESS`] bytes, and how long we have been kept waiting for them.
+#[derive(Default)]
+pub struct Progress {
+    received: usize,
+    waited: Duration,
+}
+
+impl Progress {
+    /// So many bytes came after such a wait.
+    pub fn arrived(&mut self, bytes: usize, waited: Duration) {
+        self.received += bytes;
+        self.waited += waited;
+        if self.received >= PROGRESS {
+            *self = Self::default();
+        }
+    }
+
+    /// How much longer to wait, where that may be `limit` in all.
+    pub fn left(&self, limit: Duration) -> Duration {
+        limit.saturating_sub(self.waited)
+    }
+}
+
 /// A request body that fails with [`Idle`] when the client keeps us waiting for longer than `limit` without
 /// [`PROGRESS`] bytes. Only waiting counts: a handler may take its time between two reads.
 pub struct RequestBody<B> {
     inner: B,
     limit: Duration,
-    /// Bytes since the time began.
-    received: usize,
-    /// How long the client kept us waiting for them.
-    waited: Duration,
+    progress: Progress,
     waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
@@ -36,21 +56,15 @@ impl<B> RequestBody<B> {
         Self {
             inner,
             limit,
-            received: 0,
-            waited: Duration::ZERO,
+            progress: Progress::default(),
             waiting: None,
         }
     }
 
     fn arrived(&mut self, bytes: usize) {
-        if let Some((since, _)) = self.waiting.take() {
-            self.waited += since.elapsed();
-        }
-        self.received += bytes;
-        if self.received >= PROGRESS {
-            self.received = 0;
-            self.waited = Duration::ZERO;
-        }
+        let since = self.waiting.take().map(|(since, _)| since);
+        let waited = since.map_or(Duration::ZERO, |since| since.elapsed());
+        self.progress.arrived(bytes, waited);
     }
 }
 
@@ -75,7 +89,7 @@ where
             this.arrived(bytes);
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let left = this.limit.saturating_sub(this.waited);
+        let left = this.progress.left(this.limit);
         let (_, timer) = this
             .waiting
             .get_or_insert_with(|| (Instant::now(), Box::pin(sleep(left))));

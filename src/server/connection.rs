@@ -26,6 +26,7 @@ use super::accept::Ending;
 use super::activity::{Activity, Exchange, Expired, Times};
 use super::body::RequestBody;
 use super::io::Guarded;
+use crate::buffers;
 use crate::ops::metrics::Metrics;
 
 /// What all connections share.
@@ -51,8 +52,9 @@ pub struct Peer {
 /// hold before anybody reads it: with a thousand clients 64 MiB. Large answers are limited by the client's windows, not
 /// by these.
 const HTTP2_WINDOW: u32 = 64 << 10;
-/// What waits in memory for a client's window, per stream: some pieces of a pack, so that a fast client never waits.
-const HTTP2_SEND_BUFFER: usize = 512 << 10;
+/// What waits in memory for a client's window, per stream: pieces of a pack, as much as is read of one at a time, so that
+/// a fast client never waits.
+const HTTP2_SEND_BUFFER: usize = buffers::CAPACITY;
 /// What of a response goes into a frame of HTTP/2, so that with its header it fills one TLS record: larger frames end in
 /// a second record of nine bytes.
 const HTTP2_PIECE: usize = (16 << 10) - 9;
@@ -127,7 +129,9 @@ async fn http(stream: Stream, peer: Peer, times: Times, activity: Arc<Activity>,
             biased;
             end = &mut connection => {
                 if let Err(error) = end {
-                    tracing::debug!(error = %Causes(&*error), peer = %peer.address, "connection ended");
+                    // With its causes: hyper's own message rarely has the reason.
+                    let error = anyhow::Error::from_boxed(error);
+                    tracing::debug!(error = format!("{error:#}"), peer = %peer.address, "connection ended");
                 }
                 return;
             }
@@ -235,20 +239,5 @@ impl http_body::Body for Tracked {
         }
         hint.set_lower(hint.lower() + rest);
         hint
-    }
-}
-
-/// An error with its causes: hyper's own message rarely has the reason.
-struct Causes<'a>(&'a (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Causes<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(current) = cause {
-            write!(f, ": {current}")?;
-            cause = current.source();
-        }
-        Ok(())
     }
 }

@@ -16,12 +16,12 @@ use russh::keys::{Algorithm, Certificate, PublicKey, PublicKeyOrCertificate};
 use super::shown;
 
 /// The lines of a file that could be understood.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownHosts {
     lines: Vec<Line>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
     number: usize,
     marker: Option<Marker>,

@@ -10,7 +10,7 @@ use super::shown;
 /// A private key, decrypted.
 ///
 /// SECURITY: formatting shows the public half only.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SshKey(Arc<PrivateKey>);
 
 /// Why a text is no usable key, in words that go behind "found" and the path. They repeat nothing of the text.

@@ -149,3 +149,25 @@ fn what_a_force_push_took_away_is_in_no_later_clone() {
     }
     assert_eq!(answers(&warmdock), [2.0, 0.0, 2.0]);
 }
+
+/// As on a disk that fails, or where somebody tidied up.
+#[test]
+fn what_cannot_be_read_of_a_kept_answer_is_made_anew() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_files(&upstream);
+    let client = Client::new(2);
+    for into in ["first", "second"] {
+        client
+            .clone(&warmdock.url(SAMPLE), into, &["--bare", "--depth=3"])
+            .ok();
+        let tip = client.git_in(into, &["rev-parse", "main"]).ok().text();
+        assert_eq!(tip, repo.id("main"));
+        for file in files_below(&warmdock.data().join("answers")) {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    assert_eq!(answers(&warmdock), [0.0, 1.0, 1.0]);
+    warmdock.wait_log("why it is made anew", |event| {
+        event["message"] == "a kept answer cannot be read: its pack is made anew"
+    });
+}

@@ -136,3 +136,27 @@ fn an_upstream_that_is_away_lets_nobody_in_for_long() {
     });
     assert!(setup.asked() < 30, "asked {} times", setup.asked());
 }
+
+#[test]
+fn another_address_that_is_named_instead_is_not_asked() {
+    let (setup, other) = (setup(), Upstream::start());
+    publish(&other, "alice", &setup.door.public("alice"));
+    setup.upstream.fail(Fault::Redirect(other.url()));
+    assert!(!setup.may_read("alice", "alice", SAMPLE));
+    setup.warmdock.wait_log("why", |event| {
+        let is_why = event["message"] == "keys cannot be asked for";
+        is_why && event["error"].to_string().contains("it redirects")
+    });
+    assert!(other.asked().is_empty());
+}
+
+/// As over HTTP: who is served over SSH is told, and so is the operator.
+#[test]
+fn an_upstream_that_fails_is_in_the_log() {
+    let setup = setup();
+    setup.upstream.fail(Fault::Status(503));
+    assert!(!setup.may_read("git", "user", "team/cold"));
+    setup.warmdock.wait_log("the failure", |event| {
+        event["level"] == "WARN" && event["message"] == "upstream failed"
+    });
+}

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::ssh_door::SshDoor;
 use crate::support::sshd::ssh_keygen;
 use crate::support::warmdock::{Warmdock, builder};
-use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, wait_for};
+use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, http, wait_for};
 
 const OTHER: &str = "other/repo";
 const ABSENT: &str = "team/absent";
@@ -190,6 +190,34 @@ fn everybody_reads_what_is_theirs_through_their_door() {
             let found = [SAMPLE, OTHER].map(|name| setup.may_read(credentials, name));
             assert_eq!(found, expected, "{credentials:?}");
             assert!(!setup.may_read(credentials, ABSENT), "{credentials:?}");
+        }
+    }
+}
+
+/// The names of hosts are for whoever may read everything there, with a token as well as without one.
+#[test]
+fn who_may_read_everything_is_told_of_every_host() {
+    use Credentials::{Nothing, Token};
+    let (open, closed) = (setup("read"), setup("none"));
+    for (setup, credentials, status) in [
+        (&open, Nothing, 200),
+        (&open, Token("few"), 404),
+        (&closed, Nothing, 401),
+        (&closed, Token("all"), 200),
+        (&closed, Token("few"), 404),
+    ] {
+        let get = |path: &str| {
+            let token = match credentials {
+                Token(token) => Some(format!("Bearer token-{token}-7d1c")),
+                _ => None,
+            };
+            let headers: Vec<_> = token.iter().map(|it| ("Authorization", &**it)).collect();
+            http::request(setup.warmdock.address(), "GET", path, &headers, b"")
+        };
+        let config = get("/api/v1/client-config/git");
+        assert_eq!(config.status, status, "{credentials:?}: {}", config.text());
+        for page in [config, get("/")] {
+            assert_eq!(page.text().contains(HOST), status == 200, "{credentials:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Upstreams that fail: what clients see of it, and that nothing wrong stays behind.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::compare::clone_is_whole;
 use crate::support::http::{self, Response};
@@ -122,6 +122,38 @@ fn answers_429() {
     fails_and_recovers(Fault::Status(429));
 }
 
+/// What GitHub answers to those who ask too often. Without such a line, 403 may say that there is no such repository.
+const ASKED_TOO_OFTEN: [Fault; 2] = [
+    Fault::StatusWith(403, "x-ratelimit-remaining: 0"),
+    Fault::StatusWith(403, "retry-after: 60"),
+];
+
+#[test]
+fn answers_403_to_those_who_ask_too_often() {
+    for fault in ASKED_TOO_OFTEN {
+        let text = reason(fault.clone());
+        assert!(text.contains("403") && text.contains("too often"), "{text}");
+        fails_and_recovers(fault);
+    }
+}
+
+/// Of what is mirrored, fetches are refused, and no requests that are passed through.
+#[test]
+fn answers_403_to_fetches() {
+    let too_often = ASKED_TOO_OFTEN.map(|fault| (fault, 502));
+    for (fault, expected) in too_often.into_iter().chain([(Fault::Status(403), 404)]) {
+        let (upstream, repo) = Upstream::with_sample();
+        let warmdock = config(&upstream)
+            .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+            .set("/git/when_upstream_fails", "fail")
+            .start();
+        warmdock.wait_mirrored(SAMPLE, &repo);
+        upstream.fail(fault);
+        let response = advertisement(&warmdock);
+        assert_eq!(response.status, expected, "{}", response.text());
+    }
+}
+
 #[test]
 fn cuts_the_pack_in_the_middle() {
     fails_and_recovers(Fault::CutPackAfter(10_000));
@@ -173,7 +205,8 @@ fn what_cannot_be_mirrored_is_passed_through() {
     assert_eq!(asked_for_mirror(), before);
 }
 
-/// Each fault on a repository that is mirrored: the mirror goes on as it was.
+/// Each fault on a repository that is mirrored: the mirror goes on as it was, and people are told. Also where the
+/// upstream says that it has no such repository any more, or shows it to others only.
 #[test]
 fn a_mirror_survives_every_fault() {
     let faults = [
@@ -184,6 +217,7 @@ fn a_mirror_survives_every_fault() {
         Fault::Html,
         Fault::Status(500),
         Fault::Status(401),
+        Fault::Status(403),
         Fault::Status(404),
         Fault::CutPackAfter(10_000),
         Fault::DamagePackAt(10_000),
@@ -210,6 +244,15 @@ fn survives(fault: Fault, seed: u64) {
     client.clone(&warmdock.url(SAMPLE), "ours", &[]).ok();
     let tip = client.git_in("ours", &["rev-parse", "HEAD"]).ok().text();
     assert_eq!(tip, before, "what was there before {fault:?}");
+    warmdock.wait_log("a warning", |event| {
+        event["level"] == "WARN" && event["message"] == "serving stale references"
+    });
+    wait_for("the reason on the status page", || {
+        let status = http::get(warmdock.address(), "/api/v1/status");
+        let status: Value = serde_json::from_slice(&status.body).unwrap();
+        let shown = &status["repositories"][0];
+        (shown["stale"] == true && shown["error"].is_string()).then_some(())
+    });
     warmdock.fsck_mirror(SAMPLE);
     upstream.release();
     wait_for("the service to follow its upstream again", || {
@@ -252,6 +295,10 @@ fn a_host_that_hangs_makes_no_other_stale() {
     let asked = hanging.asked().len();
     wait_for("its places to be taken", || {
         (hanging.asked().len() >= asked + 8).then_some(())
+    });
+    wait_for("the others to be seen in the queue", || {
+        let queue = |name: &str| name == "warmdock_git_queue_length{queue=\"fetch\"}";
+        (warmdock.metric(queue) == (names.len() - 8) as f64).then_some(())
     });
     let new = repo.commit("main", &[("new.txt", b"new\n")]);
     let listed = advertisement(&warmdock).text();

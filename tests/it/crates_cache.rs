@@ -1,13 +1,13 @@
 //! The crate cache over HTTP: what it serves, and what it makes of registries that fail.
 
 use std::io::{BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::support::http::{self, Response};
+use crate::support::http::{self, Request, Response};
 use crate::support::registry::{Fault, Of, Published, Registry, Validators, index_path, noise};
 use crate::support::warmdock::{Builder, builder, files_below};
 use crate::support::{Warmdock, wait_for};
@@ -568,6 +568,63 @@ fn what_is_passed_on_is_checked_and_reported() {
     is_whole(&warmdock, &file);
 }
 
+/// Without room the registry is asked once for each request: with what it answered when that was found out.
+#[test]
+fn what_is_passed_on_is_asked_for_once() {
+    let registry = Registry::start();
+    let small = registry.publish_bytes("small", "1.0.0", &[], noise(250_000, 1));
+    let huge = registry.publish_bytes("huge", "1.0.0", &[], noise(5_000_000, 2));
+    let warmdock = over(&registry).set("/storage/max_size", "200000B").start();
+    for file in [&small, &huge] {
+        let asked = || registry.asked_for(&format!("/files/{}/1.0.0", file.name));
+        is_whole(&warmdock, file);
+        assert_eq!(asked(), 1, "{}", file.name);
+        let part = get_with(&warmdock, "GET", &file.path(), &[("Range", "bytes=1000-")]);
+        assert_eq!(part.status, 206);
+        assert!(part.complete && part.body == file.bytes[1000..]);
+        assert_eq!(asked(), 2, "{}", file.name);
+        std::thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(|| is_whole(&warmdock, file));
+            }
+        });
+        assert_eq!(asked(), 12, "{}", file.name);
+    }
+}
+
+/// What was learned of a registry outlives a reload that changes nothing of it.
+#[test]
+fn a_reload_forgets_no_registry_that_stays_as_it_is() {
+    let (registry, moved) = (Registry::start(), Registry::start());
+    let first = registry.publish_bytes("first", "1.0.0", &[], noise(3000, 1));
+    let second = registry.publish_bytes("second", "1.0.0", &[], noise(3000, 2));
+    let third = moved.publish_bytes("third", "1.0.0", &[], noise(3000, 3));
+    let warmdock = over(&registry).start();
+    is_whole(&warmdock, &first);
+    let mut config = warmdock.config();
+    let reload = |config: &Value| {
+        warmdock.write_config(&config.to_string());
+        warmdock.signal("HUP");
+    };
+    let corp = config["crates"]["registries"][0].clone();
+    config["crates"]["registries"] = json!([corp, { "name": "other", "url": moved.url() }]);
+    reload(&config);
+    wait_for("the other registry", || {
+        let answer = http::get(warmdock.address(), "/crates/other/config.json");
+        (answer.status == 200).then_some(())
+    });
+    // Where its files are is known.
+    registry.fail(Of::Index, Fault::CutOff);
+    is_whole(&warmdock, &second);
+    assert_eq!(registry.asked_for("/index/config.json"), 1);
+    // One that does change is another one.
+    config["crates"]["registries"] = json!([{ "name": "corp", "url": moved.url() }]);
+    reload(&config);
+    wait_for("a file from its new address", || {
+        (get(&warmdock, &third.path()).status == 200).then_some(())
+    });
+}
+
 #[test]
 fn a_registry_that_hangs_holds_up_no_other() {
     let (hanging, good) = (Registry::start(), Registry::start());
@@ -640,6 +697,41 @@ fn a_registry_that_hangs_ends_in_an_error_and_the_rest_goes_on() {
     }
     registry.release();
     is_whole(&warmdock, &file);
+}
+
+/// A body that comes byte by byte would hold its place for days.
+#[test]
+fn a_registry_that_dribbles_ends_in_an_error() {
+    let registry = Registry::start();
+    let file = registry.publish_bytes("slow", "1.0.0", &[], noise(3000, 6));
+    registry.redirect("/files/slow/1.0.0", &dribbling());
+    let warmdock = over(&registry)
+        .set("/limits/upstream_idle_timeout", "2s")
+        .start();
+    let response = get(&warmdock, &file.path());
+    assert_eq!(response.status, 502, "{}", response.text());
+    let said = response.text();
+    assert!(said.contains("next to nothing, for 2s"), "{said}");
+}
+
+/// The address of a server that sends a byte of its answers now and then, for as long as somebody reads.
+fn dribbling() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let dribble = |mut stream: TcpStream| {
+        Request::read(&mut BufReader::new(&stream));
+        let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n");
+        while sent.is_ok() {
+            std::thread::sleep(Duration::from_millis(100));
+            sent = stream.write_all(b"x");
+        }
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || dribble(stream));
+        }
+    });
+    url
 }
 
 /// A build that needs hundreds of files waits for the first of them only.

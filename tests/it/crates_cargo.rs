@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{OnceLock, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -359,6 +359,10 @@ fn over_tls() {
     builds(&machine, "leaf 1.0.0");
 }
 
+/// What half of the health checks may take. They need some milliseconds; the rest is for their turns on cores that fifty
+/// cargos and other tests want as well.
+const HEALTH_CHECK: Duration = Duration::from_millis(100);
+
 /// Many machines begin at once: each file is fetched once, and the service answers others meanwhile.
 #[test]
 fn fifty_cargos_at_once() {
@@ -376,26 +380,42 @@ fn fifty_cargos_at_once() {
             })
         })
         .collect();
-    let mut answered = 0;
+    let mut took = Vec::new();
     while fetching.iter().any(|one| !one.is_finished()) {
+        let begin = Instant::now();
         assert_eq!(http::get(warmdock.address(), "/healthz").status, 200);
-        answered += 1;
-        std::thread::sleep(Duration::from_millis(20));
+        took.push(begin.elapsed());
+        std::thread::sleep(Duration::from_millis(5));
     }
-    // If an answer waited for the cargos, there would be one.
-    assert!(answered > 4, "answered {answered} times");
     for one in fetching {
         one.join().unwrap().ok();
     }
-    for end in [
+    took.sort_unstable();
+    let (median, slowest) = (took[took.len() / 2], took[took.len() - 1]);
+    let said = format!(
+        "{} health checks beside the cargos: median {median:?}, slowest {slowest:?}",
+        took.len()
+    );
+    eprintln!("{said}");
+    // If an answer waited for the cargos, there would be one.
+    assert!(took.len() > 4, "{said}");
+    assert!(median < HEALTH_CHECK, "{said}");
+    let mut asked: Vec<_> = registry.asked().into_iter().map(|one| one.path).collect();
+    asked.sort_unstable();
+    let once = [
+        "/files/a/0.1.0",
+        "/files/ab/0.1.0",
+        "/files/abc/0.1.0",
         "/files/leaf/1.0.0",
         "/files/middle/0.3.1",
-        "/le/af/leaf",
-        "/1/a",
-        "/files/a/0.1.0",
-    ] {
-        assert_eq!(registry.asked_for(end), 1, "{end}");
-    }
+        "/index/1/a",
+        "/index/2/ab",
+        "/index/3/a/abc",
+        "/index/config.json",
+        "/index/le/af/leaf",
+        "/index/mi/dd/middle",
+    ];
+    assert_eq!(asked, once);
 }
 
 /// Whether crates.io can be reached from here: whether cargo can, without the service.

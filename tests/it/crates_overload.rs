@@ -12,6 +12,9 @@ use crate::support::{PATIENCE, Warmdock, http, wait_for};
 /// Files that may be on their way from one registry, and index entries.
 const FILES: usize = 2048;
 const ENTRIES: usize = 2048;
+/// How many of each are asked for at once.
+const FILES_AT_ONCE: usize = 32;
+const ENTRIES_AT_ONCE: usize = 64;
 /// How many more are asked for.
 const TOO_MANY: usize = 20;
 /// Requests on one connection. The service takes 100.
@@ -61,7 +64,16 @@ fn ask_all(
 }
 
 /// Asks for more than the `most` that may wait for a registry, which does not answer.
-fn what_is_too_much_is_refused(of: Of, most: usize, path: impl Fn(usize) -> String) {
+fn what_is_too_much_is_refused(
+    of: Of,
+    most: usize,
+    at_once: usize,
+    path: impl Fn(usize) -> String,
+) {
+    let queue = match of {
+        Of::Files => "warmdock_crates_queue_length{kind=\"file\"}",
+        _ => "warmdock_crates_queue_length{kind=\"index\"}",
+    };
     let registry = Registry::start();
     let known = registry.publish_bytes("known", "1.0.0", &[], noise(3000, 1));
     let warmdock = over(&registry)
@@ -73,6 +85,13 @@ fn what_is_too_much_is_refused(of: Of, most: usize, path: impl Fn(usize) -> Stri
         let hits = warmdock.metric(|name| name.contains("kind=\"file\",from=\"cache\""));
         (hits > 0.0).then_some(())
     });
+    let wait_queued = |length: usize| {
+        wait_for("the length of the queue", || {
+            let found = warmdock.metric(|name| name == queue);
+            (found == length as f64).then_some(())
+        });
+    };
+    wait_queued(0);
     registry.fail(of, Fault::Hang);
     let paths: Vec<String> = (0..most + TOO_MANY).map(path).collect();
     let runtime = Runtime::new().unwrap();
@@ -84,6 +103,7 @@ fn what_is_too_much_is_refused(of: Of, most: usize, path: impl Fn(usize) -> Stri
         let seconds = answer.headers()["retry-after"].to_str().unwrap();
         assert!(seconds.parse::<u64>().unwrap() >= 1, "{seconds}");
     }
+    wait_queued(most - at_once);
     // The entry is old, and not asked for again.
     is_whole(&warmdock, &known);
     has_entry(&warmdock, &registry, "known");
@@ -94,6 +114,7 @@ fn what_is_too_much_is_refused(of: Of, most: usize, path: impl Fn(usize) -> Stri
     for _ in 0..most {
         assert_ne!(next().status().as_u16(), 503);
     }
+    wait_queued(0);
     // There is room again.
     has_entry(&warmdock, &registry, "new");
     is_whole(&warmdock, &new);
@@ -101,14 +122,14 @@ fn what_is_too_much_is_refused(of: Of, most: usize, path: impl Fn(usize) -> Stri
 
 #[test]
 fn files_that_wait_for_a_registry_are_limited() {
-    what_is_too_much_is_refused(Of::Files, FILES, |number| {
+    what_is_too_much_is_refused(Of::Files, FILES, FILES_AT_ONCE, |number| {
         format!("dl/random{number}/1.0.0/{number:064x}")
     });
 }
 
 #[test]
 fn index_entries_that_wait_for_a_registry_are_limited() {
-    what_is_too_much_is_refused(Of::Index, ENTRIES, |number| {
+    what_is_too_much_is_refused(Of::Index, ENTRIES, ENTRIES_AT_ONCE, |number| {
         index_path(&format!("random{number}"))
     });
 }
@@ -148,7 +169,7 @@ fn what_a_registry_announces_evicts_nothing() {
     let path = format!("/crates/corp/{}", other.path());
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let answered = http::exchange(warmdock.address(), request.as_bytes());
-    assert!(answered.is_ok_and(|response| !response.complete));
+    assert_eq!(answered.unwrap().status, 502);
     registry.fail(Of::Everything, Fault::CutOff);
     is_whole(&warmdock, &kept);
 }

@@ -169,6 +169,63 @@ fn what_waits_for_it_is_written_when_it_is_back() {
     });
 }
 
+/// Nor does a stop lose what waits.
+#[test]
+fn what_waits_for_it_is_written_at_a_stop() {
+    let registry = Registry::start();
+    let mut s3 = S3::start();
+    let mut warmdock = s3.warmdock(&registry);
+    s3.stop();
+    let files: Vec<_> = (0..5)
+        .map(|number| {
+            let version = format!("1.0.{number}");
+            registry.publish_bytes("big", &version, &[], noise(100_000, number))
+        })
+        .collect();
+    for file in &files {
+        is_whole(&warmdock, file);
+    }
+    wait_for("the bucket to be left alone", || {
+        (counted(&warmdock, "failed") >= 4.0).then_some(())
+    });
+    s3.start_again();
+    warmdock.stop();
+    for file in &files {
+        assert!(s3.object(file).is_some(), "{}", file.version);
+    }
+}
+
+/// What was not written before a crash is written when it is used again, and what the bucket has is not.
+#[test]
+fn what_a_crash_kept_from_it_is_written_later() {
+    let registry = Registry::start();
+    let mut s3 = S3::start();
+    let mut warmdock = s3.warmdock(&registry);
+    let [there, lost] = [0, 1].map(|number| {
+        let version = format!("1.0.{number}");
+        registry.publish_bytes("big", &version, &[], noise(100_000, number))
+    });
+    let changed = |path: &Path| path.metadata().unwrap().modified().unwrap();
+    is_whole(&warmdock, &there);
+    let written = changed(&s3.wait_object(&there));
+    s3.stop();
+    is_whole(&warmdock, &lost);
+    wait_for("both to be kept", || {
+        let kept = files_below(&warmdock.data().join("blobs"));
+        let has = |file: &Published| kept.iter().any(|path| path.ends_with(&file.checksum));
+        (has(&there) && has(&lost)).then_some(())
+    });
+    warmdock.kill9();
+    s3.start_again();
+    warmdock.start_again();
+    registry.fail(Of::Files, Fault::CutOff);
+    for file in [&there, &lost] {
+        is_whole(&warmdock, file);
+    }
+    s3.wait_object(&lost);
+    assert_eq!(changed(&s3.wait_object(&there)), written);
+}
+
 #[test]
 fn what_there_is_no_room_for_is_passed_through() {
     let registry = Registry::start();

@@ -151,3 +151,36 @@ fn a_registry_that_is_away_at_start() {
     wait_warm(&warmdock, 1);
     is_here(&warmdock, "crates.io", &one);
 }
+
+/// It is looked for again and again.
+#[test]
+fn a_lock_file_that_cannot_be_read_is_told_once() {
+    let registry = Registry::start();
+    let one = registry.publish_bytes("one", "1.0.0", &[], noise(3000, 1));
+    let two = registry.publish_bytes("two", "1.0.0", &[], noise(3000, 2));
+    let folder = crate::support::temporary_folder();
+    let (bad, good) = (folder.path().join("bad"), folder.path().join("good"));
+    std::fs::write(&good, lock(&[(&one, CRATES_IO)])).unwrap();
+    let warmdock = over(&registry)
+        .set(
+            "/crates/registries",
+            json!([{ "name": "crates.io", "url": registry.url() }]),
+        )
+        .set("/crates/warm", json!([bad, good]))
+        .start();
+    wait_warm(&warmdock, 1);
+    let told = || warmdock.log().matches("a lock file cannot be read").count();
+    assert_eq!(told(), 1);
+    // Whoever sees what is new in the one has just looked for the other.
+    std::fs::write(&good, lock(&[(&one, CRATES_IO), (&two, CRATES_IO)])).unwrap();
+    warmdock.wait_log("the crates of the new lock file", |event| {
+        event["message"] == "crates of a lock file are here" && event["crates"] == 2
+    });
+    assert_eq!(told(), 1);
+    let large = std::fs::File::create(&bad).unwrap();
+    large.set_len((16 << 20) + 1).unwrap();
+    warmdock.wait_log("that it is too large", |event| {
+        let error = event["error"].as_str();
+        error.is_some_and(|error| error.contains("expected at most 16777216 bytes"))
+    });
+}

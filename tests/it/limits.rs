@@ -3,10 +3,15 @@
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 
+use futures_util::future::try_join_all;
+use tokio::runtime::Runtime;
+
 use crate::support::http::{self, connect};
 use crate::support::pkt;
-use crate::support::warmdock::{Builder, builder, target};
-use crate::support::{Client, Repo, SAMPLE, Upstream, Warmdock, wait_for};
+use crate::support::repo::Rng;
+use crate::support::tmpfs::Tmpfs;
+use crate::support::warmdock::{Builder, builder, files_below, target};
+use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for};
 
 /// More than the system keeps for a connection whose reader sleeps.
 const LARGE: usize = 12 << 20;
@@ -281,4 +286,144 @@ fn clients_that_leave_in_the_middle() {
             .success()
             .then_some(())
     });
+}
+
+/// A mirror with as many packs as are consolidated, 6.3 MiB, and one of 5 MiB that was used before. The disk is not much
+/// larger than `max_size`: to pass that would fail.
+fn scattered(disk: &Tmpfs, max_size: &str) -> (Upstream, Repo, Warmdock) {
+    let upstream = Upstream::start();
+    Repo::large(&upstream.path("team/other"), 5 << 20);
+    let repo = Repo::large(&upstream.path(SAMPLE), 4 << 20);
+    let warmdock = builder(&upstream.file_url())
+        .set("/data_dir", disk.path().to_str().unwrap())
+        .set("/git/when_upstream_fails", "fail")
+        .set("/storage/max_size", max_size)
+        .start();
+    for name in ["team/other", SAMPLE] {
+        refs_of(&warmdock, name);
+        warmdock.wait_log("the mirror", |event| {
+            event["message"] == "fetched" && event["repo"] == format!("{HOST}/{name}")
+        });
+    }
+    for number in 0..8 {
+        let name = format!("{number}.bin");
+        repo.commit("main", &[(&name, &Rng(number).bytes(300_000))]);
+        refs_of(&warmdock, SAMPLE);
+    }
+    (upstream, repo, warmdock)
+}
+
+fn refs_of(warmdock: &Warmdock, name: &str) -> String {
+    let client = Client::new(2);
+    client.git(&["ls-remote", &warmdock.url(name)]).ok().text()
+}
+
+fn packs_on(disk: &Tmpfs) -> usize {
+    let mut files = files_below(&disk.path().join("git"));
+    files.retain(|path| path.extension().is_some_and(|end| end == "pack"));
+    files.len()
+}
+
+#[track_caller]
+fn clones_whole(warmdock: &Warmdock, repo: &Repo) {
+    let client = Client::new(2);
+    let url = warmdock.url(SAMPLE);
+    client.clone(&url, "ours", &["--bare"]).ok();
+    client.git_in("ours", &["fsck", "--strict"]).ok();
+    let tip = client.git_in("ours", &["rev-parse", "main"]).ok().text();
+    assert_eq!(tip, repo.id("main"));
+}
+
+#[test]
+fn the_disk_limit_holds_while_packs_are_consolidated() {
+    let Some(disk) = Tmpfs::mount("17m") else {
+        return;
+    };
+    let (_upstream, repo, warmdock) = scattered(&disk, "16MiB");
+    warmdock.wait_log("consolidation", |event| {
+        event["message"] == "consolidated packs"
+    });
+    let log = warmdock.log();
+    let evicted: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("evicted the mirror"))
+        .collect();
+    assert!(
+        evicted.len() == 1 && evicted[0].contains("team/other"),
+        "{evicted:#?}"
+    );
+    assert_eq!(packs_on(&disk), 1);
+    clones_whole(&warmdock, &repo);
+}
+
+/// Nor is anything evicted in vain.
+#[test]
+fn packs_that_do_not_fit_twice_stay_as_they_are() {
+    let Some(disk) = Tmpfs::mount("13m") else {
+        return;
+    };
+    let (_upstream, repo, warmdock) = scattered(&disk, "12MiB");
+    let said = warmdock.wait_log("why nothing is consolidated", |event| {
+        event["message"] == "packs were not consolidated"
+    });
+    let error = said["error"].as_str().unwrap();
+    assert!(error.contains("storage.max_size is reached"), "{error}");
+    assert_eq!(packs_on(&disk), 10);
+    assert!(!warmdock.log().contains("evicted the mirror"));
+    let new = repo.commit("main", &[("new.txt", b"new\n")]);
+    assert!(refs_of(&warmdock, SAMPLE).contains(&new));
+    clones_whole(&warmdock, &repo);
+}
+
+/// Over HTTP/2 a closed window stops an answer while it is still with the service, and not in the system's buffers.
+#[test]
+fn readers_that_stall_have_a_bounded_part_of_memory() {
+    const CONNECTIONS: usize = 8;
+    // The service takes 100 on each.
+    const STREAMS: usize = 90;
+    let (_upstream, repo, warmdock) =
+        large(|config| config.set("/limits/body_idle_timeout", "20s"));
+    let want = format!("want {}", repo.id("main"));
+    let arguments = [want.as_str(), "no-progress", "done"];
+    // From now on the answer is kept.
+    let (mut head, mut reader) = stalled(&warmdock, &arguments);
+    http::read_body(&mut reader, &mut head);
+    assert!(head.complete);
+
+    // reqwest wants one for plain HTTP as well.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let url = format!("{}/git-upload-pack", warmdock.url(SAMPLE));
+    let body = pkt::v2("fetch", &arguments);
+    let mut asking = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        let client = client
+            .http2_prior_knowledge()
+            .http2_initial_stream_window_size(1);
+        let client = client.build().unwrap();
+        for _ in 0..STREAMS {
+            let request = client
+                .post(&url)
+                .header("content-type", "application/x-git-upload-pack-request")
+                .header("git-protocol", "version=2")
+                .body(body.clone());
+            asking.push(async move { request.send().await });
+        }
+    }
+    let runtime = Runtime::new().unwrap();
+    let unread = runtime.block_on(try_join_all(asking)).unwrap();
+    assert!(unread.iter().all(|answer| answer.status() == 200));
+
+    wait_for("a client that has to wait for memory", || {
+        let (_, mut reader) = stalled(&warmdock, &arguments);
+        // The chunk behind `packfile` is one of the pack, or says that the service is still there.
+        let mut begin = *b"D\r\n000dpackfile\n\r\n14\r\n0005";
+        reader.read_exact(&mut begin).unwrap();
+        begin.ends_with(b"0005").then_some(())
+    });
+    let memory = warmdock.metric(|name| name == "process_resident_memory_bytes");
+    assert!(memory < 400e6, "{memory} bytes");
+    // They are cut off for whoever waits, long before a reader would be else.
+    clones_whole(&warmdock, &repo);
+    drop(unread);
 }

@@ -5,7 +5,7 @@ use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
@@ -14,6 +14,7 @@ use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, clone_is_whole};
 use crate::support::http::{self, Request, Response};
 use crate::support::pkt;
+use crate::support::sshd::Sshd;
 use crate::support::warmdock::{Builder, builder, files_below, target};
 use crate::support::{Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for, warmdock};
 
@@ -806,4 +807,171 @@ fn a_name_with_and_without_dot_git_is_one_mirror() {
         .ok();
     assert_same(&client, "without", "with", Objects::Reachable);
     assert_eq!(upstream.packs_for_mirror(), 1);
+}
+
+/// Also where the uses follow each other so closely that not each was noted.
+#[test]
+fn after_a_restart_the_least_recently_used_goes_first() {
+    let upstream = Upstream::start();
+    let names: Vec<_> = (0..4).map(|number| format!("team/large{number}")).collect();
+    for name in &names {
+        Repo::large(&upstream.path(name), 4 << 20);
+    }
+    let mut warmdock = builder(&upstream.file_url())
+        .set("/git/max_age", "1h")
+        .set("/storage/max_size", "16MiB")
+        .start();
+    let make_use_of = |warmdock: &Warmdock, name: &str| {
+        assert_eq!(advertisement(warmdock, name).status, 200);
+        warmdock.wait_mirrored(name, &Repo::at(&upstream.path(name)));
+    };
+    for number in [0, 1, 2, 0, 1, 2, 0] {
+        make_use_of(&warmdock, &names[number]);
+    }
+    let used_by = SystemTime::now();
+    warmdock.stop();
+    for name in &names[..3] {
+        let note = warmdock.mirror(name).join("warmdock-last-used");
+        let noted = note.metadata().unwrap().modified().unwrap();
+        assert!(noted <= used_by, "{name}: {noted:?}, {used_by:?}");
+    }
+    warmdock.start_again();
+    make_use_of(&warmdock, &names[3]);
+    let is_there = |number: usize| warmdock.mirror(&names[number]).is_dir();
+    wait_for("room for the last one", || (!is_there(1)).then_some(()));
+    assert!([0, 2, 3].into_iter().all(is_there));
+}
+
+/// Nobody has asked for them since the start, and the upstream cannot be asked.
+#[test]
+fn warm_answers_are_prepared_while_the_upstream_is_away() {
+    let (upstream, _repo, mut warmdock) = mirrored(|builder| builder);
+    warmdock.stop();
+    upstream.fail(Fault::CutOff);
+    warmdock.start_again();
+    wait_for("the prepared answers", || {
+        let files = files_below(&warmdock.data().join("answers"));
+        // Each is smaller than a block, so that it is written at once.
+        let is_written = files
+            .iter()
+            .all(|file| file.metadata().is_ok_and(|found| found.len() > 0));
+        (files.len() == 2 && is_written).then_some(())
+    });
+    let client = Client::new(2);
+    for (into, args) in [("shallow", &["--depth", "1"][..]), ("whole", &["--bare"])] {
+        client.clone(&warmdock.url(SAMPLE), into, args).ok();
+    }
+    let answers = ["whole", "cached", "made"].map(|kind| {
+        let sample = format!("warmdock_git_answers_total{{kind=\"{kind}\"}}");
+        warmdock.metric(|name| name == sample)
+    });
+    assert_eq!(answers, [1.0, 1.0, 0.0]);
+}
+
+/// Where there is no room for them, that is found out once, and not as often as the upstream would be asked.
+#[test]
+fn answers_are_prepared_once_while_the_upstream_is_away() {
+    let (upstream, _repo, mut warmdock) = mirrored(|builder| builder.set("/git/refresh", "1s"));
+    warmdock.stop();
+    upstream.fail(Fault::CutOff);
+    let mut config = warmdock.config();
+    let used = bytes_below(&warmdock.data().join("git"));
+    config["storage"] = json!({ "max_size": format!("{used}B") });
+    warmdock.write_config(&config.to_string());
+    warmdock.start_again();
+    // Between two such questions the mirror is looked at several times.
+    let said = |what: &str| warmdock.log().matches(what).count();
+    wait_for("the upstream to be asked twice", || {
+        (said("fetch failed") >= 2).then_some(())
+    });
+    assert_eq!(said("an answer was not prepared"), 1);
+}
+
+/// By one client of all, and not by each for its repository.
+#[test]
+fn a_host_that_hangs_is_waited_for_once() {
+    let upstream = Upstream::start();
+    let names: Vec<_> = (0..12).map(|number| format!("team/r{number}")).collect();
+    let repos: Vec<_> = names.iter().map(|name| upstream.sample(name)).collect();
+    let warm: Vec<_> = names.iter().map(|name| format!("{HOST}/{name}")).collect();
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", warm)
+        .set("/git/first_clones", names.len())
+        .set("/limits/upstream_idle_timeout", "10m")
+        .start();
+    wait_for("all mirrors", || {
+        let fetched = warmdock.metric(|name| name == "warmdock_git_fetches_total{result=\"ok\"}");
+        (fetched >= names.len() as f64).then_some(())
+    });
+    upstream.fail(Fault::Hang);
+    let begin = Instant::now();
+    for name in names.iter().chain(&names) {
+        assert_eq!(advertisement(&warmdock, name).status, 200);
+        // Who waits does so for ten seconds.
+        assert!(begin.elapsed() < Duration::from_secs(60), "at {name}");
+    }
+    upstream.release();
+    let new = repos[1].commit("main", &[("new.txt", b"new\n")]);
+    wait_for("the service to follow its upstream again", || {
+        let listed = advertisement(&warmdock, &names[1]).text();
+        listed.contains(&new).then_some(())
+    });
+}
+
+/// A pack that takes long says nothing of the host.
+#[test]
+fn a_slow_fetch_is_waited_for_once() {
+    let (upstream, repo, warmdock) =
+        mirrored(|builder| builder.set("/limits/upstream_idle_timeout", "10m"));
+    upstream.fail(Fault::HoldPackAfter(0));
+    let new = repo.commit("main", &[("new.txt", b"new\n")]);
+    let begin = Instant::now();
+    for number in 0..12 {
+        let listed = advertisement(&warmdock, SAMPLE);
+        assert!(listed.status == 200 && !listed.text().contains(&new));
+        assert!(begin.elapsed() < Duration::from_secs(60), "at {number}");
+    }
+    assert!(!warmdock.log().contains("answers none"));
+    upstream.release();
+    wait_for("what came in the end", || {
+        let listed = advertisement(&warmdock, SAMPLE).text();
+        listed.contains(&new).then_some(())
+    });
+}
+
+/// Something else is configured in another way, and nobody has to log in anew for that.
+#[test]
+fn a_reload_keeps_connections_to_upstreams() {
+    let (upstream, repo) = Upstream::with_sample();
+    let sshd = Sshd::start();
+    let warmdock = builder("file:///nowhere")
+        .set("/git/upstreams", json!([sshd.upstream(upstream.root())]))
+        .start();
+    assert_eq!(advertisement(&warmdock, SAMPLE).status, 200);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    let mut config = warmdock.config();
+    config["git"]["warm"] = json!([format!("{HOST}/{SAMPLE}")]);
+    config["git"]["refresh"] = json!("1s");
+    warmdock.write_config(&config.to_string());
+    warmdock.signal("HUP");
+    // Which comes without anybody who asks, as soon as that holds.
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    assert_eq!(sshd.connections(), 1);
+}
+
+/// As git tells it.
+#[test]
+fn head_is_the_branch_behind_its_alias() {
+    let (upstream, repo) = Upstream::with_sample();
+    repo.git(&["symbolic-ref", "refs/heads/alias", "refs/heads/main"]);
+    repo.git(&["symbolic-ref", "HEAD", "refs/heads/alias"]);
+    let warmdock = warmdock::over_files(&upstream);
+    let client = Client::new(2);
+    let [ours, direct] = [warmdock.url(SAMPLE), upstream.direct(SAMPLE)].map(|url| {
+        let head = client.git(&["ls-remote", "--symref", &url, "HEAD"]);
+        head.ok().text()
+    });
+    assert!(ours.contains("ref: refs/heads/main\tHEAD"), "{ours}");
+    assert_eq!(ours, direct);
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::http::{self, connect};
 use crate::support::process::{self, Output};
+use crate::support::tmpfs::Tmpfs;
 use crate::support::warmdock::{builder, target};
 use crate::support::{
     Client, Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, pkt, wait_for, warmdock,
@@ -272,5 +274,53 @@ fn several_requests_on_one_connection() {
         let response = http::read_response(&mut reader).unwrap();
         assert!(response.status == 200 && response.complete);
         assert!(pkt::pack_of(&response.body).starts_with(b"PACK"));
+    }
+}
+
+/// There may be as much of it as the disk holds. This cannot be removed at all, as something is mounted on it.
+#[test]
+fn nobody_waits_until_leftovers_are_removed() {
+    let (upstream, _repo) = Upstream::with_sample();
+    let Some(disk) = Tmpfs::mount("1m") else {
+        return;
+    };
+    let mut warmdock = warmdock::over_files(&upstream);
+    warmdock.stop();
+    let answers = warmdock.data().join("answers");
+    let leftovers = answers.join("leftovers");
+    let mounted = Mounted::on(disk.path(), &answers.join("busy"), &leftovers.join("busy"));
+    warmdock.start_again();
+    Client::new(2)
+        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+        .ok();
+    warmdock.wait_log("leftovers that stay", |event| {
+        event["message"] == "temporary files were not removed"
+    });
+    drop(mounted);
+    warmdock.stop();
+    warmdock.start_again();
+    wait_for("the leftovers to be removed", || {
+        (!leftovers.exists()).then_some(())
+    });
+}
+
+/// A folder that is seen a second time, unmounted when dropped, wherever it has been moved.
+struct Mounted([PathBuf; 2]);
+
+impl Mounted {
+    fn on(folder: &Path, place: &Path, moved: &Path) -> Self {
+        std::fs::create_dir(place).unwrap();
+        let mut mount = Command::new("mount");
+        mount.arg("--bind").args([folder, place]);
+        process::run(mount, b"", Duration::from_secs(10)).ok();
+        Self([place, moved].map(Path::to_path_buf))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for place in self.0.iter().filter(|place| place.exists()) {
+            let _ = Command::new("umount").arg("-l").arg(place).status();
+        }
     }
 }

@@ -1,11 +1,21 @@
 //! TLS from files: HTTP/1.1 and HTTP/2 by ALPN, certificates that are exchanged while the service runs.
 
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustls::client::Resumption;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::json;
 
+use crate::support::http;
 use crate::support::process::{self, Output};
 use crate::support::registry::{Registry, noise};
 use crate::support::warmdock::{builder, target};
@@ -162,6 +172,108 @@ fn a_new_certificate_is_taken_while_running() {
         shows(&warmdock, &second).then_some(())
     });
     curl(&warmdock, &first_cert, &[]).failed();
+}
+
+/// However often they are exchanged: who has a connection keeps it, and who comes is let in.
+#[test]
+fn certificates_are_exchanged_under_load() {
+    /// That keep their connection, and as many that have a new one for each request.
+    const CLIENTS: usize = 3;
+    let (folder, certificate, _upstream, warmdock) = setup();
+    let others = ["second", "third"].map(|name| make(folder.path(), name));
+    let all = [&certificate, &others[0], &others[1]].map(|one| one.cert.as_path());
+    let trusting = trusting(&all);
+    let bundle = folder.path().join("all.crt");
+    let texts = all.map(|cert| std::fs::read(cert).unwrap());
+    std::fs::write(&bundle, texts.concat()).unwrap();
+    let git = Client::new(2);
+    let option = ["http.sslCAInfo", bundle.to_str().unwrap()];
+    git.git(&[&["config", "--global"], &option[..]].concat())
+        .ok();
+    // Of those that keep their connection, of those that do not, and of git.
+    let served: [AtomicUsize; 3] = Default::default();
+    std::thread::scope(|scope| {
+        // Clients come as long as this lives: also a test that fails ends.
+        let running = Arc::new(());
+        for number in 0..2 * CLIENTS {
+            let (warmdock, trusting, kind) = (&warmdock, &trusting, number % 2);
+            let (served, running) = (&served[kind], Arc::downgrade(&running));
+            scope.spawn(move || {
+                let mut connection = connect(warmdock, trusting);
+                while running.strong_count() > 0 {
+                    ask(&mut connection);
+                    served.fetch_add(1, Ordering::Relaxed);
+                    if kind == 1 {
+                        connection = connect(warmdock, trusting);
+                    }
+                }
+            });
+        }
+        let (url, clones) = (url(&warmdock), Arc::downgrade(&running));
+        let (git, served) = (&git, &served);
+        scope.spawn(move || {
+            while clones.strong_count() > 0 {
+                let into = format!("clone-{}", served[2].load(Ordering::Relaxed));
+                git.clone(&url, &into, &["--bare"]).ok();
+                served[2].fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for new in others.iter().cycle().take(4) {
+            new.replace(&certificate);
+            warmdock.signal("HUP");
+            wait_for("the new certificate", || {
+                shows(&warmdock, new).then_some(())
+            });
+            let before = served.each_ref().map(|count| count.load(Ordering::Relaxed));
+            wait_for("all kinds of clients to come since", || {
+                let mut counts = served.iter().zip(before);
+                let have_come =
+                    counts.all(|(now, before)| now.load(Ordering::Relaxed) > before + CLIENTS);
+                have_come.then_some(())
+            });
+        }
+    });
+}
+
+/// What a client needs to trust any of these certificates.
+fn trusting(certificates: &[&Path]) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for path in certificates {
+        let certificate = CertificateDer::from_pem_file(path).unwrap();
+        roots.add(certificate).unwrap();
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Who resumes a session is shown no certificate.
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+type Connection = BufReader<StreamOwned<ClientConnection, TcpStream>>;
+
+fn connect(warmdock: &Warmdock, trusting: &Arc<ClientConfig>) -> Connection {
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let client = ClientConnection::new(trusting.clone(), name).unwrap();
+    let stream = http::connect(warmdock.address());
+    BufReader::new(StreamOwned::new(client, stream))
+}
+
+/// Has the references listed.
+fn ask(connection: &mut Connection) {
+    let request = format!(
+        "GET {}/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: x\r\n\r\n",
+        target(SAMPLE)
+    );
+    connection.get_mut().write_all(request.as_bytes()).unwrap();
+    let response = http::read_response(connection).unwrap();
+    assert!(
+        response.status == 200 && response.complete,
+        "{}",
+        response.text()
+    );
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Validator, indexed};
+use super::{Validator, indexed, optional};
 use crate::config::file::{AccessFile, AskUpstreamFile, TokenFile};
-use crate::config::given::{AbsolutePath, Given, Written};
+use crate::config::given::{AbsolutePath, Given, Written, is_word};
 use crate::config::problem::quote;
 use crate::config::{Access, AskUpstream, Git, Token};
 
@@ -52,10 +52,9 @@ impl Validator<'_> {
             None => self.missing(&file_key, &AbsolutePath::expected()),
         };
         let repos = self.patterns(&format!("{key}.repos"), &file.repos);
-        let registries = match &file.registries {
-            Some(given) => self.patterns(&format!("{key}.registries"), given).map(Some),
-            None => Some(None),
-        };
+        let registries = optional(&file.registries, |given| {
+            self.patterns(&format!("{key}.registries"), given)
+        });
         let (token_file, secret) = secret?;
         Some(Token {
             name: name?,
@@ -111,11 +110,7 @@ impl Validator<'_> {
 
     fn upstream_user(&mut self, key: &str, given: &Given<String>) -> Option<String> {
         let user = self.read(key, given)?;
-        let can_be_in_a_path = !user.is_empty()
-            && !user.starts_with('.')
-            && user
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        let can_be_in_a_path = !user.is_empty() && !user.starts_with('.') && is_word(&user);
         if !can_be_in_a_path {
             return self.wrong(
                 key,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{Validator, indexed, is_token};
+use super::{Validator, indexed, is_token, optional};
 use crate::config::file::{CratesFile, RegistryFile};
-use crate::config::given::Given;
+use crate::config::given::{Given, is_word};
 use crate::config::lock_file::LockFile;
 use crate::config::problem::quote;
 use crate::config::{Crates, Git, Registry};
@@ -47,15 +47,12 @@ impl Validator<'_> {
                 self.missing(&url_key, expected)
             }),
         };
-        let token = match &file.token_file {
-            Some(given) => {
-                let expected = "a file with one token, or with a scheme such as `Bearer`, one space and the token";
-                let key = format!("{key}.token_file");
-                self.secret_that(is_credentials, &key, given, expected)
-                    .map(Some)
-            }
-            None => Some(None),
-        };
+        let token = optional(&file.token_file, |given| {
+            let expected =
+                "a file with one token, or with a scheme such as `Bearer`, one space and the token";
+            let key = format!("{key}.token_file");
+            self.secret_that(is_credentials, &key, given, expected)
+        });
         let (token_file, token) = token?.unzip();
         Some(Registry {
             name: name?,
@@ -78,11 +75,7 @@ impl Validator<'_> {
         };
         let name = self.read(key, given)?.to_ascii_lowercase();
         // SECURITY: it becomes a folder, and a part of addresses.
-        let is_name = (1..=64).contains(&name.len())
-            && !name.starts_with('.')
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+        let is_name = (1..=64).contains(&name.len()) && !name.starts_with('.') && is_word(&name);
         if !is_name {
             return self.wrong(key, quote(&name), expected);
         }

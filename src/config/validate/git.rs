@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::ssh::SshFiles;
-use super::{Validator, indexed};
+use super::{Validator, indexed, optional};
 use crate::config::file::{GitFile, UpstreamFile};
 use crate::config::given::Given;
 use crate::config::problem::quote;
@@ -67,10 +67,7 @@ impl Validator<'_> {
         let url_key = format!("{key}.url");
         let url = self.required(&url_key, file.url.as_ref()).map(|url| url.0);
         let token_key = format!("{key}.token_file");
-        let token = match &file.token_file {
-            Some(given) => self.secret(&token_key, given).map(Some),
-            None => Some(None),
-        };
+        let token = optional(&file.token_file, |given| self.secret(&token_key, given));
         let instead = match url.as_ref().map(|url| url.scheme()) {
             Some("file") => Some(("the folder", "none, a folder needs no token")),
             Some("ssh") => Some(("the ssh:// URL", "none, SSH takes a key: key_file")),

@@ -4,6 +4,7 @@ mod access;
 mod crates;
 mod git;
 mod limits;
+mod listen;
 mod ssh;
 mod storage;
 #[cfg(test)]
@@ -13,17 +14,16 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Config;
 use super::environment::Environment;
-use super::file::{ConfigFile, ListenFile, TlsFile};
+use super::file::ConfigFile;
 use super::given::{AbsolutePath, Given, Written};
-use super::identity::{Identity, Wrong};
 use super::parse::Parsed;
 use super::patterns::{self, Patterns};
 use super::problem::{Problems, quote};
 use super::reader::Reader;
 use super::secret::Secret;
 use super::units::{Size, Span};
-use super::{Config, Listen, Tls};
 
 /// Checks everything and reads the files that are named.
 ///
@@ -73,62 +73,6 @@ impl Validator<'_> {
         })
     }
 
-    fn listen(&mut self, file: &ListenFile) -> Option<Listen> {
-        let http = self.read("listen.http", &file.http);
-        let tls = match &file.tls {
-            Some(file) => self.tls(file).map(Some),
-            None => Some(None),
-        };
-        let public_url = match &file.public_url {
-            Some(given) => self.read("listen.public_url", given).map(Some),
-            None => Some(None),
-        };
-        let proxies: Vec<_> = indexed("listen.trusted_proxies", &file.trusted_proxies)
-            .map(|(key, given)| self.read(&key, given))
-            .collect();
-        let ssh = match &file.ssh {
-            Some(file) => self.listen_ssh(file).map(Some),
-            None => Some(None),
-        };
-        Some(Listen {
-            http: http?,
-            tls: tls?,
-            public_url: public_url?.map(|url| url.0),
-            trusted_proxies: proxies.into_iter().collect::<Option<_>>()?,
-            ssh: ssh?,
-        })
-    }
-
-    fn tls(&mut self, file: &TlsFile) -> Option<Tls> {
-        let (cert_key, key_key) = ("listen.tls.cert", "listen.tls.key");
-        let expected_cert = "a PEM file with the certificate chain";
-        let expected_key = "a PEM file with the private key of the certificate";
-        let cert = self.required(cert_key, file.cert.as_ref());
-        let cert = cert.and_then(|AbsolutePath(path)| {
-            Some((self.content(cert_key, &path, expected_cert)?, path))
-        });
-        let key = self.required(key_key, file.key.as_ref());
-        let key = key.and_then(|AbsolutePath(path)| {
-            Some((self.content(key_key, &path, expected_key)?, path))
-        });
-        let ((cert_pem, cert), (key_pem, key)) = (cert?, key?);
-        match Identity::from_pem(&cert_pem, &key_pem) {
-            Ok(identity) => Some(Tls {
-                cert,
-                key,
-                identity,
-            }),
-            Err(Wrong::Cert(found)) => self.wrong(
-                cert_key,
-                format!("{}, {found}", shown(&cert)),
-                expected_cert,
-            ),
-            Err(Wrong::Key(found)) => {
-                self.wrong(key_key, format!("{}, {found}", shown(&key)), expected_key)
-            }
-        }
-    }
-
     fn data_dir(&mut self, given: Option<&Given<AbsolutePath>>) -> Option<PathBuf> {
         let path = match given {
             Some(given) => self.read("data_dir", given)?.0,
@@ -171,7 +115,7 @@ impl Validator<'_> {
         self.secret_that(is_token, key, given, "a file with one token")
     }
 
-    /// The same for a secret of another form.
+    /// The path of a file and the secret in it, of a form that `is_right` knows, without the line end as well.
     fn secret_that(
         &mut self,
         is_right: fn(&[u8]) -> bool,
@@ -267,6 +211,14 @@ impl Validator<'_> {
     ) -> Option<T> {
         self.problems.add(key, found, expected);
         None
+    }
+}
+
+/// What `read` makes of a value that may be absent: `None` where that is wrong, `Some(None)` where there is none.
+fn optional<G, T>(given: &Option<G>, read: impl FnOnce(&G) -> Option<T>) -> Option<Option<T>> {
+    match given {
+        Some(given) => read(given).map(Some),
+        None => Some(None),
     }
 }
 

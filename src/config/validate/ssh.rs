@@ -8,7 +8,7 @@ use std::sync::Arc;
 use russh::keys::PublicKey;
 use url::Url;
 
-use super::{Validator, indexed, shown};
+use super::{Validator, indexed, optional, shown};
 use crate::config::file::{AuthorityFile, KeyFile, KeysFile, ListenSshFile, UpstreamFile};
 use crate::config::given::{AbsolutePath, Given, PublicKeyText, Written};
 use crate::config::reader::Unreadable;
@@ -54,12 +54,9 @@ impl Validator<'_> {
             return fine;
         }
         let known_hosts = self.known_hosts(&format!("{key}.known_hosts_file"), file);
-        let passphrase = match &file.passphrase_file {
-            Some(given) => self
-                .passphrase(&format!("{key}.passphrase_file"), given)
-                .map(Some),
-            None => Some(None),
-        };
+        let passphrase = optional(&file.passphrase_file, |given| {
+            self.passphrase(&format!("{key}.passphrase_file"), given)
+        });
         let identity = match (&file.key_file, passphrase) {
             (Some(given), Some(passphrase)) => {
                 self.private_key(&format!("{key}.key_file"), given, passphrase)

@@ -1,18 +1,15 @@
 //! The section `storage`.
 
-use super::Validator;
+use super::{Validator, optional};
 use crate::config::file::{S3File, StorageFile};
-use crate::config::given::{AbsolutePath, Given, Written};
+use crate::config::given::{AbsolutePath, Given, Written, is_word};
 use crate::config::problem::quote;
 use crate::config::{S3, Storage};
 
 impl Validator<'_> {
     pub(super) fn storage(&mut self, file: &StorageFile) -> Option<Storage> {
         let max_size = self.size("storage.max_size", &file.max_size);
-        let s3 = match &file.s3 {
-            Some(file) => self.s3(file).map(Some),
-            None => Some(None),
-        };
+        let s3 = optional(&file.s3, |file| self.s3(file));
         Some(Storage {
             max_size: max_size?,
             s3: s3?,
@@ -30,10 +27,9 @@ impl Validator<'_> {
         }
         let bucket = self.required("storage.s3.bucket", file.bucket.as_ref());
         let bucket = bucket.and_then(|name| self.s3_word("storage.s3.bucket", name, false));
-        let endpoint = match &file.endpoint {
-            Some(given) => self.read("storage.s3.endpoint", given).map(Some),
-            None => Some(None),
-        };
+        let endpoint = optional(&file.endpoint, |given| {
+            self.read("storage.s3.endpoint", given)
+        });
         let region = self.read("storage.s3.region", &file.region);
         let region = region.and_then(|name| self.s3_word("storage.s3.region", name, false));
         let prefix = self.read("storage.s3.prefix", &file.prefix);
@@ -66,10 +62,11 @@ impl Validator<'_> {
     }
 
     fn s3_word(&mut self, key: &str, word: String, is_path: bool) -> Option<String> {
-        let right = |byte: u8| {
-            byte.is_ascii_alphanumeric() || b".-_".contains(&byte) || is_path && byte == b'/'
+        let is_right = match is_path {
+            true => word.split('/').all(is_word),
+            false => is_word(&word) && !word.is_empty(),
         };
-        if word.is_empty() && !is_path || !word.bytes().all(right) || word.contains("..") {
+        if !is_right || word.contains("..") {
             return self.wrong(key, quote(&word), "letters, digits, `.`, `-` and `_`");
         }
         Some(word)

@@ -141,10 +141,10 @@ impl Pack {
         Ok(history)
     }
 
-    /// Reads the whole pack and compares its checksum and every entry's.
+    /// Reads the whole pack and compares it with its checksum. What its index says of entries is not looked at.
     ///
     /// # Errors
-    /// [`ObjectError::Damaged`] names the first thing that differs.
+    /// [`ObjectError::Damaged`].
     pub fn verify(&self) -> Result<(), ObjectError> {
         let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
         let mut window = Window::over(self, LARGE_WINDOW);

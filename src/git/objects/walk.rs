@@ -147,7 +147,7 @@ impl<'w, 'p> Walk<'w, 'p> {
     pub fn add_object(&mut self, id: &ObjectId) -> Result<(), ObjectError> {
         let number = self.reader.packs().require(id)?;
         if self.reader.header(number)?.kind == Kind::Tree && self.filter.walks_trees() {
-            self.add_tree(id, &[], 0)?;
+            self.add_tree(id, &[])?;
         }
         self.found.objects.insert(number);
         Ok(())
@@ -197,7 +197,7 @@ impl<'w, 'p> Walk<'w, 'p> {
             self.found.objects.insert(number);
         }
         if self.filter.walks_trees() {
-            self.add_tree(&commit.tree, &commit.parents, 0)?;
+            self.add_tree(&commit.tree, &commit.parents)?;
         }
         Ok(())
     }
@@ -212,7 +212,24 @@ impl<'w, 'p> Walk<'w, 'p> {
         Ok(())
     }
 
-    fn add_tree(&mut self, id: &ObjectId, bases: &[Base], depth: u64) -> Result<(), ObjectError> {
+    /// Goes down without recursion, as a thread's stack is not made for the deepest tree.
+    fn add_tree(&mut self, id: &ObjectId, bases: &[Base]) -> Result<(), ObjectError> {
+        let mut todo = Vec::new();
+        self.add_tree_alone(id, bases, 0, &mut todo)?;
+        while let Some(Subtree { id, bases, depth }) = todo.pop() {
+            self.add_tree_alone(&id, &bases, depth, &mut todo)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a tree with its blobs, and to `todo` the trees in it, the first as the next one.
+    fn add_tree_alone(
+        &mut self,
+        id: &ObjectId,
+        bases: &[Base],
+        depth: u64,
+        todo: &mut Vec<Subtree>,
+    ) -> Result<(), ObjectError> {
         self.step()?;
         if depth > DEEPEST_TREE {
             return Err(ObjectError::TooDeep(*id));
@@ -237,6 +254,7 @@ impl<'w, 'p> Walk<'w, 'p> {
             self.found.versions.note(number, base_number);
             base_trees.push((self.tree(base_number, &base.tree)?, base.theirs));
         }
+        let above = todo.len();
         let mut base_entries: Vec<_> = base_trees
             .iter()
             .map(|(tree, theirs)| (Entries::of(tree).peekable(), *theirs))
@@ -284,10 +302,15 @@ impl<'w, 'p> Walk<'w, 'p> {
             }
             match entry.kind {
                 EntryKind::Commit => {}
-                EntryKind::Tree => self.add_tree(&entry.id, &below, depth + 1)?,
+                EntryKind::Tree => todo.push(Subtree {
+                    id: entry.id,
+                    bases: below,
+                    depth: depth + 1,
+                }),
                 _ => self.add_blob(&entry.id, before, depth + 1)?,
             }
         }
+        todo[above..].reverse();
         Ok(())
     }
 
@@ -358,8 +381,15 @@ impl<'w, 'p> Walk<'w, 'p> {
     }
 }
 
-/// Git's own limit (`core.maxTreeDepth`). Deeper trees are no source code, and each level takes stack.
+/// Git's own limit (`core.maxTreeDepth`). Deeper trees are no source code.
 const DEEPEST_TREE: u64 = 2048;
+
+/// A tree that is to be added.
+struct Subtree {
+    id: ObjectId,
+    bases: Vec<Base>,
+    depth: u64,
+}
 
 /// A tree to compare with, and whether the other side has it.
 pub struct Base {
@@ -499,5 +529,28 @@ impl TreeCache {
             self.slots[number.0 as usize % TREE_SLOTS] = Some((number, Rc::clone(&tree)));
         }
         tree
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::upload_pack::fixture::Repository;
+
+    #[test]
+    fn the_deepest_tree_is_walked_and_a_deeper_one_refused() {
+        let mut repository = Repository::new();
+        let commit = repository.commit(&[]);
+        let trees = repository.nested_trees(DEEPEST_TREE as usize + 1);
+        let snapshot = repository.snapshot(&[("refs/heads/main", commit)]);
+        let mut reader = Reader::new(&snapshot.packs);
+        let [.., deepest, deeper] = trees.as_slice() else {
+            panic!("as many as were asked for");
+        };
+        let mut walk = Walk::new(&mut reader);
+        walk.add_object(deepest).unwrap();
+        assert_eq!(walk.finish().objects.len(), DEEPEST_TREE as usize + 1);
+        let refused = Walk::new(&mut reader).add_object(deeper);
+        assert!(matches!(refused, Err(ObjectError::TooDeep(_))));
     }
 }

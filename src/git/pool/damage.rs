@@ -47,7 +47,7 @@ impl Pool {
                         state.failed.as_ref(),
                         UpstreamError::Hopeless(text),
                     ));
-                } else if let Ok((entry, upstream)) = self.entry(&entry.name).await {
+                } else if let Ok((entry, upstream)) = self.allowed_entry(&entry.name).await {
                     self.fly(&entry, upstream);
                 }
             }

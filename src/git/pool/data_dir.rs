@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::durable;
+pub(super) use crate::durable::remove;
+
 /// `data_dir`, locked.
 pub(super) struct DataDir {
     root: PathBuf,
@@ -34,10 +37,7 @@ impl DataDir {
             _lock: lock,
         };
         fs::create_dir_all(data.git())?;
-        if data.scratch().exists() {
-            fs::remove_dir_all(data.scratch())?;
-        }
-        fs::create_dir_all(data.scratch())?;
+        durable::emptied(&data.scratch())?;
         Ok(data)
     }
 
@@ -51,15 +51,5 @@ impl DataDir {
 
     pub fn scratch(&self) -> PathBuf {
         self.root.join("tmp")
-    }
-}
-
-/// Removes a folder for temporary files; what stays goes at the next start.
-pub(super) fn remove(scratch: &Path) {
-    match fs::remove_dir_all(scratch) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "temporary files were not removed");
-        }
-        _ => {}
     }
 }

@@ -26,7 +26,7 @@ pub struct Entry {
     /// Places for requests with a body that are passed through to the upstream.
     passing: Arc<Semaphore>,
     /// Requests that are planned.
-    pub planning: Semaphore,
+    pub planning: Arc<Semaphore>,
     /// Packs that are being made.
     pub making: Arc<Semaphore>,
     /// Those, and the ones that wait for their turn.
@@ -61,7 +61,8 @@ pub(super) struct State {
     /// Every byte was compared with its checksum since this process began.
     pub verified: bool,
     pub used: SystemTime,
-    pub touched: Option<Instant>,
+    /// The use that is noted on disk.
+    noted: Option<SystemTime>,
     pub reservation: Reservation,
 }
 
@@ -98,6 +99,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// ever less often: each try may cost a whole clone, and all that is evicted for it.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
 const LONGEST_HOPELESS_PAUSE: Duration = Duration::from_secs(6 * 3600);
+
+/// The use of a mirror is noted on disk no more often than this, and at a stop.
+const NOTE_PAUSE: Duration = Duration::from_secs(60);
 
 /// The file whose time is when the upstream last answered: written when references change, touched when they do not.
 const REFS: &str = "packed-refs";
@@ -177,14 +181,14 @@ impl Entry {
                 set_aside: None,
                 verified: false,
                 used,
-                touched: None,
+                noted: on_disk.then_some(used),
                 reservation,
             }),
             folder,
             busy: tokio::sync::Mutex::default(),
             maintaining: tokio::sync::Mutex::default(),
             passing: Arc::new(Semaphore::new(PASSING_AT_ONCE)),
-            planning: Semaphore::new(at_once.planning),
+            planning: Arc::new(Semaphore::new(at_once.planning)),
             making: Arc::new(Semaphore::new(at_once.making)),
             making_or_waiting: Arc::new(Semaphore::new(at_once.making + at_once.waiting)),
         }
@@ -219,6 +223,29 @@ impl Entry {
         let state = self.state();
         let age = came.saturating_duration_since(state.fresh?);
         state.snapshot.clone().filter(|_| age <= max_age)
+    }
+
+    /// Somebody uses it now. Returns the time where that is to be noted on disk.
+    pub(super) fn use_now(&self) -> Option<SystemTime> {
+        let now = SystemTime::now();
+        let mut state = self.state();
+        state.used = now;
+        let is_due = |noted: SystemTime| {
+            let pause = now.duration_since(noted);
+            pause.map_or(true, |pause| pause > NOTE_PAUSE)
+        };
+        let is_to_note = state.on_disk && state.noted.is_none_or(is_due);
+        if is_to_note {
+            state.noted = Some(now);
+        }
+        is_to_note.then_some(now)
+    }
+
+    /// When it was last used, where that is not noted on disk.
+    pub(super) fn use_to_note(&self) -> Option<SystemTime> {
+        let state = self.state();
+        let is_to_note = state.on_disk && state.noted != Some(state.used);
+        is_to_note.then_some(state.used)
     }
 
     /// Closes the mirror unless somebody uses it, or has within `idle`. It is opened again when it is needed. Blocks.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,10 +16,13 @@ use crate::durable;
 use crate::git::mirror::MirrorFolder;
 use crate::git::objects::ObjectError;
 use crate::git::objects::packs::{Pack, PackSet};
-use crate::git::refs::Refs;
+use crate::git::refs::{KEPT_PREFIX, Refs};
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{FetchJob, Fetched, MOST_HAVES, PackJob, Upstream, UpstreamError};
-use crate::storage::{Part, Storage};
+use crate::storage::{Part, Reservation, Storage};
+
+/// What `config`, `HEAD` and the marks of a mirror take together, at most.
+const SMALL_FILES: u64 = 4 << 10;
 
 /// How gix ends its complaint of what would take more memory than it may.
 const TOO_LARGE: &str = "too large to fit in memory";
@@ -65,15 +68,16 @@ pub(super) fn fetch(
     );
     let fetched = fetched.map_err(hopeless_if_too_large)?;
     let snapshot = match &before {
-        Some(before) => update(&entry.folder, before, fetched, around),
-        None => create(&entry.folder, fetched, around),
+        Some(before) => update(&entry.folder, before, fetched, around, &mut reservation),
+        None => create(&entry.folder, fetched, around, &mut reservation),
     }?;
     let now = SystemTime::now();
     entry.note_fetch(now);
+    let bytes = entry.folder.bytes();
     let mut state = entry.state();
     match (&before, &state.snapshot) {
+        (None, None) => {}
         (Some(before), Some(now)) if Arc::ptr_eq(before, now) => {}
-        (None, None) => state.reservation.set(0),
         // Found to be damaged while we fetched: what was built on it is of no use.
         _ => {
             return Err(UpstreamError::Failed(
@@ -82,6 +86,8 @@ pub(super) fn fetch(
         }
     }
     state.reservation.absorb(reservation);
+    // Without the references that were replaced.
+    state.reservation.set(bytes);
     state.snapshot = Some(Arc::clone(&snapshot));
     state.on_disk = true;
     // The references are as old as the question.
@@ -103,7 +109,7 @@ pub(super) fn list(
 ) -> Result<(), UpstreamError> {
     let job = FetchJob {
         on_refs: &|refs| {
-            if !flight.progress.begun.load(Ordering::Relaxed) {
+            if flight.progress.begun.get().is_none() {
                 flight.set_refs(refs.clone());
             }
         },
@@ -150,6 +156,7 @@ fn update(
     before: &Arc<Snapshot>,
     fetched: Fetched,
     around: &Surroundings<'_>,
+    reservation: &mut Reservation,
 ) -> Result<Arc<Snapshot>, UpstreamError> {
     let refs = before
         .refs
@@ -157,6 +164,7 @@ fn update(
     if fetched.index.is_none() && refs == before.refs {
         return Ok(Arc::clone(before));
     }
+    reservation.grow(bytes_of(&refs))?;
     let had_garbage = folder.has_garbage();
     // Mostly its commits are behind those of another reference.
     let has_forgotten = before.refs.has_forgotten(&refs);
@@ -214,7 +222,9 @@ fn create(
     folder: &MirrorFolder,
     fetched: Fetched,
     around: &Surroundings<'_>,
+    reservation: &mut Reservation,
 ) -> Result<Arc<Snapshot>, UpstreamError> {
+    reservation.grow(bytes_of(&fetched.refs))?;
     let new = MirrorFolder::at(around.scratch.join("mirror"));
     let make = |refs: &Refs| -> io::Result<()> {
         new.create()?;
@@ -252,6 +262,20 @@ fn create(
     Snapshot::new(packs, refs, checked.shared_commits(), garbage)
         .map(Arc::new)
         .map_err(unusable)
+}
+
+/// Bytes of `packed-refs` with these references and of the small files beside it, at most: some tips that are kept may
+/// turn out to need no keeping.
+fn bytes_of(refs: &Refs) -> u64 {
+    /// An id with the space or the line's end that follows it.
+    const ID: usize = 40 + 1;
+    let names = refs.names.iter().map(|(name, target)| {
+        let peeled = target.peeled.map_or(0, |_| "^".len() + ID);
+        ID + name.len() + "\n".len() + peeled
+    });
+    let kept = ID + KEPT_PREFIX.len() + "000000000000-".len() + ID;
+    let bytes = names.sum::<usize>() + refs.kept.len() * kept;
+    bytes as u64 + SMALL_FILES
 }
 
 /// The next try would bring the same object. Of gix's error only the text comes this far.

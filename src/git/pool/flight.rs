@@ -1,18 +1,26 @@
 //! A fetch that is under way, and all who wait for it.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
+use super::entry::{Entry, Failure};
+use super::fetch::{self, Surroundings};
+use super::{Pool, data_dir};
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
-use crate::git::upstream::{Progress, UpstreamError};
+use crate::git::upstream::{HANGS_AFTER, Progress, Upstream, UpstreamError};
+use crate::ops::metrics::{FetchResult, Queue};
 
 /// One fetch of one repository. There is never a second one for the same repository.
 pub struct Flight {
     /// No mirror was there when it began.
     pub first: bool,
+    /// When somebody first wanted it.
+    pub(super) since: Instant,
     pub progress: Progress,
     refs_wanted: Notify,
     refs: watch::Sender<Option<Arc<Refs>>>,
@@ -23,6 +31,7 @@ impl Flight {
     pub fn new(first: bool) -> Arc<Self> {
         Arc::new(Self {
             first,
+            since: Instant::now(),
             progress: Progress::default(),
             refs_wanted: Notify::new(),
             refs: watch::Sender::new(None),
@@ -64,7 +73,13 @@ impl Flight {
     /// Whether it has its turn, and the upstream has told its references: whoever waits for the pack can be told how far
     /// it is.
     pub(super) fn has_begun(&self) -> bool {
-        self.progress.begun.load(Ordering::Relaxed) && self.refs.borrow().is_some()
+        self.progress.begun.get().is_some() && self.refs.borrow().is_some()
+    }
+
+    /// Whether its upstream was asked, and has answered nothing for so long that it hangs.
+    pub(super) fn hangs(&self) -> bool {
+        let asked = self.progress.begun.get();
+        asked.is_some_and(|asked| asked.elapsed() >= HANGS_AFTER) && self.refs.borrow().is_none()
     }
 
     /// The mirror as the fetch left it.
@@ -78,4 +93,218 @@ impl Flight {
             .and_then(|end| end.clone())
             .unwrap_or(Err(UpstreamError::Stopped))
     }
+}
+
+impl Pool {
+    /// The fetch of `entry` that is under way, begun now if there was none.
+    pub(super) fn fly(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+    ) -> Arc<Flight> {
+        let flight = {
+            let mut state = entry.state();
+            if let Some(flight) = &state.flight {
+                return Arc::clone(flight);
+            }
+            let flight = Flight::new(state.snapshot.is_none());
+            state.flight = Some(Arc::clone(&flight));
+            flight
+        };
+        let (pool, entry, under_way) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&flight));
+        self.tasks.spawn(async move {
+            let started = Instant::now();
+            let result = pool.fetch_now(&entry, upstream, &under_way).await;
+            pool.landed(&entry, &under_way, result.as_ref(), started);
+            let result = result.map(|(snapshot, _)| snapshot);
+            under_way.finish(result.clone());
+            if let Ok(snapshot) = result {
+                pool.after_fetch(&entry, snapshot).await;
+            }
+        });
+        flight
+    }
+
+    /// Fetches when it is its turn. Returns the mirror, and whether that brought anything.
+    async fn fetch_now(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+        flight: &Arc<Flight>,
+    ) -> Result<(Arc<Snapshot>, bool), UpstreamError> {
+        let queued = flight.first.then(|| {
+            (
+                self.metrics.queued(Queue::FirstClone),
+                Waiting::new(&self.waiting_clones),
+            )
+        });
+        let place = tokio::select! {
+            place = self.turn(entry, &upstream, flight) => place?,
+            () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
+        };
+        // From here on nobody else changes the mirror.
+        let _busy = entry.busy.lock().await;
+        flight.progress.begun.get_or_init(Instant::now);
+        drop(queued);
+        let limit = flight
+            .first
+            .then(|| self.config.borrow().limits.first_clone_timeout);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let keep_unreachable = self.config.borrow().git.keep_unreachable;
+        let (pool, entry, flight) = (Arc::clone(self), Arc::clone(entry), Arc::clone(flight));
+        let mut work = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let scratch = pool.scratch();
+            let made = std::fs::create_dir_all(&scratch);
+            let around = Surroundings {
+                upstream: &upstream,
+                storage: &pool.storage,
+                scratch: &scratch,
+                keep_unreachable,
+                stop: &stopped,
+            };
+            let before = entry.snapshot();
+            let result = made
+                .map_err(UpstreamError::unwritable)
+                .and_then(|()| fetch::fetch(&entry, before.clone(), &flight, &around));
+            data_dir::remove(&scratch);
+            result.map(|now| {
+                let is_new = before.is_none_or(|before| !Arc::ptr_eq(&before, &now));
+                (now, is_new)
+            })
+        });
+        let limit = async {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let too_long = tokio::select! {
+            done = &mut work => return done.unwrap_or_else(|panic| Err(panicked(&panic))),
+            () = self.stopping.cancelled() => false,
+            () = limit => true,
+        };
+        // The thread looks at the flag between reads, and reads have a time limit of their own.
+        stop.store(true, Ordering::Relaxed);
+        let result = work.await.unwrap_or_else(|panic| Err(panicked(&panic)));
+        match result {
+            Err(UpstreamError::Stopped) if too_long => Err(UpstreamError::Hopeless(
+                "the first clone took longer than limits.first_clone_timeout".to_owned(),
+            )),
+            other => other,
+        }
+    }
+
+    /// Waits for a place. Others may hold those of first clones for many minutes: who wants to know the references is told
+    /// them meanwhile, since clients give up where nothing comes.
+    async fn turn(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: &Arc<Upstream>,
+        flight: &Arc<Flight>,
+    ) -> Result<OwnedSemaphorePermit, UpstreamError> {
+        let stopped = |_| UpstreamError::Stopped;
+        let fetches = Arc::clone(&upstream.fetches).acquire_owned();
+        if !flight.first {
+            let _queued = self.metrics.queued(Queue::Fetch);
+            return fetches.await.map_err(stopped);
+        }
+        let mut turn = pin!(Arc::clone(&self.first_clones).acquire_owned());
+        let wanted = async {
+            flight.refs_wanted().await;
+            fetches.await
+        };
+        let place = tokio::select! {
+            biased;
+            place = &mut turn => return place.map_err(stopped),
+            place = wanted => place.map_err(stopped)?,
+        };
+        let (pool, entry, upstream, flight) = (
+            Arc::clone(self),
+            Arc::clone(entry),
+            Arc::clone(upstream),
+            Arc::clone(flight),
+        );
+        let listed = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            fetch::list(&entry, &flight, &upstream, &pool.stop)
+        });
+        tokio::select! {
+            biased;
+            place = &mut turn => return place.map_err(stopped),
+            listed = listed => listed.unwrap_or_else(|panic| Err(panicked(&panic)))?,
+        }
+        turn.await.map_err(stopped)
+    }
+
+    /// Notes how the fetch ended.
+    fn landed(
+        &self,
+        entry: &Entry,
+        flight: &Flight,
+        result: Result<&(Arc<Snapshot>, bool), &UpstreamError>,
+        started: Instant,
+    ) {
+        let elapsed = started.elapsed();
+        let elapsed_ms = elapsed.as_millis() as u64;
+        let mut state = entry.state();
+        state.flight = None;
+        let counted = match result {
+            Ok((_, is_new)) => {
+                state.failed = None;
+                let bytes = flight.progress.bytes.load(Ordering::Relaxed);
+                if *is_new {
+                    tracing::info!(repo = %entry.name, bytes, elapsed_ms, first = flight.first, "fetched");
+                    FetchResult::Ok
+                } else {
+                    tracing::debug!(repo = %entry.name, elapsed_ms, "nothing new");
+                    FetchResult::Unchanged
+                }
+            }
+            Err(error) => {
+                match error {
+                    UpstreamError::Stopped | UpstreamError::NotFound => {
+                        tracing::info!(repo = %entry.name, elapsed_ms, %error, "not fetched");
+                    }
+                    _ => {
+                        tracing::warn!(repo = %entry.name, upstream.host = entry.name.host(), elapsed_ms, %error, "fetch failed")
+                    }
+                }
+                state.failed = Some(Failure::after(state.failed.as_ref(), error.clone()));
+                FetchResult::Failed
+            }
+        };
+        drop(state);
+        self.metrics.fetch(counted, elapsed);
+    }
+
+    /// Prepares answers for warm repositories and consolidates packs where that is due.
+    async fn after_fetch(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: Arc<Snapshot>) {
+        self.prepare_if_warm(entry, &snapshot).await;
+        drop(snapshot);
+        if let Some(snapshot) = self.maintain(entry).await {
+            self.prepare_if_warm(entry, &snapshot).await;
+        }
+    }
+}
+
+/// One first clone that waits for its place.
+struct Waiting<'p>(&'p AtomicUsize);
+
+impl<'p> Waiting<'p> {
+    fn new(count: &'p AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn panicked(panic: &tokio::task::JoinError) -> UpstreamError {
+    UpstreamError::Failed(format!("the work on the mirror failed: {panic}"))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
@@ -19,7 +19,8 @@ use crate::git::objects::set::ObjectSet;
 use crate::git::objects::writer::{PackFormat, write_pack};
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
-use crate::git::upstream::{Progress, UpstreamError, pack::receive};
+use crate::git::upstream::pack::{most_reserved, receive_from};
+use crate::git::upstream::{Progress, UpstreamError};
 use crate::storage::{Part, Reservation};
 
 /// Consolidation reads and writes a whole mirror, so it is not tried more often than this.
@@ -94,7 +95,8 @@ impl Pool {
             same.state().maintained = Some(Instant::now());
             let scratch = Scratch(pool.scratch());
             let reservation = pool.storage.nothing(Part::Git);
-            Replacement::write(work, old, scratch, reservation, &pool.stop)
+            let beside = pool.bytes_beside(&same);
+            Replacement::write(work, old, beside, scratch, reservation, &pool.stop)
         });
         let done = match written.await {
             Ok(Ok(replacement)) => {
@@ -162,13 +164,15 @@ struct Replacement {
 }
 
 impl Replacement {
-    /// Reads `before` and writes the new pack. Changes nothing of the mirror.
+    /// Reads `before` and writes the new pack. Changes nothing of the mirror. So many bytes are `beside` it, whatever is
+    /// evicted.
     ///
     /// # Errors
     /// What went wrong.
     fn write(
         work: Work,
         before: Arc<Snapshot>,
+        beside: u64,
         scratch: Scratch,
         mut reservation: Reservation,
         stop: &AtomicBool,
@@ -183,9 +187,10 @@ impl Replacement {
             Work::Rewrite => reached_since(&Refs::default(), &before, &replaced, stop)?,
             Work::MergeSmall => replaced.all(),
         };
-        // For what will not fit beside the mirror, nothing is evicted.
+        // For what will not fit beside what stays, nothing is evicted.
+        let most = most_reserved(objects.len() as u64, replaced.bytes_of(&objects));
         reservation
-            .can_grow(replaced.bytes_of(&objects), before.packs.bytes())
+            .can_grow(most, beside)
             .map_err(UpstreamError::Storage)?;
         let index = rewrite(&replaced, &objects, &scratch.0, stop, &mut reservation)?;
         let history = match (work, &index) {
@@ -354,34 +359,24 @@ fn rewrite(
         return Ok(None);
     }
     fs::create_dir_all(scratch)?;
-    let (output, input) = io::pipe()?;
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
-            let mut out = BufWriter::with_capacity(1 << 20, input);
+    receive_from(
+        |out| -> Result<(), Trouble> {
             let format = PackFormat {
                 ofs_delta: true,
                 thin: None,
             };
-            write_pack(&mut Reader::new(source), objects, format, &mut out, &|| {
+            write_pack(&mut Reader::new(source), objects, format, out, &|| {
                 stop.load(Ordering::Relaxed)
             })?;
             out.flush()?;
-            Ok::<_, ObjectError>(())
-        });
-        let nothing = PackSet::default();
-        let received = receive(
-            &mut BufReader::new(output),
-            &nothing,
-            scratch,
-            &Progress::default(),
-            stop,
-            reservation,
-        );
-        match writer.join() {
-            Ok(Err(error)) if !matches!(&error, ObjectError::Io(_)) => Err(error.into()),
-            _ => Ok(received?),
-        }
-    })
+            Ok(())
+        },
+        &PackSet::default(),
+        scratch,
+        &Progress::default(),
+        stop,
+        reservation,
+    )
 }
 
 #[cfg(test)]

@@ -3,8 +3,10 @@
 mod damage;
 mod data_dir;
 mod entry;
+mod evict;
 mod fetch;
 mod flight;
+mod load;
 mod maintenance;
 mod prepare;
 mod refresh;
@@ -13,7 +15,7 @@ mod status;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +42,7 @@ const MOST_ENTRIES: usize = 10_000;
 /// First clones that wait for a place. Beyond that, requests only pass through, or are told to come back.
 const MOST_WAITING: usize = 64;
 
-/// Who may get stale references waits no longer than this for fresh ones; the fetch goes on.
+/// Who may get stale references waits for fresh ones until somebody has waited this long for them; the fetch goes on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A mirror whose upstream was asked this recently is not asked again at once for what it lacks.
@@ -64,7 +66,8 @@ pub struct Pool {
     answers: Arc<Answers>,
     data: DataDir,
     entries: Mutex<HashMap<RepoName, Arc<Entry>>>,
-    /// Made when they are first used, and anew after a reload.
+    /// Made when they are first used, and anew after a reload that changes them: each with the configuration that it was
+    /// last compared with.
     upstreams: Mutex<Upstreams>,
     first_clones: Arc<Semaphore>,
     /// Threads that make packs for clients.
@@ -82,8 +85,8 @@ pub struct Pool {
     tasks: TaskTracker,
 }
 
-/// Upstreams by host, and the configuration that they were made from.
-type Upstreams = (Arc<Config>, HashMap<String, Arc<Upstream>>);
+/// By host.
+type Upstreams = HashMap<String, (Arc<Config>, Arc<Upstream>)>;
 
 /// What the pool has of a repository.
 pub enum Found {
@@ -148,7 +151,7 @@ impl Pool {
         let limits = &current.limits;
         let making = limits.packs_per_repo.min(threads);
         let pool = Arc::new(Self {
-            upstreams: Mutex::new((Arc::clone(&current), HashMap::new())),
+            upstreams: Mutex::default(),
             first_clones: Arc::new(Semaphore::new(current.git.first_clones)),
             threads: Arc::new(Semaphore::new(threads)),
             background: Arc::new(Semaphore::new(threads.max(LEAST_BACKGROUND))),
@@ -189,8 +192,21 @@ impl Pool {
     pub async fn shutdown(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.stopping.cancel();
+        self.note_last_uses();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Notes the uses that are not on disk yet: after a restart as well, the least recently used goes first.
+    fn note_last_uses(&self) {
+        let entries: Vec<_> = self.entries().values().cloned().collect();
+        self.tasks.spawn_blocking(move || {
+            for entry in entries {
+                if let Some(used) = entry.use_to_note() {
+                    entry.folder.touch(used);
+                }
+            }
+        });
     }
 
     /// Whether requests can be served.
@@ -203,42 +219,6 @@ impl Pool {
         } else {
             Err("loading: looking for mirrors on disk".into())
         }
-    }
-
-    /// All repositories. Neither blocks nor touches the disk.
-    pub fn status(&self) -> Vec<RepoStatus> {
-        let config = self.config.borrow().clone();
-        let entries: Vec<_> = self.entries().values().cloned().collect();
-        let mut all: Vec<RepoStatus> = entries
-            .iter()
-            .map(|entry| {
-                let state = entry.state();
-                let failed = state
-                    .failed
-                    .as_ref()
-                    .map(|failure| failure.error.to_string());
-                RepoStatus {
-                    repo: entry.name.clone(),
-                    state: match (&state.flight, state.on_disk, &failed) {
-                        (Some(flight), _, _) if flight.first => "cloning",
-                        (Some(_), ..) => "fetching",
-                        (None, true, _) => "ready",
-                        (None, false, Some(_)) => "failed",
-                        (None, false, None) => "absent",
-                    },
-                    refs: state.counts().0,
-                    objects: state.counts().1,
-                    bytes: state.reservation.bytes(),
-                    // A mirror that was evicted has no age.
-                    last_fetch: state.last_fetch.filter(|_| state.on_disk),
-                    stale: state.on_disk && failed.is_some(),
-                    error: failed,
-                    warm: config.git.warm.contains(&entry.name),
-                }
-            })
-            .collect();
-        all.sort_by(|a, b| a.repo.cmp(&b.repo));
-        all
     }
 
     /// The space on disk and its limit.
@@ -280,7 +260,7 @@ impl Pool {
     /// [`PoolError::NotFound`] also for what the operator does not allow.
     pub async fn fresh(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
         let came = Instant::now();
-        let (entry, upstream) = self.entry(name).await?;
+        let (entry, upstream) = self.allowed_entry(name).await?;
         let Some(snapshot) = self.opened(&entry).await? else {
             return self.cold(entry, upstream);
         };
@@ -300,7 +280,7 @@ impl Pool {
     /// # Errors
     /// [`PoolError::NotFound`] also for what the operator does not allow.
     pub async fn present(self: &Arc<Self>, name: &RepoName) -> Result<Found, PoolError> {
-        let (entry, upstream) = self.entry(name).await?;
+        let (entry, upstream) = self.allowed_entry(name).await?;
         match self.opened(&entry).await? {
             Some(snapshot) => Ok(Found::Mirror(entry, snapshot)),
             None => self.cold(entry, upstream),
@@ -321,7 +301,7 @@ impl Pool {
         if let Some(early) = age.and_then(|age| JUST_NOW.checked_sub(age)) {
             tokio::time::sleep(early).await;
         }
-        let (_, upstream) = self.entry(&entry.name).await?;
+        let (_, upstream) = self.allowed_entry(&entry.name).await?;
         // What the client expects may have been pushed a moment before it came.
         self.refreshed(entry, upstream, snapshot, came, Duration::ZERO)
             .await
@@ -372,12 +352,7 @@ impl Pool {
         let recent = entry.state().failed.clone().filter(Failure::is_recent);
         let result = match recent {
             Some(failure) => Err(failure.error),
-            None if may_be_stale => {
-                let fetched = self.fetched(entry, upstream, came, max_age);
-                let landed = tokio::time::timeout(PATIENCE, fetched).await;
-                let slow = || UpstreamError::Failed("the upstream takes long to answer".to_owned());
-                landed.unwrap_or_else(|_| Err(slow()))
-            }
+            None if may_be_stale => self.fetched_soon(entry, upstream, came, max_age).await,
             None => self.fetched(entry, upstream, came, max_age).await,
         };
         match result {
@@ -411,6 +386,34 @@ impl Pool {
         self.fly(entry, upstream).wait().await
     }
 
+    /// The same for who may get what is here instead: it waits until the question is [`PATIENCE`] old, and not at all for a
+    /// host that answers nobody.
+    async fn fetched_soon(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+        came: Instant,
+        max_age: Duration,
+    ) -> Result<Arc<Snapshot>, UpstreamError> {
+        let slow = || UpstreamError::Failed("the upstream takes long to answer".to_owned());
+        let under_way = entry.state().flight.clone();
+        let waited = under_way.map_or(Duration::ZERO, |flight| flight.since.elapsed());
+        let left = PATIENCE.saturating_sub(waited);
+        // Who does not wait in any case is not the one that finds out whether the host still hangs.
+        if !left.is_zero() && !upstream.is_worth_waiting() {
+            return Err(slow());
+        }
+        let fetched = self.fetched(entry, Arc::clone(&upstream), came, max_age);
+        if let Ok(landed) = tokio::time::timeout(left, fetched).await {
+            return landed;
+        }
+        let under_way = entry.state().flight.clone();
+        if under_way.is_some_and(|flight| flight.hangs()) {
+            upstream.blame();
+        }
+        Err(slow())
+    }
+
     fn cold(&self, entry: Arc<Entry>, upstream: Arc<Upstream>) -> Result<Found, PoolError> {
         let recent = entry.state().failed.clone().filter(Failure::is_recent);
         match recent.map(|failure| failure.error) {
@@ -422,8 +425,8 @@ impl Pool {
         }
     }
 
-    /// The entry of a repository that the operator allows.
-    async fn entry(
+    /// The entry of a repository, if the operator allows that, with its upstream. Counts as a use of it.
+    async fn allowed_entry(
         self: &Arc<Self>,
         name: &RepoName,
     ) -> Result<(Arc<Entry>, Arc<Upstream>), PoolError> {
@@ -431,30 +434,24 @@ impl Pool {
         if !upstream.allows(name.path()) {
             return Err(PoolError::NotFound);
         }
-        let entry = self.entry_of(name);
-        let touch = {
-            let mut state = entry.state();
-            state.used = SystemTime::now();
-            let due = state
-                .touched
-                .is_none_or(|touched| touched.elapsed() > Duration::from_secs(60));
-            if due {
-                state.touched = Some(Instant::now());
+        let known = self.entries().get(name).cloned();
+        let entry = match known {
+            Some(entry) => entry,
+            None => {
+                let (pool, name) = (Arc::clone(self), name.clone());
+                let made = tokio::task::spawn_blocking(move || pool.entry_of(&name));
+                made.await.map_err(|_| PoolError::Stopping)?
             }
-            due && state.on_disk
         };
-        if touch {
+        if let Some(now) = entry.use_now() {
             let folder = entry.folder.clone();
-            self.tasks.spawn_blocking(move || folder.touch());
+            self.tasks.spawn_blocking(move || folder.touch(now));
         }
         Ok((entry, upstream))
     }
 
+    /// The entry of a repository, made now if there was none. Looks at the disk.
     fn entry_of(&self, name: &RepoName) -> Arc<Entry> {
-        if let Some(entry) = self.entries().get(name) {
-            return Arc::clone(entry);
-        }
-        // Looks at the disk, which may be slow: not while others wait for the list.
         let new = Arc::new(Entry::new(
             name.clone(),
             MirrorFolder::at(name.folder_below(&self.data.git())),
@@ -463,9 +460,10 @@ impl Pool {
         ));
         let mut entries = self.entries();
         if entries.len() >= MOST_ENTRIES {
+            // Beside one that somebody uses, another would be made, and each be fetched. And what lies on disk is counted
+            // by its entry.
             entries.retain(|_, entry| {
-                let state = entry.state();
-                state.on_disk || state.flight.is_some()
+                Arc::strong_count(entry) > 1 || entry.state().reservation.bytes() > 0
             });
         }
         Arc::clone(entries.entry(name.clone()).or_insert(new))
@@ -473,14 +471,10 @@ impl Pool {
 
     async fn upstream(self: &Arc<Self>, host: &str) -> Result<Arc<Upstream>, PoolError> {
         let config = self.config.borrow().clone();
+        if let Some((compared, upstream)) = self.upstreams().get(host)
+            && Arc::ptr_eq(compared, &config)
         {
-            let mut made = self.upstreams();
-            if !Arc::ptr_eq(&made.0, &config) {
-                *made = (Arc::clone(&config), HashMap::new());
-            }
-            if let Some(upstream) = made.1.get(host) {
-                return Ok(Arc::clone(upstream));
-            }
+            return Ok(Arc::clone(upstream));
         }
         if config.upstream(host).is_none() {
             return Err(PoolError::NotFound);
@@ -492,15 +486,19 @@ impl Pool {
                 .upstream(&key)
                 .map(|upstream| Upstream::new(upstream, &asked))
         });
-        let upstream = match made.await {
-            Ok(Some(Ok(upstream))) => Arc::new(upstream),
+        let new = match made.await {
+            Ok(Some(Ok(new))) => new,
             Ok(Some(Err(error))) => return Err(PoolError::Upstream(format!("{host}: {error:#}"))),
             Ok(None) | Err(_) => return Err(PoolError::NotFound),
         };
         let mut made = self.upstreams();
-        if Arc::ptr_eq(&made.0, &config) {
-            made.1.insert(host.to_owned(), Arc::clone(&upstream));
-        }
+        made.retain(|host, _| config.upstream(host).is_some());
+        let upstream = match made.get(host) {
+            // What it has stays: its connections, who is being asked, and that it fails.
+            Some((_, same)) if same.is_same(&new) => Arc::clone(same),
+            _ => Arc::new(new),
+        };
+        made.insert(host.to_owned(), (config, Arc::clone(&upstream)));
         Ok(upstream)
     }
 
@@ -522,69 +520,27 @@ impl Pool {
     }
 }
 
-impl Evict for Pool {
-    fn oldest(&self) -> Option<SystemTime> {
-        let warm = self.config.borrow().git.warm.clone();
-        let entries = self.entries();
-        let idle = entries.values().filter(|entry| !warm.contains(&entry.name));
-        let used = idle.filter_map(|entry| {
-            let state = entry.state();
-            (state.reservation.bytes() > 0).then_some(state.used)
-        });
-        // Without any there is nothing to evict: those who have some come first.
-        Some(used.min().unwrap_or_else(SystemTime::now))
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::environment::Environment;
 
-    /// Removes whole mirrors: never one in `git.warm`, in use, or being fetched or consolidated.
-    fn evict(&self, bytes: u64) {
-        let warm = self.config.borrow().git.warm.clone();
-        let mut idle: Vec<_> = self
-            .entries()
-            .values()
-            .filter(|entry| !warm.contains(&entry.name))
-            .map(|entry| (entry.state().used, Arc::clone(entry)))
-            .collect();
-        idle.sort_by_key(|(used, _)| *used);
-        let mut freed = 0;
-        for (_, entry) in idle {
-            if freed >= bytes {
-                return;
-            }
-            // Being opened, fetched or consolidated.
-            let (Ok(_busy), Ok(_maintaining)) =
-                (entry.busy.try_lock(), entry.maintaining.try_lock())
-            else {
-                continue;
-            };
-            let scratch = self.scratch();
-            let mut state = entry.state();
-            let unused = state
-                .snapshot
-                .as_ref()
-                .is_none_or(|snapshot| Arc::strong_count(snapshot) == 1);
-            if state.reservation.bytes() == 0 || state.flight.is_some() || !unused {
-                continue;
-            }
-            if let Err(error) = std::fs::rename(entry.folder.path(), &scratch) {
-                tracing::error!(repo = %entry.name, %error, "the mirror cannot be evicted");
-                continue;
-            }
-            state.on_disk = false;
-            let last = state.snapshot.take();
-            state.fresh = None;
-            // Counted until the files are gone; a mirror that is made meanwhile has a reservation of its own.
-            let mut reservation =
-                std::mem::replace(&mut state.reservation, self.storage.nothing(Part::Git));
-            drop(state);
-            self.answers.forget_repo(&entry.name);
-            data_dir::remove(&scratch);
-            let bytes = reservation.bytes();
-            // Somebody may read them still by a snapshot before the last one.
-            for pack in last.iter().flat_map(|last| last.packs.packs()) {
-                pack.unlinked(&mut reservation);
-            }
-            freed += bytes;
-            tracing::info!(repo = %entry.name, bytes, "evicted the mirror to stay below storage.max_size");
+    #[tokio::test]
+    async fn what_somebody_uses_is_not_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = Config::parse("{}", &Environment::default()).unwrap();
+        config.data_dir = folder.path().to_owned();
+        let config = watch::channel(Arc::new(config)).1;
+        let pool = Pool::start(config, Arc::new(Metrics::new())).unwrap();
+        let entry = |number: usize| {
+            let name = RepoName::parse(&format!("git.test/team/r{number}")).unwrap();
+            pool.entry_of(&name)
+        };
+        let used = entry(0);
+        for number in 1..=MOST_ENTRIES {
+            entry(number);
         }
+        assert!(pool.entries().len() < MOST_ENTRIES);
+        assert!(Arc::ptr_eq(&used, &entry(0)));
     }
 }

@@ -12,12 +12,38 @@ use crate::git::upload_pack::plan::{self, Plan};
 use crate::git::upload_pack::request::{Band, Deepen, FetchRequest};
 
 impl Pool {
-    /// Makes the usual answers for `snapshot` unless they are there.
-    pub(super) async fn prepare(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>) {
+    /// Makes the usual answers of a warm repository, unless they are there.
+    pub(super) async fn prepare_if_warm(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        snapshot: &Arc<Snapshot>,
+    ) {
+        let warm = self.config.borrow().git.warm.contains(&entry.name);
+        if warm {
+            self.prepare(entry, snapshot).await;
+        }
+    }
+
+    /// The same while the mirror is in service already.
+    pub(super) fn prepare_in_background(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        snapshot: &Arc<Snapshot>,
+    ) {
+        let (pool, entry, snapshot) = (Arc::clone(self), Arc::clone(entry), Arc::clone(snapshot));
+        self.spawn(async move { pool.prepare_if_warm(&entry, &snapshot).await });
+    }
+
+    async fn prepare(self: &Arc<Self>, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>) {
         for request in usual_requests(snapshot) {
             let Ok(permit) = Arc::clone(&self.background).acquire_owned().await else {
                 return;
             };
+            // A fetch that came meanwhile prepares its own.
+            let is_current = |current: Arc<Snapshot>| Arc::ptr_eq(&current, snapshot);
+            if !entry.snapshot().is_some_and(is_current) {
+                return;
+            }
             let (pool, name, snapshot) =
                 (Arc::clone(self), entry.name.clone(), Arc::clone(snapshot));
             let from = Arc::clone(&snapshot);

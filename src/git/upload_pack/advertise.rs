@@ -41,6 +41,10 @@ impl Prefixes {
         Self(prefixes)
     }
 
+    fn bytes(&self) -> usize {
+        self.0.iter().map(|prefix| prefix.len()).sum()
+    }
+
     fn match_name(&self, name: &[u8]) -> bool {
         self.0.is_empty() || self.0.iter().any(|prefix| name.starts_with(prefix))
     }
@@ -76,6 +80,9 @@ pub struct Advertisements {
 
 /// Builders ask in a handful of ways; what comes after these is made anew each time.
 const KEPT_LISTS: usize = 32;
+
+/// Bytes of kept lists, with the prefixes that they are for: a list of some 200,000 references.
+const KEPT_BYTES: usize = 16 << 20;
 
 /// A list for more prefixes than this is not kept: git asks with six for a name, and nobody asks so twice.
 const KEPT_PREFIXES: usize = 16;
@@ -117,12 +124,19 @@ impl Advertisements {
         let list = Bytes::from(list_refs(refs, arguments));
         if arguments.prefixes.0.len() <= KEPT_PREFIXES {
             let mut kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
-            if kept.len() < KEPT_LISTS {
+            let bytes = bytes_kept(&kept) + arguments.prefixes.bytes() + list.len();
+            if kept.len() < KEPT_LISTS && bytes <= KEPT_BYTES {
                 kept.insert(arguments.clone(), list.clone());
             }
         }
         list
     }
+}
+
+fn bytes_kept(kept: &HashMap<LsRefs, Bytes>) -> usize {
+    kept.iter()
+        .map(|(arguments, list)| arguments.prefixes.bytes() + list.len())
+        .sum()
 }
 
 /// The capability advertisement of version 2. It names no reference, so it is the same for every repository.
@@ -133,6 +147,8 @@ pub fn advertise_v2() -> Vec<u8> {
         AGENT,
         "ls-refs=unborn",
         "fetch=shallow wait-for-done filter ref-in-want",
+        // Taken and ignored, as by git's own server: clients refuse to send them elsewhere.
+        "server-option",
         "object-format=sha1",
     ] {
         pktline::write_line(&mut out, line);
@@ -218,13 +234,8 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
             (Some(id), _) => {
                 line(format!("{id} HEAD").into_bytes());
             }
-            (None, Head::Branch(name)) if arguments.unborn => {
-                let target = if arguments.symrefs {
-                    [b" symref-target:", name.as_slice()].concat()
-                } else {
-                    Vec::new()
-                };
-                line([b"unborn HEAD".as_slice(), &target].concat());
+            (None, Head::Branch(name)) if arguments.unborn && arguments.symrefs => {
+                line([b"unborn HEAD symref-target:".as_slice(), name].concat());
             }
             _ => {}
         }
@@ -309,6 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn an_unborn_branch_is_told_of_by_its_name() {
+        let refs = refs("refs/heads/main", &[]);
+        let told = |symrefs| {
+            let arguments = LsRefs {
+                unborn: true,
+                symrefs,
+                ..LsRefs::default()
+            };
+            lines(&list_refs(&refs, &arguments))
+        };
+        assert_eq!(told(true), ["unborn HEAD symref-target:refs/heads/main"]);
+        assert!(told(false).is_empty());
+    }
+
+    #[test]
     fn capabilities_are_told_where_no_name_fits() {
         let mut refs = refs(
             "refs/heads/main",
@@ -371,6 +397,26 @@ mod tests {
             advertisements.ls_refs(&refs, &ls_refs(&[&nth.to_string()]));
         }
         assert_eq!(advertisements.ls_refs.lock().unwrap().len(), KEPT_LISTS);
+    }
+
+    #[test]
+    fn lists_are_kept_as_far_as_they_have_room() {
+        let name = |end: usize| format!("refs/heads/{end:060000}");
+        let names: Vec<String> = (0..=KEPT_BYTES / 60_000 / 2).map(name).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let refs = refs(names[0], &names);
+        let advertisements = Advertisements::default();
+        for (prefix, is_kept) in [("refs/", true), ("refs/heads/", false), ("x", true)] {
+            advertisements.ls_refs(&refs, &ls_refs(&[prefix]));
+            let kept = advertisements.kept_ls_refs(&ls_refs(&[prefix]));
+            assert_eq!(kept.is_some(), is_kept, "{prefix}");
+        }
+        // Prefixes as well are the client's choice.
+        let long = "x".repeat(KEPT_BYTES / 4);
+        for end in 0..KEPT_LISTS {
+            advertisements.ls_refs(&refs, &ls_refs(&[&format!("{end}{long}")]));
+        }
+        assert!(bytes_kept(&advertisements.ls_refs.lock().unwrap()) <= KEPT_BYTES);
     }
 
     proptest! {

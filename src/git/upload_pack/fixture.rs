@@ -55,6 +55,16 @@ impl Repository {
         self.add(Kind::Commit, text.into_bytes())
     }
 
+    /// The empty tree, and so many that each hold the one before. No commit has them.
+    pub fn nested_trees(&mut self, number: usize) -> Vec<ObjectId> {
+        let mut trees = vec![self.tree];
+        for inner in 0..number {
+            let data = [b"40000 a\0".as_slice(), trees[inner].as_slice()].concat();
+            trees.push(self.add(Kind::Tree, data));
+        }
+        trees
+    }
+
     /// Adds `length` commits, each the parent of the next.
     pub fn line(&mut self, length: usize) -> Vec<ObjectId> {
         let mut line: Vec<ObjectId> = Vec::new();

@@ -5,7 +5,7 @@
 
 pub mod advertise;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod negotiate;
 pub mod pktline;
 pub mod plan;

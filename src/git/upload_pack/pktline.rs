@@ -56,10 +56,7 @@ impl<'a> Packets<'a> {
             .rest
             .split_at_checked(4)
             .ok_or_else(|| truncated(4, self.rest.len()))?;
-        let length = std::str::from_utf8(head)
-            .ok()
-            .filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))
-            .and_then(|text| usize::from_str_radix(text, 16).ok())
+        let length = length(head)
             .ok_or_else(|| PacketError::Length(String::from_utf8_lossy(head).into_owned()))?;
         self.rest = rest;
         let packet = match length {
@@ -77,6 +74,19 @@ impl<'a> Packets<'a> {
         };
         Ok(Some(packet))
     }
+}
+
+/// The length that the four digits `head` stand for.
+pub fn length(head: &[u8]) -> Option<usize> {
+    head.iter().try_fold(0, |length, digit| {
+        let digit = char::from(*digit).to_digit(16)?;
+        Some(length * 16 + digit as usize)
+    })
+}
+
+/// The four digits of a packet that has `length` bytes with them.
+pub fn head(length: usize) -> [u8; 4] {
+    [12, 8, 4, 0].map(|shift| b"0123456789abcdef"[(length >> shift) & 0xf])
 }
 
 /// The text of a data packet: without the newline that senders may add.
@@ -97,7 +107,7 @@ pub fn write_data(out: &mut Vec<u8>, data: &[u8]) -> Result<(), TooLong> {
     if data.len() > MAX_DATA {
         return Err(TooLong(data.len()));
     }
-    out.extend_from_slice(format!("{:04x}", data.len() + 4).as_bytes());
+    out.extend_from_slice(&head(data.len() + 4));
     out.extend_from_slice(data);
     Ok(())
 }

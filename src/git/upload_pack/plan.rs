@@ -449,7 +449,7 @@ impl KeyBuilder {
     /// The version changes when the bytes that are made for equal requests do.
     fn new(kind: &str) -> Self {
         let mut key = Self(digest::Context::new(&digest::SHA256));
-        key.add(concat!("3 ", env!("CARGO_PKG_VERSION")).as_bytes());
+        key.add(concat!("4 ", env!("CARGO_PKG_VERSION")).as_bytes());
         key.add(kind.as_bytes());
         key
     }

@@ -79,6 +79,11 @@ pub(super) fn check_room(present: usize, limit: usize, what: &str) -> Result<(),
 }
 
 impl FetchRequest {
+    /// Whether the answer depends on where references are now: `want-ref` and `deepen-not`.
+    pub fn names_references(&self) -> bool {
+        !self.want_refs.is_empty() || !self.deepen.not.is_empty()
+    }
+
     /// Takes an argument line that both protocol versions know. Returns false for any other line.
     ///
     /// # Errors

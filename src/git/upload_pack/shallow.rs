@@ -35,7 +35,12 @@ impl Boundary {
         commits: &Commits,
     ) -> Result<Self, Refusal> {
         let mut client_cuts = commits.no_commits();
-        for commit in request.shallow.iter().filter_map(|id| commits.number(id)) {
+        // History is shared with other snapshots, and may have commits that are not in these packs.
+        let present = request
+            .shallow
+            .iter()
+            .filter(|id| snapshot.packs.contains(id));
+        for commit in present.filter_map(|id| commits.number(id)) {
             client_cuts.insert(commit);
         }
         let mut boundary = Self {
@@ -94,9 +99,10 @@ fn included(
         // Counted from a boundary that the client does not have, nothing is cut: a complete clone stays complete.
         Some(depth) if deepen.relative => {
             let reachable = commits.reachable(wants.iter().copied(), &commits.no_commits());
+            // The boundary moves on every branch, wanted or not, as with git's own server.
             let starts: Vec<_> = client_cuts
                 .iter()
-                .filter(|cut| reachable.contains(*cut))
+                .filter(|cut| reachable.contains(*cut) || snapshot.live().contains(*cut))
                 .collect();
             Ok(to_depth(&starts, depth.saturating_add(1), commits))
         }
@@ -234,6 +240,30 @@ mod tests {
     fn deepening_a_complete_clone_cuts_nothing() {
         assert_eq!(lines(DEEPER, |_| vec![]), NOTHING);
         assert_eq!(lines(DEEPER, |_| vec![unknown(1)]), NOTHING);
+    }
+
+    #[test]
+    fn a_boundary_that_only_another_snapshot_has_is_none() {
+        let mut repository = Repository::new();
+        let line = repository.line(2);
+        let early = repository.snapshot(&[("refs/heads/main", line[1])]);
+        let newer = repository.commit(&[line[1]]);
+        let late = repository.snapshot(&[("refs/heads/main", newer)]);
+        let history = late.shared_commits();
+        let snapshot = Snapshot::new(early.packs, early.refs, history, false).unwrap();
+        let commits = snapshot.commits();
+        let request = FetchRequest {
+            wants: vec![line[1]],
+            shallow: vec![newer],
+            deepen: Deepen {
+                depth: Some(Deepen::INFINITE),
+                ..Deepen::default()
+            },
+            ..FetchRequest::default()
+        };
+        let wants = [commits.number(&line[1]).unwrap()];
+        let boundary = Boundary::of(&request, &wants, &snapshot, &commits).unwrap();
+        assert!(boundary.client_cuts.is_empty() && boundary.unshallow.is_empty());
     }
 
     #[test]

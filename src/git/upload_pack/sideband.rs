@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::pktline::FLUSH;
+use super::pktline::{self, FLUSH};
 use super::request::Band;
 
 /// Pack bytes in one packet of `side-band-64k`: 65,520 with length and band.
@@ -43,8 +43,8 @@ impl<W: Write> Framed<W> {
 
     fn send(&mut self) -> io::Result<()> {
         if self.packet.len() > HEAD {
-            let length = format!("{:04x}", self.packet.len());
-            self.packet[..4].copy_from_slice(length.as_bytes());
+            let length = pktline::head(self.packet.len());
+            self.packet[..4].copy_from_slice(&length);
             self.out.write_all(&self.packet)?;
             self.packet.truncate(HEAD);
         }
@@ -107,7 +107,8 @@ fn packet(band: Band, channel: u8, data: &[u8]) -> Vec<u8> {
         Band::Large => LARGE_PAYLOAD,
     };
     let data = &data[..data.len().min(most)];
-    let mut out = format!("{:04x}", data.len() + HEAD).into_bytes();
+    let mut out = Vec::with_capacity(HEAD + data.len());
+    out.extend_from_slice(&pktline::head(HEAD + data.len()));
     out.push(channel);
     out.extend_from_slice(data);
     out
@@ -145,8 +146,7 @@ impl Reframe {
                 self.head.extend_from_slice(&bytes[..taken]);
                 bytes = &bytes[taken..];
                 if self.head.len() == HEAD {
-                    let length = std::str::from_utf8(&self.head[..4]).ok();
-                    let length = length.and_then(|text| usize::from_str_radix(text, 16).ok());
+                    let length = pktline::length(&self.head[..4]);
                     self.left = length.unwrap_or(HEAD).saturating_sub(HEAD);
                     self.head.clear();
                 }

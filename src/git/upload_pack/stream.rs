@@ -85,11 +85,7 @@ impl Stream {
 /// the parser to say so.
 fn whole_packet(bytes: &[u8]) -> Option<usize> {
     let head = bytes.first_chunk::<4>()?;
-    let length = std::str::from_utf8(head)
-        .ok()
-        .and_then(|text| usize::from_str_radix(text, 16).ok())
-        .unwrap_or(4)
-        .max(4);
+    let length = pktline::length(head).unwrap_or(4).max(4);
     (bytes.len() >= length).then_some(length)
 }
 
@@ -153,9 +149,11 @@ mod tests {
 
     #[test]
     fn what_is_no_packet_and_what_is_too_large_is_refused() {
-        let mut stream = Stream::new(1000);
-        stream.push(b"hello, is this a shell?");
-        assert!(stream.next_part(Part::UpToFlush).is_err());
+        for bytes in [&b"hello, is this a shell?"[..], b"+123"] {
+            let mut stream = Stream::new(1000);
+            stream.push(bytes);
+            assert!(stream.next_part(Part::UpToFlush).is_err());
+        }
         let mut stream = Stream::new(1000);
         for _ in 0..101 {
             stream.push(b"000ahave x");

@@ -81,7 +81,7 @@ fn parse_capabilities(packets: &mut Packets<'_>) -> Result<bool, Refusal> {
                         "expected one command, found two".to_owned(),
                     ));
                 }
-                // What we do not know we do not need: `agent`, `session-id`.
+                // What we do not know we do not need: `agent`, `session-id`, `server-option`.
                 if let Some(format) = pktline::text(data).strip_prefix(b"object-format=")
                     && format != b"sha1"
                 {

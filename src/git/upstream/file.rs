@@ -1,7 +1,7 @@
 //! Upstreams that are a folder of repositories: what is new in one is written as a pack, which then comes in like any
 //! other. No `git` is run for it.
 
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -12,7 +12,7 @@ use gix_pack::data::output::{bytes::FromEntriesIter, count, entry};
 use gix_ref::file::ReferenceExt;
 use gix_utils::progress::Discard;
 
-use super::pack::{last_cause, receive};
+use super::pack::{last_cause, receive_from};
 use super::{FetchJob, Fetched, PackJob, UpstreamError, is_mirrored};
 use crate::git::objects::packs::PackSet;
 use crate::git::refs::{Head, Refs, Target};
@@ -58,23 +58,14 @@ pub(super) fn fetch(
     if new.is_empty() {
         return Ok(Fetched { refs, index: None });
     }
-    let (reader, writer) = io::pipe().map_err(|error| failed(&error))?;
-    let index = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| write_pack(new, objects, local, BufWriter::new(writer), stop));
-        let received = receive(
-            &mut BufReader::new(reader),
-            local,
-            folder,
-            progress,
-            stop,
-            reservation,
-        );
-        // The sender's reason tells more than that its pack ended early.
-        match sender.join() {
-            Ok(Err(error)) if received.is_err() && !is_broken_pipe(&*error) => Err(failed(&*error)),
-            _ => received,
-        }
-    })?;
+    let index = receive_from(
+        |out| write_pack(new, objects, local, out, stop).map_err(|error| failed(&*error)),
+        local,
+        folder,
+        progress,
+        stop,
+        reservation,
+    )?;
     Ok(Fetched { refs, index })
 }
 
@@ -85,10 +76,6 @@ fn failed(error: &(dyn std::error::Error + 'static)) -> UpstreamError {
         "the upstream's folder cannot be read: {}",
         last_cause(error)
     ))
-}
-
-fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
-    last_cause(error).contains("roken pipe")
 }
 
 fn find_repository(root: &Path, path: &str) -> Option<PathBuf> {
@@ -133,7 +120,7 @@ fn read_refs(
         let Ok(peeled) = reference.peel_to_id(&store, objects) else {
             continue;
         };
-        let Some(id) = first_object(&store, &name)? else {
+        let (_, Some(id)) = behind(&store, &name)? else {
             continue;
         };
         refs.names.insert(
@@ -146,28 +133,35 @@ fn read_refs(
     }
     let head = std::fs::read(folder.join("HEAD"))?;
     refs.head = match head.strip_prefix(b"ref:") {
-        Some(name) => Head::Branch(name.trim().into()),
+        Some(name) => {
+            let name = BString::from(name.trim());
+            // As git tells it: the branch behind others that only name one.
+            let end = behind(&store, &name).ok().map(|(end, _)| end);
+            let end = end.filter(|end| is_mirrored(end, namespaces));
+            Head::Branch(end.unwrap_or(name))
+        }
         None => Head::Detached(ObjectId::from_hex(head.trim())?),
     };
     Ok(refs)
 }
 
-/// The object that the reference names, behind symbolic references but before tags are followed.
-fn first_object(
+/// Where `name` leads over symbolic references, and the object that this one names, if it is there. Tags are not
+/// followed.
+fn behind(
     store: &gix_ref::file::Store,
     name: &BString,
-) -> Result<Option<ObjectId>, AnyError> {
+) -> Result<(BString, Option<ObjectId>), AnyError> {
     let mut name = name.clone();
     for _ in 0..5 {
         let Some(reference) = store.try_find(name.as_bstr())? else {
-            return Ok(None);
+            break;
         };
         match reference.target {
-            gix_ref::Target::Object(id) => return Ok(Some(id)),
+            gix_ref::Target::Object(id) => return Ok((name, Some(id))),
             gix_ref::Target::Symbolic(next) => name = next.as_bstr().into(),
         }
     }
-    Ok(None)
+    Ok((name, None))
 }
 
 /// Commits, tags and whatever else references name that the mirror does not have.
@@ -205,7 +199,7 @@ fn write_pack(
     history: Vec<ObjectId>,
     objects: gix_odb::Handle,
     local: &PackSet,
-    mut out: impl Write,
+    out: &mut dyn Write,
     stop: &AtomicBool,
 ) -> Result<(), AnyError> {
     let options = count::objects::Options {
@@ -231,7 +225,7 @@ fn write_pack(
     let chunks = chunks.map(|chunk| chunk.map(|(_, entries)| entries));
     for written in FromEntriesIter::new(
         chunks,
-        &mut out,
+        &mut *out,
         entries,
         gix_pack::data::Version::V2,
         HashKind::Sha1,

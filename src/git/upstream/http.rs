@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use gix_transport::client::blocking_io::http::Transport;
 use reqwest::StatusCode;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 
 use super::client::{self, AGENT};
 use super::patience::Patience;
@@ -71,14 +71,20 @@ impl HttpUpstream {
         self.idle
     }
 
-    /// What went wrong with a request, without its URL.
-    pub fn describe(error: &reqwest::Error) -> String {
-        http_client::describe(error)
+    /// Whether `other` asks in the same way. Both tokens are ours: that takes whatever time it likes.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.base == other.base && self.headers == other.headers && self.idle == other.idle
     }
 
     /// What it means that the upstream answers with `status`.
-    pub fn refusal(&self, status: StatusCode) -> UpstreamError {
+    pub fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> UpstreamError {
         match status {
+            StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS if is_rate_limit(headers) => {
+                UpstreamError::Failed(format!(
+                    "{} answered {status}: it was asked too often",
+                    self.name()
+                ))
+            }
             StatusCode::NOT_FOUND
             | StatusCode::GONE
             | StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS => UpstreamError::NotFound,
@@ -95,8 +101,8 @@ impl HttpUpstream {
     }
 
     /// The host, for messages.
-    pub fn name(&self) -> String {
-        self.host.clone()
+    pub fn name(&self) -> &str {
+        &self.host
     }
 
     pub(super) fn fetch(
@@ -122,7 +128,7 @@ impl HttpUpstream {
                     (UpstreamError::Failed(_), _) if stop.load(Ordering::Relaxed) => {
                         UpstreamError::Stopped
                     }
-                    (_, Some(Failure::Status(status))) => self.refusal(status),
+                    (_, Some(Failure::Status(status, headers))) => self.refusal(status, &headers),
                     (UpstreamError::Failed(_), Some(Failure::Transport(what)))
                     | (UpstreamError::Failed(what), None) => {
                         UpstreamError::Failed(format!("{}: {what}", self.name()))
@@ -143,6 +149,12 @@ impl HttpUpstream {
         let transport = Transport::new_http(http, url, gix_transport::Protocol::V2, false);
         client::fetch(transport, namespaces, job)
     }
+}
+
+/// GitHub says with either of these that it was asked too often, also where the status is 403.
+fn is_rate_limit(headers: &HeaderMap) -> bool {
+    let left = headers.get("x-ratelimit-remaining");
+    headers.contains_key(RETRY_AFTER) || left.is_some_and(|left| left == "0")
 }
 
 fn authorization(upstream: &config::Upstream, token: &[u8]) -> anyhow::Result<HeaderValue> {

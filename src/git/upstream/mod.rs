@@ -10,14 +10,17 @@ mod patience;
 pub mod ssh;
 mod transport;
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use gix_hash::ObjectId;
 use tokio::sync::Semaphore;
 
+use crate::breaker::{self, Breaker};
 use crate::config::{self, Config};
 use crate::git::objects::packs::PackSet;
 use crate::git::refs::Refs;
@@ -35,6 +38,8 @@ pub struct Upstream {
     /// Places for fetches later than the first, and for lists of references. They are the host's own: one that hangs
     /// makes no other's mirrors stale.
     pub fetches: Arc<Semaphore>,
+    /// Open while the host takes questions and answers none: clients are not to wait for it one by one.
+    hanging: Breaker,
 }
 
 enum Kind {
@@ -75,8 +80,8 @@ pub struct Fetched {
 /// How far a fetch is, for those who wait.
 #[derive(Default)]
 pub struct Progress {
-    /// It has its turn.
-    pub begun: AtomicBool,
+    /// Since when it has its turn.
+    pub begun: OnceLock<Instant>,
     pub bytes: AtomicU64,
     pub objects: AtomicU64,
 }
@@ -85,7 +90,7 @@ impl Progress {
     /// For people: `12 MiB received`.
     pub fn describe(&self) -> String {
         let bytes = self.bytes.load(Ordering::Relaxed);
-        if !self.begun.load(Ordering::Relaxed) {
+        if self.begun.get().is_none() {
             "waiting for its turn".to_owned()
         } else if bytes == 0 {
             "waiting for the upstream".to_owned()
@@ -129,6 +134,9 @@ pub const MOST_HAVES: usize = 256;
 /// Fetches of mirrors that are there already, at once from one host. They are short; upstreams dislike more.
 const FETCHES_AT_ONCE: usize = 8;
 
+/// A host that has told no references for so long hangs. Slow ones take a second or two.
+pub const HANGS_AFTER: Duration = Duration::from_secs(5);
+
 impl Upstream {
     /// The upstream as configured.
     ///
@@ -158,7 +166,37 @@ impl Upstream {
             repos: upstream.repos.clone(),
             namespaces,
             fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
+            hanging: Breaker::default(),
         })
+    }
+
+    /// Whether `other` asks the same host for the same in the same way.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_there = match (&self.kind, &other.kind) {
+            (Kind::Http(ours), Kind::Http(other)) => ours.is_same(other),
+            (Kind::Ssh(ours), Kind::Ssh(other)) => ours.is_same(other),
+            (Kind::File(ours), Kind::File(other)) => ours == other,
+            _ => false,
+        };
+        is_there
+            && self.host == other.host
+            && self.repos.texts() == other.repos.texts()
+            && self.namespaces == other.namespaces
+    }
+
+    /// Whether clients wait for what it answers. While it hangs, one does now and then, and the others go on without.
+    pub fn is_worth_waiting(&self) -> bool {
+        self.hanging.allows()
+    }
+
+    /// It hangs. A question that waits for so long is no chance, and counts for as many as it takes.
+    pub fn blame(&self) {
+        if (0..breaker::FAILURES).any(|_| self.hanging.failed()) {
+            tracing::error!(
+                upstream.host = self.host,
+                "the upstream takes questions and answers none: what may be stale is served without waiting for it"
+            );
+        }
     }
 
     /// Whether the operator allows the repository at `path`.
@@ -184,11 +222,28 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`]; what lies in the job's folder then is of no use.
     pub fn fetch(&self, path: &str, job: FetchJob<'_>) -> Result<Fetched, UpstreamError> {
-        match &self.kind {
+        let (asked, answered) = (Instant::now(), Cell::new(false));
+        let on_refs = job.on_refs;
+        let job = FetchJob {
+            on_refs: &|refs| {
+                answered.set(true);
+                if self.hanging.succeeded() {
+                    tracing::info!(upstream.host = self.host, "the upstream answers again");
+                }
+                on_refs(refs);
+            },
+            ..job
+        };
+        let fetched = match &self.kind {
             Kind::Http(http) => http.fetch(path, &self.namespaces, job),
             Kind::Ssh(ssh) => ssh.fetch(path, &self.namespaces, job),
             Kind::File(root) => file::fetch(root, path, &self.namespaces, job),
+        };
+        let is_silent = !answered.get() && asked.elapsed() >= HANGS_AFTER;
+        if is_silent && matches!(fetched, Err(UpstreamError::Failed(_))) {
+            self.blame();
         }
+        fetched
     }
 }
 

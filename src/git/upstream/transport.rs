@@ -25,7 +25,7 @@ pub(super) struct Blocking {
 /// What the upstream did instead of answering.
 #[derive(Debug, Clone)]
 pub(super) enum Failure {
-    Status(reqwest::StatusCode),
+    Status(reqwest::StatusCode, reqwest::header::HeaderMap),
     Transport(String),
 }
 
@@ -161,8 +161,9 @@ impl Exchange {
             Ok(Ok(response)) => response,
         };
         if !response.status().is_success() {
-            *lock(&self.failure) = Some(Failure::Status(response.status()));
-            return Err(io::Error::other(format!("status {}", response.status())));
+            let (status, headers) = (response.status(), response.headers().clone());
+            *lock(&self.failure) = Some(Failure::Status(status, headers));
+            return Err(io::Error::other(format!("status {status}")));
         }
         self.response = Some(response);
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Setup, Way, setup};
+use super::{Setup, Way, setup_over_both as setup};
 use crate::support::SAMPLE;
 use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same, shallow};

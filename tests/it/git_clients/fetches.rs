@@ -18,6 +18,7 @@ each_way!(
     fetch_with_local_commits,
     fetch_with_nothing_new,
     fetch_after_a_force_push,
+    fetch_that_deepens_all_branches,
     fetch_by_commit_id,
     fetch_by_tag_object_id,
     fetch_of_a_missing_id,
@@ -343,6 +344,14 @@ fn fetch_after_a_force_push(way: Way) {
         .clone(&setup.upstream.direct(SAMPLE), "fresh-direct", &["--bare"])
         .ok();
     assert_same(&setup.client, "fresh", "fresh-direct", Objects::Reachable);
+}
+
+/// The boundary also moves on branches that are not asked for.
+fn fetch_that_deepens_all_branches(way: Way) {
+    let setup = setup(way);
+    setup.clone_both(&["--bare", "--depth", "2", "--no-single-branch"]);
+    setup.git_both(&["fetch", "--quiet", "--deepen=1", "origin", "main"]);
+    setup.assert_same(Objects::Reachable);
 }
 
 /// What BuildKit does for a commit id.

@@ -1,6 +1,8 @@
 //! The git command line against the service, with each protocol version and through each door. What a clone through the
 //! service has is compared with a clone straight from the upstream.
 
+use std::path::Path;
+
 use crate::support::compare::{Objects, assert_same};
 use crate::support::process::Output;
 use crate::support::ssh_door::SshDoor;
@@ -41,7 +43,7 @@ mod clones;
 mod fetches;
 mod references;
 
-/// A service over the sample on disk, and a client.
+/// A service over the sample, and a client.
 struct Setup {
     upstream: Upstream,
     repo: Repo,
@@ -55,11 +57,26 @@ fn setup(way: Way) -> Setup {
     setup_with(way, |path| Repo::sample(path, 1))
 }
 
-fn setup_with(way: Way, make: impl FnOnce(&std::path::Path) -> Repo) -> Setup {
+/// The upstream is a folder.
+fn setup_with(way: Way, make: impl FnOnce(&Path) -> Repo) -> Setup {
+    setup_over(Upstream::file_url, way, make)
+}
+
+/// The upstream is git's own server behind the door that passes nothing through to it, so that what comes is the
+/// mirror's; behind the other it is a folder.
+fn setup_over_both(way: Way) -> Setup {
+    let url = match way.door {
+        Door::Http => Upstream::file_url,
+        Door::Ssh => Upstream::url,
+    };
+    setup_over(url, way, |path| Repo::sample(path, 1))
+}
+
+fn setup_over(url: fn(&Upstream) -> String, way: Way, make: impl FnOnce(&Path) -> Repo) -> Setup {
     let upstream = Upstream::start();
     let repo = make(&upstream.path(SAMPLE));
     let mut client = Client::new(way.protocol);
-    let builder = warmdock::builder(&upstream.file_url());
+    let builder = warmdock::builder(&url(&upstream));
     let (warmdock, ssh) = match way.door {
         Door::Http => (builder.start(), None),
         Door::Ssh => {

@@ -1,8 +1,13 @@
 //! References and tags, and repositories that have unusual ones or none; and a push, which is refused.
 
+use serde_json::json;
+
 use super::{Door, Way, setup, setup_with};
 use crate::support::compare::{Objects, assert_same};
-use crate::support::{Repo, SAMPLE, wait_for};
+use crate::support::http::{self, Response};
+use crate::support::pkt;
+use crate::support::warmdock::{builder, target};
+use crate::support::{Fault, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for};
 
 each_way!(
     no_tags,
@@ -243,4 +248,92 @@ fn push_is_refused(way: Way) {
         "git shows the person no reason: {}",
         output.describe()
     );
+}
+
+/// Git's own server takes them as well, and does nothing with them.
+#[test]
+fn server_options_are_taken() {
+    for way in [v2::WAY, ssh_v2::WAY] {
+        let setup = setup(way);
+        let option = "--server-option=any";
+        setup.client.git(&["ls-remote", option, &setup.url()]).ok();
+        setup.client.clone(&setup.url(), "ours", &[option]).ok();
+    }
+}
+
+/// `want-ref` and `deepen-not` without a list before them. What is wanted by its id is there without asking anybody.
+#[test]
+fn references_by_name_are_as_fresh_as_in_a_list() {
+    let (upstream, repo) = Upstream::with_sample();
+    repo.git(&["branch", "cut", "main~5"]);
+    let warmdock = mirrored(&upstream, "0s");
+    let want = format!("want {}", repo.id("main"));
+    let cut_at = |commit: &str| {
+        repo.git(&["branch", "--force", "cut", &format!("{commit}~1")]);
+        format!("shallow {}\n", repo.id(commit))
+    };
+
+    let boundary = cut_at("main~2");
+    let response = fetch(&warmdock, &[&want, "deepen-not cut", "done"]);
+    assert_says(&response, &boundary);
+
+    let boundary = cut_at("main~1");
+    let mut body = pkt::line(&format!("{want} side-band-64k ofs-delta\n"));
+    body.extend(pkt::line("deepen-not cut\n"));
+    body.extend(pkt::FLUSH);
+    body.extend(pkt::line("done\n"));
+    assert_says(&post(&warmdock, "version=0", &body), &boundary);
+
+    let new = repo.commit("main", &[("new.txt", b"new\n")]);
+    let by_name = ["want-ref refs/heads/main", "done"];
+    let response = fetch(&warmdock, &by_name);
+    assert_says(&response, &format!("{new} refs/heads/main\n"));
+
+    upstream.fail(Fault::CutOff);
+    assert_eq!(fetch(&warmdock, &by_name).status, 502);
+    let response = fetch(&warmdock, &[&want, "done"]);
+    assert!(pkt::pack_of(&response.body).starts_with(b"PACK"));
+}
+
+#[test]
+fn references_by_name_ask_nobody_within_max_age() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = mirrored(&upstream, "1h");
+    let (tip, asked) = (repo.id("main"), upstream.asked().len());
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    let response = fetch(&warmdock, &["want-ref refs/heads/main", "done"]);
+    assert_says(&response, &format!("{tip} refs/heads/main\n"));
+    assert_eq!(upstream.asked().len(), asked);
+}
+
+/// A service that has mirrored the sample, and serves nothing stale.
+fn mirrored(upstream: &Upstream, max_age: &str) -> Warmdock {
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+        .set("/git/max_age", max_age)
+        .set("/git/when_upstream_fails", "fail")
+        .start();
+    warmdock.wait_log("the first fetch to end", |event| {
+        event["message"] == "fetched"
+    });
+    warmdock
+}
+
+fn fetch(warmdock: &Warmdock, arguments: &[&str]) -> Response {
+    post(warmdock, "version=2", &pkt::v2("fetch", arguments))
+}
+
+fn post(warmdock: &Warmdock, version: &str, body: &[u8]) -> Response {
+    let headers = [
+        ("Git-Protocol", version),
+        ("Content-Type", "application/x-git-upload-pack-request"),
+    ];
+    let target = format!("{}/git-upload-pack", target(SAMPLE));
+    http::request(warmdock.address(), "POST", &target, &headers, body)
+}
+
+#[track_caller]
+fn assert_says(response: &Response, line: &str) {
+    let packets = pkt::read(&response.body);
+    assert!(packets.contains(&line.as_bytes()), "{}", response.text());
 }

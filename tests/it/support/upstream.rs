@@ -24,6 +24,8 @@ pub enum Fault {
     /// A page for people, with status 200: what a proxy in between likes to answer.
     Html,
     Status(u16),
+    /// The same with a line in its head.
+    StatusWith(u16, &'static str),
     /// To the same path below another address.
     Redirect(String),
     /// Packs end after this many bytes of the response, with the connection.
@@ -254,6 +256,12 @@ impl State {
             }
             Fault::Status(status) => {
                 return respond(stream, status, "text/plain", "the test says so\n");
+            }
+            Fault::StatusWith(status, line) => {
+                let head = format!(
+                    "HTTP/1.1 {status} Whatever\r\n{line}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+                return stream.write_all(head.as_bytes());
             }
             Fault::Redirect(to) => {
                 let location = format!("{to}{}?{}", request.path, request.query);

@@ -93,6 +93,10 @@ impl Mirror {
     }
 
     fn fetch(&self) -> Arc<Snapshot> {
+        self.try_fetch().unwrap()
+    }
+
+    fn try_fetch(&self) -> Result<Arc<Snapshot>, UpstreamError> {
         let scratch = self.scratch("fetch");
         std::fs::create_dir_all(&scratch.0).unwrap();
         let around = Surroundings {
@@ -104,7 +108,7 @@ impl Mirror {
         };
         let before = self.entry.snapshot();
         let flight = Flight::new(before.is_none());
-        fetch::fetch(&self.entry, before, &flight, &around).unwrap()
+        fetch::fetch(&self.entry, before, &flight, &around)
     }
 
     fn scratch(&self, name: &str) -> Scratch {
@@ -113,8 +117,13 @@ impl Mirror {
 
     fn write(&self, work: Work) -> Replacement {
         let before = self.entry.snapshot().unwrap();
-        let nothing = self.storage.nothing(Part::Git);
-        Replacement::write(work, before, self.scratch("new"), nothing, &self.stop).unwrap()
+        self.try_write(work, before).unwrap()
+    }
+
+    fn try_write(&self, work: Work, before: Arc<Snapshot>) -> Result<Replacement, Trouble> {
+        let beside = self.entry.folder.bytes();
+        let (scratch, nothing) = (self.scratch("new"), self.storage.nothing(Part::Git));
+        Replacement::write(work, before, beside, scratch, nothing, &self.stop)
     }
 
     fn take_over(&self, replacement: Replacement) -> Option<Arc<Snapshot>> {
@@ -383,15 +392,53 @@ fn nothing_is_evicted_for_what_will_not_fit() {
     let evictor: Weak<dyn Evict> = Arc::downgrade(&others) as _;
     mirror.storage.add_evictor(evictor);
     let before = mirror.entry.snapshot().unwrap();
-    mirror.storage.set_limit(mirror.entry.folder.bytes());
-    let nothing = mirror.storage.nothing(Part::Git);
-    let scratch = mirror.scratch("new");
-    let written = Replacement::write(Work::Rewrite, before, scratch, nothing, &mirror.stop);
-    assert!(matches!(
-        written.err(),
-        Some(Trouble::Other(UpstreamError::Storage(_)))
-    ));
-    assert!(!others.0.load(Ordering::Relaxed));
+    // Nor where it would fit but for its index.
+    let new = reached_since(&Refs::default(), &before, &before.packs, &mirror.stop).unwrap();
+    for room in [0, before.packs.bytes_of(&new)] {
+        let limit = mirror.entry.folder.bytes() + room;
+        mirror.storage.set_limit(limit);
+        let written = mirror.try_write(Work::Rewrite, Arc::clone(&before));
+        assert!(matches!(
+            written.err(),
+            Some(Trouble::Other(UpstreamError::Storage(_)))
+        ));
+        assert!(!others.0.load(Ordering::Relaxed));
+    }
+}
+
+/// Five thousand of them with long names are more than a megabyte.
+#[test]
+fn references_take_room_as_packs_do() {
+    let mirror = Mirror::new();
+    let all_is_counted = || {
+        let used = mirror.storage.used(Part::Git);
+        assert_eq!(used, mirror.entry.folder.bytes());
+        used
+    };
+    let few = all_is_counted();
+    let head = mirror.id("HEAD");
+    let mut references = "# pack-refs with: peeled fully-peeled sorted \n".to_owned();
+    for number in 0..5000 {
+        references += &format!("{head} refs/heads/{number:0>200}\n");
+    }
+    let packed = mirror
+        .folder
+        .path()
+        .join("upstreams/team/app.git/packed-refs");
+    std::fs::write(&packed, references).unwrap();
+
+    mirror.storage.set_limit(few + (1 << 20));
+    let refused = mirror.try_fetch().err();
+    assert!(matches!(refused, Some(UpstreamError::Storage(_))));
+    assert_eq!(all_is_counted(), few);
+
+    mirror.storage.set_limit(few + (3 << 20));
+    assert_eq!(mirror.fetch().refs.names.len(), 5001);
+    assert!(all_is_counted() > few + (1 << 20));
+    mirror.is_whole();
+    std::fs::remove_file(packed).unwrap();
+    mirror.fetch();
+    assert_eq!(all_is_counted(), few);
 }
 
 #[test]

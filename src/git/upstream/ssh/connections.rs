@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use humantime::format_duration;
 use russh::client::{self, AuthResult, DisconnectReason, Handle, Msg};
 use russh::keys::agent::AgentIdentity;
 use russh::keys::agent::client::AgentClient;
@@ -117,6 +118,11 @@ impl Connections {
         }
     }
 
+    /// Whether they lead to the same place, with the same keys.
+    pub fn are_same(&self, other: &Self) -> bool {
+        self.ssh == other.ssh
+    }
+
     /// Runs `command` on the host, on a connection that is there if one has a place.
     ///
     /// # Errors
@@ -192,11 +198,17 @@ impl Connections {
         let address = (host.trim_matches(['[', ']']), *port);
         let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
             .await
-            .map_err(|_| format!("it cannot be reached: port {port} did not answer for 10s"))?
+            .map_err(|_| {
+                let waited = format_duration(CONNECT_TIMEOUT);
+                format!("it cannot be reached: port {port} did not answer for {waited}")
+            })?
             .map_err(|error| format!("it cannot be reached: {error}"))?;
         timeout(LOGIN_TIMEOUT, self.log_in(stream))
             .await
-            .map_err(|_| "it did not let us in for 20s".to_owned())?
+            .map_err(|_| {
+                let waited = format_duration(LOGIN_TIMEOUT);
+                format!("it did not let us in for {waited}")
+            })?
     }
 
     async fn log_in(&self, stream: TcpStream) -> Result<Arc<Connection>, String> {

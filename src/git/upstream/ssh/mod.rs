@@ -38,6 +38,11 @@ impl SshUpstream {
         }
     }
 
+    /// Whether `other` asks in the same way.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.idle == other.idle && self.connections.are_same(&other.connections)
+    }
+
     pub(super) fn fetch(
         &self,
         path: &str,

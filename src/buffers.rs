@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::{ReadWriteFlags, preadv2};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -16,44 +16,55 @@ pub struct Buffer {
     _place: Option<SemaphorePermit<'static>>,
 }
 
-static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
-
-/// Of each buffer, in bytes.
+/// Of a large buffer, in bytes.
 pub const CAPACITY: usize = 256 << 10;
 
-/// Buffers that are kept when nobody reads.
-const MOST_SPARE: usize = 64;
+/// Of a small one, and the unit in which they are counted.
+const SMALL: usize = 64 << 10;
 
-/// Buffers with what clients are sent: 128 MiB. A client that is slower than we are, or stops reading, holds two or three.
-const MOST_FOR_CLIENTS: usize = 512;
+/// Buffers of each size that are kept when nobody reads.
+const MOST_SPARE: usize = 64;
+static SPARE: [Mutex<Vec<Vec<u8>>>; 2] = [const { Mutex::new(Vec::new()) }; 2];
+
+/// Buffers with what clients are sent, in units: 128 MiB. A client that is slower than we are, or stops reading, holds two
+/// or three.
+const MOST_FOR_CLIENTS: usize = 2048;
 static FOR_CLIENTS: Semaphore = Semaphore::const_new(MOST_FOR_CLIENTS);
 
 impl Buffer {
     /// A buffer of `length` bytes, at most [`CAPACITY`], with whatever was in it. Waits while there are as many as may be,
     /// in the order in which they are asked for.
     pub async fn for_client(length: usize) -> Self {
-        let place = FOR_CLIENTS.acquire().await.ok();
-        let spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut memory = spare.unwrap_or_else(|| Vec::with_capacity(CAPACITY));
+        let capacity = if length <= SMALL { SMALL } else { CAPACITY };
+        let place = FOR_CLIENTS.acquire_many((capacity / SMALL) as u32).await;
+        let mut memory = spare(length)
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(capacity));
         if memory.len() < length {
             memory.resize(length, 0);
         }
         Self {
             memory,
             length,
-            _place: place,
+            _place: place.ok(),
         }
     }
 }
 
-/// Whether nobody gets a buffer for a client before another client has taken what it is sent.
+/// Where buffers for pieces of this length lie when they are not used.
+fn spare(length: usize) -> MutexGuard<'static, Vec<Vec<u8>>> {
+    let spare = &SPARE[usize::from(length > SMALL)];
+    spare.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether nobody gets a large buffer before another client has taken what it is sent.
 pub fn are_short() -> bool {
-    FOR_CLIENTS.available_permits() == 0
+    FOR_CLIENTS.available_permits() < CAPACITY / SMALL
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = spare(self.length);
         if spare.len() < MOST_SPARE {
             spare.push(std::mem::take(&mut self.memory));
         }

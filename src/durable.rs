@@ -55,6 +55,10 @@ const LEFTOVERS: &str = "leftovers";
 pub fn emptied(path: &Path) -> io::Result<()> {
     let empty = path.with_extension("warmdock-new");
     fs::create_dir_all(&empty)?;
+    if path.try_exists()? {
+        // Hardly ever there: a start was cut short, and an older version that knows of no such folder came after it.
+        remove(&empty.join(LEFTOVERS));
+    }
     match fs::rename(path, empty.join(LEFTOVERS)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         // Nothing was there, or a start before this one was cut short here.
@@ -92,7 +96,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("tmp");
         let empty = root.path().join("tmp.warmdock-new");
-        let cut_short: [&dyn Fn(); 4] = [
+        let cut_short: [&dyn Fn(); 5] = [
             &|| {},
             &|| fs::create_dir(&empty).unwrap(),
             &|| {
@@ -100,6 +104,7 @@ mod tests {
                 fs::rename(&folder, empty.join(LEFTOVERS)).unwrap();
             },
             &|| fs::remove_dir_all(&folder).unwrap(),
+            &|| fs::create_dir_all(empty.join(LEFTOVERS).join("folder")).unwrap(),
         ];
         emptied(&folder).unwrap();
         for cut_short in cut_short {

@@ -1,7 +1,8 @@
 //! The HTTP client for every upstream that packs, crates and keys come from: certificates, time to connect, and where
 //! redirects may lead.
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use reqwest::redirect::{Attempt, Policy};
@@ -40,6 +41,16 @@ pub fn client(redirects: Redirects) -> anyhow::Result<reqwest::Client> {
     builder(redirects).build().context(
         "the HTTP client cannot be made: are there CA certificates? SSL_CERT_FILE names a bundle",
     )
+}
+
+/// When the file of CA certificates was changed, and its bytes.
+pub type Bundle = (SystemTime, u64);
+
+/// The file of CA certificates that `SSL_CERT_FILE` names, as it is now: a client that was made from another one is out
+/// of date.
+pub fn bundle() -> Option<Bundle> {
+    let found = fs::metadata(std::env::var_os("SSL_CERT_FILE")?).ok()?;
+    Some((found.modified().ok()?, found.len()))
 }
 
 fn builder(redirects: Redirects) -> reqwest::ClientBuilder {

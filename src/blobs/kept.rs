@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::{BlobId, Blobs, Hasher, Slot, seconds, seconds_of};
@@ -20,7 +21,8 @@ pub struct Kept {
     pub(super) size: u64,
     /// CRC-32 of each block: a byte that rots is found before it is sent, at a tenth of what SHA-256 costs.
     pub(super) checks: Arc<[u32]>,
-    pub(super) was_here: bool,
+    /// Before the service started; until its first use.
+    pub(super) was_here: AtomicBool,
 }
 
 impl Kept {
@@ -29,9 +31,9 @@ impl Kept {
         self.size
     }
 
-    /// Whether it was here before the service started, and this is its first use since.
-    pub fn was_here(&self) -> bool {
-        self.was_here
+    /// Whether it was here before the service started, and this is its first use since. Says so once.
+    pub fn is_first_use(&self) -> bool {
+        self.was_here.swap(false, Ordering::Relaxed)
     }
 
     /// Writes the time of this read to disk. The file system itself does that once a day at most.
@@ -60,7 +62,6 @@ impl Blobs {
             }
             index.slots.get(id).and_then(|slot| slot.checks.clone())
         };
-        let was_here = known.is_none();
         let path = self.path(id);
         let (file, size, checks) = match open_checked(&path, id, known) {
             Ok(opened) => opened,
@@ -78,13 +79,6 @@ impl Blobs {
                 return None;
             }
         };
-        let kept = Arc::new(Kept {
-            id: id.clone(),
-            file: Arc::new(file),
-            size,
-            checks: Arc::clone(&checks),
-            was_here,
-        });
         let now = seconds();
         let mut index = self.index();
         if !index.slots.contains_key(id) {
@@ -92,6 +86,16 @@ impl Blobs {
             index.reservation.absorb(counted);
             index.slots.insert(id.clone(), Slot::new(size, now));
         }
+        // What is written here has them from the start. Of several who read it now, the first sets them.
+        let slot = index.slots.get(id);
+        let was_here = slot.is_some_and(|slot| slot.checks.is_none());
+        let kept = Arc::new(Kept {
+            id: id.clone(),
+            file: Arc::new(file),
+            size,
+            checks: Arc::clone(&checks),
+            was_here: was_here.into(),
+        });
         if let Some(slot) = index.slots.get_mut(id) {
             slot.checks = Some(checks);
             slot.open = Arc::downgrade(&kept);

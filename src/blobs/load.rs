@@ -4,14 +4,16 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+
+use tokio_util::sync::CancellationToken;
 
 use super::{BlobId, Blobs, Digest, Slot, is_space};
 use crate::storage::Part;
 
 impl Blobs {
-    /// Finds what is on disk, with the time of its last use, and then evicts what is too much. Blocks.
-    pub fn load(&self) {
+    /// Finds what is on disk, with the time of its last use, and then evicts what is too much; not all of it at a
+    /// stop. Blocks.
+    pub fn load(&self, stopping: &CancellationToken) {
         self.shorten_quarantine();
         let spaces = fs::read_dir(&self.root).into_iter().flatten().flatten();
         for space in spaces
@@ -23,7 +25,7 @@ impl Blobs {
             };
             let name: Arc<str> = name.into();
             for folder in fs::read_dir(&space).into_iter().flatten().flatten() {
-                if self.stopping.load(Ordering::Relaxed) {
+                if stopping.is_cancelled() {
                     return;
                 }
                 self.load_folder(&name, &folder.path());

@@ -23,7 +23,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -72,7 +72,6 @@ pub struct Blobs {
     temporary: AtomicU64,
     disk: Arc<Semaphore>,
     most_idle_open: usize,
-    stopping: AtomicBool,
     tasks: TaskTracker,
     damaged: Counter,
     evicted: Counter,
@@ -135,7 +134,6 @@ impl Blobs {
             temporary: AtomicU64::new(0),
             disk: Arc::new(Semaphore::new(DISK_WORK)),
             most_idle_open: most_idle_open(),
-            stopping: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             damaged: Counter::default(),
             evicted: Counter::default(),
@@ -161,7 +159,6 @@ impl Blobs {
 
     /// Waits for what is being brought to disk.
     pub async fn shutdown(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
         self.tasks.close();
         self.tasks.wait().await;
     }

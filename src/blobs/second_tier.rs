@@ -166,13 +166,16 @@ impl SecondTier {
     }
 
     fn queue(&self, offered: Offered) {
-        if self.waiting.try_send(offered).is_err() {
+        // What the bucket may have already makes way for what it has not.
+        let has_room =
+            offered.in_bucket == InBucket::No || self.waiting.capacity() > MOST_WAITING / 2;
+        if !has_room || self.waiting.try_send(offered).is_err() {
             self.count("dropped");
         }
     }
 
     /// Writes what was offered, one after the other, also what comes while the bucket is away. At a stop it goes on until
-    /// nothing waits, or the bucket fails.
+    /// nothing new waits, or the bucket fails.
     pub async fn write_behind(self: Arc<Self>, mut waiting: Waiting, stopping: CancellationToken) {
         let (mut failures, mut written) = (0, 0);
         loop {
@@ -184,23 +187,26 @@ impl SecondTier {
             let Some(mut offered) = next else {
                 return;
             };
+            // It is offered again at its next use.
+            if offered.in_bucket == InBucket::Unknown && stopping.is_cancelled() {
+                continue;
+            }
             let Some(bucket) = self.bucket().await else {
                 continue;
             };
             let id = &offered.id;
-            let content = match content(id, &offered.path).await {
-                Ok(Some(content)) => content,
-                Ok(None) => continue,
-                Err(error) => {
-                    self.failed("written", id, &format!("it cannot be read: {error}"));
-                    continue;
-                }
-            };
             let writing = async {
                 if offered.in_bucket == InBucket::Unknown && bucket.has(id).await? {
                     return anyhow::Ok(false);
                 }
-                bucket.put(id, content).await.map(|()| true)
+                match content(id, &offered.path).await {
+                    Ok(Some(content)) => bucket.put(id, content).await.map(|()| true),
+                    Ok(None) => Ok(false),
+                    Err(error) => {
+                        self.failed("written", id, &format!("it cannot be read: {error}"));
+                        Ok(false)
+                    }
+                }
             };
             let why = match timeout(PATIENCE, writing).await {
                 Ok(Ok(true)) => {
@@ -285,6 +291,34 @@ mod tests {
 
     use super::*;
     use crate::config::environment::Environment;
+
+    #[test]
+    fn what_it_may_have_leaves_room_for_what_is_new() {
+        let config = Config::parse("{}", &Environment::default()).unwrap();
+        let (tier, waiting) = SecondTier::new(watch::channel(Arc::new(config)).1);
+        let offer = |in_bucket| {
+            tier.queue(Offered {
+                id: BlobId {
+                    space: "space".into(),
+                    digest: Digest::of(b""),
+                },
+                path: PathBuf::new(),
+                in_bucket,
+                since: Instant::now(),
+                tries: 0,
+                behind: None,
+            });
+        };
+        for (in_bucket, length) in [
+            (InBucket::Unknown, MOST_WAITING / 2),
+            (InBucket::No, MOST_WAITING),
+        ] {
+            for _ in 0..MOST_WAITING {
+                offer(in_bucket);
+            }
+            assert_eq!(waiting.len(), length);
+        }
+    }
 
     #[test]
     fn after_a_reload_it_is_made_on_a_thread_of_its_own() {

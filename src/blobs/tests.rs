@@ -1,6 +1,7 @@
 use std::time::Instant;
 
 use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 
@@ -55,7 +56,7 @@ impl Store {
             file: Arc::new(file),
             size: whole.size,
             checks: Arc::clone(&whole.checks),
-            was_here: false,
+            was_here: false.into(),
         })
     }
 
@@ -97,7 +98,7 @@ async fn written_once_and_read_in_any_part() {
         for restarted in [false, true] {
             if restarted {
                 store.again();
-                store.blobs.load();
+                store.blobs.load(&CancellationToken::new());
             }
             let kept = store.kept(&id).await.unwrap();
             let length = length as u64;
@@ -294,7 +295,7 @@ async fn only_the_newest_stay_in_quarantine() {
     let of_others = folder.join("notes-1");
     fs::write(&of_others, "not ours").unwrap();
     store.again();
-    store.blobs.load();
+    store.blobs.load(&CancellationToken::new());
     assert_eq!(left(), Vec::from_iter(30 - MOST_ASIDE..30));
     let id = store.write(b"content").await;
     let kept = store.kept(&id).await.unwrap();
@@ -348,10 +349,48 @@ async fn the_order_survives_a_restart_and_leftovers_do_not() {
     assert!(!left.exists());
     // Found before it is counted.
     assert!(store.kept(&new).await.is_some());
-    store.blobs.load();
+    store.blobs.load(&CancellationToken::new());
     assert_eq!(store.storage.used(Part::Blobs), 200);
     store.blobs.evict(1);
     assert!(!store.has(&old) && store.has(&new));
+}
+
+/// However large the store is.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_the_count() {
+    let mut store = store(1 << 30);
+    store.write(b"content").await;
+    store.again();
+    let stopping = CancellationToken::new();
+    stopping.cancel();
+    store.blobs.load(&stopping);
+    assert_eq!(store.storage.used(Part::Blobs), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_ask_at_once_one_learns_that_it_was_here() {
+    let mut store = store(1 << 30);
+    let old = store.write(&content(1_000_000)).await;
+    store.again();
+    store.blobs.load(&CancellationToken::new());
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let (blobs, id) = (Arc::clone(&store.blobs), old.clone());
+            tokio::spawn(async move {
+                let Found::Kept(kept) = blobs.find(&id, "here").await else {
+                    panic!("it is kept");
+                };
+                kept.is_first_use()
+            })
+        })
+        .collect();
+    let mut first_uses = 0;
+    for asked in asking {
+        first_uses += usize::from(asked.await.unwrap());
+    }
+    assert_eq!(first_uses, 1);
+    let new = store.write(b"new").await;
+    assert!(!store.kept(&new).await.unwrap().is_first_use());
 }
 
 #[tokio::test(flavor = "multi_thread")]

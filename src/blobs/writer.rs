@@ -288,7 +288,7 @@ impl BlobWriter {
             file,
             size: self.written,
             checks: std::mem::take(&mut self.checks).into(),
-            was_here: false,
+            was_here: false.into(),
         });
         // Nobody else sets it.
         let _ = self.coming.whole.set(Arc::clone(&kept));

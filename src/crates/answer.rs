@@ -15,7 +15,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::stream::try_unfold;
+use futures_util::stream::{StreamExt, try_unfold};
 use http_body::{Frame, SizeHint};
 
 use super::counters::Kind;
@@ -188,7 +188,12 @@ pub async fn file(
         Body::empty()
     } else {
         let length = opened.length().map(|_| range.end - range.start);
-        let stream = crates.stream(registry, file, opened, range);
+        let is_passing = matches!(opened, Opened::Passing(_));
+        let mut stream = Box::pin(crates.stream(registry, file, opened, range).peekable());
+        // Nothing has come of it yet, so its trouble can still be told.
+        if is_passing && let Some(Err(why)) = stream.as_mut().peek().await {
+            return Err(failed(why.clone()));
+        }
         Body::new(ExactBody::new(Body::from_stream(stream), length))
     };
     Ok(response(status, headers, body))

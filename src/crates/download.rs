@@ -57,7 +57,7 @@ impl Crates {
         let source = format!("{}/{}", file.name, file.version);
         let (coming, from, handed) = match self.blobs.find(&id, &source).await {
             Found::Kept(kept) => {
-                if kept.was_here() {
+                if kept.is_first_use() {
                     let path = self.blobs.path(&id);
                     self.second_tier.offer(id, path, InBucket::Unknown);
                 }
@@ -87,9 +87,11 @@ impl Crates {
     }
 
     async fn pass(&self, registry: &Registry, file: &CrateFile) -> Result<Passing, Failed> {
+        let place = Arc::clone(&registry.passing).acquire_owned().await;
+        let place = place.map_err(|_| Failed::Busy)?;
         // Not for as long as the client reads: one that stalls would take the place of others.
         let _turn = self.counters.turn(Kind::File, &registry.downloads).await;
-        let passing = Passing::begin(Arc::clone(&registry.upstream), file).await;
+        let passing = Passing::begin(Arc::clone(&registry.upstream), file, place).await;
         passing.map_err(of_trouble)
     }
 
@@ -143,7 +145,7 @@ impl Crates {
         let result = loop {
             tries -= 1;
             let poured;
-            (writer, poured) = match self.pour(&registry.upstream, file, writer).await {
+            (writer, poured) = match self.pour(registry, file, writer).await {
                 Ok(poured) => poured,
                 Err(why) => break Err(why),
             };
@@ -190,10 +192,11 @@ impl Crates {
     /// writer back with the result, except where it got lost.
     async fn pour(
         &self,
-        upstream: &Arc<Upstream>,
+        registry: &Registry,
         file: &CrateFile,
         mut writer: BlobWriter,
     ) -> Result<(BlobWriter, Result<Option<Passing>, Failed>), Failed> {
+        let upstream = &registry.upstream;
         let have = writer.written();
         let mut body = match upstream.file(file, have).await {
             Ok(body) => body,
@@ -227,9 +230,17 @@ impl Crates {
                 (Ok(()), Ok(true)) => {}
                 (Ok(()), Ok(false)) => return Ok((writer, Ok(None))),
                 (Err(Failed::Full), Ok(more)) if writer.written() == 0 => {
-                    let rest = more.then_some(body);
-                    let passing = Passing::of(Arc::clone(upstream), file, batch.into(), rest);
+                    // Where others are passed on, it is asked for again in its turn: it is not held meanwhile.
+                    let Ok(place) = Arc::clone(&registry.passing).try_acquire_owned() else {
+                        return Ok((writer, Err(Failed::Full)));
+                    };
+                    let (begun, rest) = (batch.into(), more.then_some(body));
+                    let passing = Passing::of(Arc::clone(upstream), file, begun, rest, place);
                     return Ok((writer, Ok(Some(passing))));
+                }
+                // It would break in the client's hands as well.
+                (Err(Failed::Full), Err(trouble)) if writer.written() == 0 => {
+                    return Ok((writer, Err(of_trouble(trouble))));
                 }
                 (Err(why), _) => return Ok((writer, Err(why))),
                 (_, Err(trouble)) => return Ok((writer, Err(of_trouble(trouble)))),

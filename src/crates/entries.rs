@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio_util::sync::CancellationToken;
+
 use super::entry::Entry;
 use super::name::CrateName;
 use crate::durable;
@@ -52,10 +54,12 @@ impl Entries {
         Ok(entries)
     }
 
-    /// Counts what is on disk. Blocks.
-    pub fn load(&self) {
+    /// Counts what is on disk; not all of it at a stop. Blocks.
+    pub fn load(&self, stopping: &CancellationToken) {
         let mut folders = vec![self.root.clone()];
-        while let Some(folder) = folders.pop() {
+        while !stopping.is_cancelled()
+            && let Some(folder) = folders.pop()
+        {
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 let Ok(metadata) = entry.metadata() else {
                     continue;
@@ -257,7 +261,11 @@ mod tests {
         fs::write(&left, "half").unwrap();
         let entries = open();
         assert!(!left.exists());
-        entries.load();
+        let stopping = CancellationToken::new();
+        stopping.cancel();
+        entries.load(&stopping);
+        assert_eq!(storage.used(Part::Index), 0, "a stop does not wait for it");
+        entries.load(&CancellationToken::new());
         assert_eq!(storage.used(Part::Index), used);
         let (read, confirmed) = entries.read(&name("serde")).unwrap();
         let text = |entry: Entry| io::read_to_string(entry.text()).unwrap();
@@ -313,7 +321,7 @@ mod tests {
             }
             use_it(&entries);
             // Those that are used meanwhile are no older for that.
-            entries.load();
+            entries.load(&CancellationToken::new());
             let lacks_one_byte = entry("cc").to_file().len() as u64 - 1;
             storage.set_limit(storage.used_in_all() + lacks_one_byte);
             entries.write(&name("cc"), &entry("cc")).unwrap();

@@ -40,6 +40,9 @@ use upstream::Upstream;
 
 /// Files that are fetched at once from one registry. cargo itself asks for as many as it likes.
 const DOWNLOADS: usize = 32;
+/// Files of one registry that are passed on at once. SECURITY: clients that do not read them leave room on the one HTTP/2
+/// connection to a host, where 32 answers fill the window.
+const PASSED_ON: usize = 24;
 /// Files of one registry that are fetched or wait for that, and as many index entries, at some KB each: more than several
 /// builds with hundreds of crates ask for at once. SECURITY: they go on when those who asked go away, so nothing else
 /// bounds them.
@@ -77,6 +80,8 @@ pub struct Registry {
     upstream: Arc<Upstream>,
     /// Of its own: one that hangs holds up no other.
     downloads: Semaphore,
+    /// [`PASSED_ON`].
+    passing: Arc<Semaphore>,
     /// Of files, [`ASKED_OR_WAITING`].
     files: Arc<Semaphore>,
 }
@@ -152,24 +157,27 @@ impl Crates {
         let registries = config.crates.registries.iter();
         let visible = registries.filter(|registry| principal.may_read_registry(&registry.name));
         visible
-            .map(|registry| {
-                let space = space(registry);
-                RegistryStatus {
-                    name: registry.name.clone(),
-                    failing: self
-                        .indexes()
-                        .get(&space)
-                        .is_some_and(|index| index.breaker.is_open()),
-                }
+            .map(|registry| RegistryStatus {
+                name: registry.name.clone(),
+                failing: self.is_failing(registry),
             })
             .collect()
     }
 
     /// How many registries fail, and are left alone for a while.
     pub fn failing(&self) -> u64 {
-        let indexes = self.indexes();
-        let failing = indexes.values().filter(|index| index.breaker.is_open());
+        let config = self.config.borrow().clone();
+        // Not those of earlier configurations, which nobody asks again.
+        let registries = config.crates.registries.iter();
+        let failing = registries.filter(|registry| self.is_failing(registry));
         failing.count() as u64
+    }
+
+    fn is_failing(&self, registry: &config::Registry) -> bool {
+        let space = space(registry);
+        let indexes = self.indexes();
+        let index = indexes.get(&space);
+        index.is_some_and(|index| index.breaker.is_open())
     }
 
     /// The registry of this name, if the operator allows it.
@@ -225,6 +233,7 @@ impl Crates {
                 index,
                 upstream: Arc::new(upstream),
                 downloads: Semaphore::new(DOWNLOADS),
+                passing: Arc::new(Semaphore::new(PASSED_ON)),
                 files: Arc::new(Semaphore::new(ASKED_OR_WAITING)),
             }),
         };
@@ -239,8 +248,8 @@ impl Crates {
             return Ok(Arc::clone(index));
         }
         let entries = Entries::open(self.root.join(&**space), &self.storage)?;
-        let loading = Arc::clone(&entries);
-        self.tasks.spawn_blocking(move || loading.load());
+        let (loading, stopping) = (Arc::clone(&entries), self.stopping.clone());
+        self.tasks.spawn_blocking(move || loading.load(&stopping));
         let index = Index::new(entries, self.tasks.clone());
         self.indexes().insert(Arc::clone(space), Arc::clone(&index));
         Ok(index)
@@ -261,7 +270,7 @@ impl Crates {
                 tracing::error!(space, %error, "index entries on disk cannot be used");
             }
         }
-        self.blobs.load();
+        self.blobs.load(&self.stopping);
     }
 
     fn registries(&self) -> MutexGuard<'_, Registries> {

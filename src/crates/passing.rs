@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::download::of_trouble;
 use super::name::CrateFile;
@@ -26,6 +27,8 @@ pub struct Passing {
     /// SECURITY: goes out only when the next piece has come, and the last one when the whole is known to be right.
     held: Option<Bytes>,
     ended: bool,
+    /// Among those that are passed on at once.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Passing {
@@ -33,13 +36,23 @@ impl Passing {
     ///
     /// # Errors
     /// What the registry answers instead.
-    pub async fn begin(upstream: Arc<Upstream>, file: &CrateFile) -> Result<Self, Trouble> {
+    pub async fn begin(
+        upstream: Arc<Upstream>,
+        file: &CrateFile,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Self, Trouble> {
         let body = upstream.file(file, 0).await?;
-        Ok(Self::of(upstream, file, Bytes::new(), Some(body)))
+        Ok(Self::of(upstream, file, Bytes::new(), Some(body), place))
     }
 
     /// An answer of which something has come, or all where there is no rest.
-    pub fn of(upstream: Arc<Upstream>, file: &CrateFile, begun: Bytes, rest: Option<Body>) -> Self {
+    pub fn of(
+        upstream: Arc<Upstream>,
+        file: &CrateFile,
+        begun: Bytes,
+        rest: Option<Body>,
+        place: OwnedSemaphorePermit,
+    ) -> Self {
         let length = match &rest {
             Some(body) => body.length,
             None => Some(begun.len() as u64),
@@ -55,6 +68,7 @@ impl Passing {
             left: 0..u64::MAX,
             held: None,
             ended: false,
+            _place: place,
         }
     }
 

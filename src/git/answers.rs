@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use tokio::sync::{Semaphore, watch};
 
 use crate::buffers::{Buffer, read_from_memory};
@@ -353,7 +354,7 @@ impl AnswerReader {
                     Ok::<_, io::Error>((file, buffer))
                 });
                 let read = read.await.map_err(io::Error::other).flatten();
-                let (file, filled) = read.map_err(|error| self.answer.give_up(&error))?;
+                let (file, filled) = read.map_err(|error| self.answer.unread(&error))?;
                 buffer = filled;
                 file
             }
@@ -375,13 +376,28 @@ impl Answer {
         blocks.get(block) == Some(&crc32fast::hash(bytes))
     }
 
+    /// It could not be read, be it by its own fault or not.
+    fn unread(&self, error: &io::Error) -> AnswerError {
+        let is_lost = matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+        ) || error.raw_os_error() == Some(Errno::IO.raw_os_error());
+        if is_lost {
+            return self.give_up(error);
+        }
+        // Files or memory ran short, say: others can still read it.
+        tracing::warn!(%error, "a kept answer is not read: its pack is made for one client");
+        AnswerError::Damaged
+    }
+
     /// Who asks next gets another.
     fn give_up(&self, why: &dyn fmt::Display) -> AnswerError {
-        self.bad.store(true, Ordering::Relaxed);
-        tracing::warn!(
-            path = %self.path.display(), error = %why,
-            "a kept answer cannot be read: its pack is made anew"
-        );
+        if !self.bad.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                path = %self.path.display(), error = %why,
+                "a kept answer cannot be read: its pack is made anew"
+            );
+        }
         AnswerError::Damaged
     }
 }
@@ -479,6 +495,28 @@ mod tests {
         let request = FetchRequest::default();
         let plan = plan(&request, &[], &Common::none(&commits), &snapshot, &commits);
         plan.unwrap().key()
+    }
+
+    #[test]
+    fn an_answer_that_others_can_read_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let answers = Answers::open(folder.path().join("answers"), Storage::new(1 << 20)).unwrap();
+        let repo = RepoName::parse("git.example.test/team/sample").unwrap();
+        for (error, is_lost) in [
+            (Errno::MFILE.into(), false),
+            (Errno::NOMEM.into(), false),
+            (io::Error::other("the service stops"), false),
+            (Errno::IO.into(), true),
+            (Errno::NOENT.into(), true),
+            (io::ErrorKind::UnexpectedEof.into(), true),
+        ] {
+            let Found::New(reader, _writer) = answers.get_or_new(&repo, some_key(), false) else {
+                panic!("the last one is gone");
+            };
+            reader.answer.unread(&error);
+            let is_new = matches!(answers.get_or_new(&repo, some_key(), false), Found::New(..));
+            assert_eq!(is_new, is_lost, "{error}");
+        }
     }
 
     #[tokio::test]

@@ -131,13 +131,22 @@ pub async fn answer(
         Command::Nothing => Ok(Reply::Whole(Bytes::new())),
         Command::LsRefs(arguments) => ls_refs(app, name, arguments).await.map(Reply::Whole),
         Command::Fetch(fetch) => {
-            let found = if fetch.request().names_references() {
-                app.pool.fresh(name).await.map_err(refused)?
+            let (found, asked) = if fetch.request().names_references() {
+                let may_be_older = !app.config.borrow().git.max_age.is_zero();
+                let fresh = app.pool.fresh(name).await.map_err(refused)?;
+                let asked = if may_be_older {
+                    Asked::Earlier
+                } else {
+                    Asked::ByThisRequest
+                };
+                (fresh, asked)
             } else {
-                found
+                (found, Asked::Earlier)
             };
             match found {
-                Found::Mirror(entry, snapshot) => answer_fetch(app, entry, snapshot, fetch).await,
+                Found::Mirror(entry, snapshot) => {
+                    answer_fetch(app, entry, snapshot, asked, fetch).await
+                }
                 Found::Cold(cold) => answer_cold(app, cold, fetch).await,
             }
         }
@@ -162,15 +171,27 @@ async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<B
     work(&app.pool, make).await
 }
 
+/// When the upstream was asked for the references of a snapshot.
+enum Asked {
+    ByThisRequest,
+    Earlier,
+}
+
 async fn answer_fetch(
     app: &Arc<App>,
     entry: Arc<Entry>,
     snapshot: Arc<Snapshot>,
+    asked: Asked,
     fetch: Fetch,
 ) -> Result<Reply, Error> {
     let mut snapshot = snapshot;
     let mut answer = respond(app, &entry, fetch.clone(), &snapshot).await?;
-    if matches!(answer, Err(Refusal::NotOurRef(_) | Refusal::UnknownRef(_))) {
+    let is_worth_asking = match answer {
+        Err(Refusal::NotOurRef(_)) => true,
+        Err(Refusal::UnknownRef(_)) => matches!(asked, Asked::Earlier),
+        _ => false,
+    };
+    if is_worth_asking {
         // The upstream may have it by now.
         snapshot = app
             .pool
@@ -182,9 +203,7 @@ async fn answer_fetch(
     let Answer { head, pack } = match answer {
         Ok(answer) => answer,
         Err(refusal) => {
-            if let Refusal::Mirror(error) = &refusal {
-                app.pool.report(&entry, &snapshot, error).await;
-            }
+            report(app, &entry, &snapshot, &refusal).await;
             return Ok(refusal_reply(&refusal));
         }
     };
@@ -192,6 +211,13 @@ async fn answer_fetch(
         return Ok(Reply::Whole(head.into()));
     };
     send(app, &entry, &snapshot, head, pack)
+}
+
+/// Tells the pool of a mirror that cannot be read.
+async fn report(app: &App, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>, refusal: &Refusal) {
+    if let Refusal::Mirror(error) = refusal {
+        app.pool.report(entry, snapshot, error).await;
+    }
 }
 
 /// Answers from a mirror that is not there yet: with progress where that takes long and the response's beginning is
@@ -205,7 +231,7 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
     };
     let Some(beginning) = beginning else {
         let snapshot = flight.wait().await.map_err(|error| refused(error.into()))?;
-        return answer_fetch(app, entry, snapshot, fetch).await;
+        return answer_fetch(app, entry, snapshot, Asked::Earlier, fetch).await;
     };
     let (name, metrics, app) = (
         entry.name.clone(),
@@ -216,8 +242,17 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
         Box::pin(async move {
             let answer = respond(&app, &entry, fetch, &snapshot)
                 .await
-                .map_err(|error| error.to_string())?;
-            let pack = answer.map_err(|refusal| refusal.to_string())?.pack;
+                .map_err(|error| {
+                    error.log();
+                    error.to_string()
+                })?;
+            let pack = match answer {
+                Ok(answer) => answer.pack,
+                Err(refusal) => {
+                    report(&app, &entry, &snapshot, &refusal).await;
+                    return Err(refusal.to_string());
+                }
+            };
             let pack = pack.ok_or_else(|| "nothing was asked for".to_owned())?;
             serve::prepare(&app.pool, &entry, &snapshot, pack).map_err(|Busy| busy().to_string())
         })

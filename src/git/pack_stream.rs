@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::buffers::Buffer;
@@ -42,7 +42,8 @@ enum PackSource {
 
 struct Direct {
     blocks: mpsc::Receiver<Bytes>,
-    maker: JoinHandle<Result<(), Unmade>>,
+    /// Ends with its place among such packs, which is free again only when the client has the last block.
+    maker: JoinHandle<Result<Option<OwnedSemaphorePermit>, Unmade>>,
 }
 
 /// Why a pack was not made once more.
@@ -96,7 +97,7 @@ impl PackStream {
             return Ok(Some(Bytes::from_owner(buffer)));
         }
         match (&mut direct.maker).await {
-            Ok(Ok(())) => Ok(None),
+            Ok(Ok(_place)) => Ok(None),
             Ok(Err(Unmade::Differs)) => Err(AnswerError::Making(
                 "a kept answer broke off, and what is made anew differs from it, please try again"
                     .into(),
@@ -123,9 +124,8 @@ impl Direct {
     fn make(source: Source, had: Vec<u32>) -> Self {
         let (sender, blocks) = mpsc::channel(AHEAD);
         let maker = tokio::spawn(async move {
-            let thread = Arc::clone(source.pool.unkept()).acquire_owned().await;
+            let place = Arc::clone(source.pool.unkept()).acquire_owned().await.ok();
             let made = tokio::task::spawn_blocking(move || {
-                let _thread = thread;
                 let closed = sender.clone();
                 let mut rest = Rest {
                     had: had.into_iter(),
@@ -136,7 +136,7 @@ impl Direct {
                 if rest.differs {
                     return Err(Unmade::Differs);
                 }
-                written.map_err(Unmade::Objects)
+                written.map(|()| place).map_err(Unmade::Objects)
             });
             made.await
                 .unwrap_or_else(|panic| Err(Unmade::Objects(io::Error::other(panic).into())))

@@ -59,6 +59,16 @@ impl Times {
             stall: limits.body_idle_timeout.saturating_mul(STALL_FACTOR),
         }
     }
+
+    /// For a pause in which the client takes nothing of a response, at the moment: while others wait for the memory that
+    /// it takes, a reader has no more time than a sender.
+    pub fn stall_now(&self) -> Duration {
+        if buffers::are_short() {
+            self.stall.min(self.body_idle)
+        } else {
+            self.stall
+        }
+    }
 }
 
 /// What we send of our own accord makes an idle connection no less idle: a ping of HTTP/2 has 17 bytes, and what TLS adds,
@@ -105,7 +115,7 @@ struct State {
     untaken: BTreeMap<u64, Instant>,
 }
 
-/// A request that is under way, up to the end of its response's body.
+/// A request that is under way, until the last of its response has left the service.
 pub struct Exchange {
     activity: Arc<Activity>,
     id: u64,
@@ -186,7 +196,13 @@ impl Activity {
 
     /// Returns when the connection is not worth keeping any more.
     pub async fn expired(&self) -> Expired {
-        let shortest = self.times.header.min(self.times.idle).min(self.times.stall);
+        let Times {
+            header,
+            idle,
+            body_idle,
+            ..
+        } = self.times;
+        let shortest = header.min(idle).min(body_idle);
         loop {
             let (deadline, why) = self.deadline();
             let now = Instant::now();
@@ -228,19 +244,8 @@ impl Activity {
     }
 
     fn deadline(&self) -> (Instant, Expired) {
-        let Times {
-            header,
-            idle,
-            stall,
-            body_idle,
-            ..
-        } = self.times;
-        // Then a reader has no more time than a sender.
-        let stall = if buffers::are_short() {
-            stall.min(body_idle)
-        } else {
-            stall
-        };
+        let Times { header, idle, .. } = self.times;
+        let stall = self.times.stall_now();
         let state = self.state();
         if state.in_flight > 0 {
             return match state.untaken.values().min() {
@@ -250,7 +255,7 @@ impl Activity {
             };
         }
         if state.blocked {
-            return (Instant::now() + stall, Expired::StalledReader);
+            return (state.last + stall, Expired::StalledReader);
         }
         let (since, why) = state.waiting();
         let limit = match why {

@@ -189,7 +189,7 @@ async fn answer(
         inner,
         rest: Bytes::new(),
         largest,
-        exchange,
+        exchange: Arc::new(exchange),
     }))
 }
 
@@ -200,7 +200,20 @@ struct Tracked {
     rest: Bytes,
     /// Bytes in a piece.
     largest: usize,
-    exchange: Exchange,
+    exchange: Arc<Exchange>,
+}
+
+/// A part of a response. As long as a piece of it waits for the client to open its window, the request is under way, also
+/// where its body is at its end.
+struct Unsent {
+    data: Bytes,
+    _exchange: Arc<Exchange>,
+}
+
+impl AsRef<[u8]> for Unsent {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 impl http_body::Body for Tracked {
@@ -215,7 +228,12 @@ impl http_body::Body for Tracked {
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.inner).poll_frame(cx)?) {
                 Some(frame) => match frame.into_data() {
-                    Ok(data) => self.rest = data,
+                    Ok(data) => {
+                        self.rest = Bytes::from_owner(Unsent {
+                            data,
+                            _exchange: Arc::clone(&self.exchange),
+                        });
+                    }
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 None => return Poll::Ready(None),

@@ -1,10 +1,12 @@
 //! A channel on which a command runs, as the other end of a conversation.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::FutureExt;
 use russh::server::Msg;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::pace::{PATIENCE, Pace};
 use crate::git::conversation::{Client, Gone};
@@ -14,7 +16,10 @@ use crate::server::activity::Times;
 /// Bytes that a client may say while it is being answered; then it is none.
 const MOST_UNREAD: usize = 1 << 20;
 
-/// The pieces in which a client has to take an answer, each in the time of `Times::stall`.
+/// How often it is looked whether a client takes a piece in time.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The pieces in which a client has to take an answer, each in the time of `Times::stall_now`.
 const PIECE: usize = 32 << 10;
 
 /// A channel on which a command runs.
@@ -128,11 +133,17 @@ impl Line {
                 Stream::Error => write.extended_data_bytes(1, piece).await,
             }
         };
-        let mut sending = std::pin::pin!(timeout(self.times.stall, sending));
+        let mut sending = std::pin::pin!(sending);
+        let began = Instant::now();
         let sent = loop {
             tokio::select! {
                 biased;
-                sent = &mut sending => break matches!(sent, Ok(Ok(()))),
+                sent = &mut sending => break sent.is_ok(),
+                () = sleep(LOOK) => {
+                    if began.elapsed() >= self.times.stall_now() {
+                        break false;
+                    }
+                }
                 message = read.wait() => {
                     heard.take(message);
                     if heard.gone {

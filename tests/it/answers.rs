@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::support::compare::{Objects, assert_same};
 use crate::support::repo::Rng;
-use crate::support::warmdock::{builder, files_below};
-use crate::support::{Client, HOST, SAMPLE, Upstream, Warmdock, wait_for, warmdock};
+use crate::support::warmdock::{builder, files_below, target};
+use crate::support::{Client, HOST, SAMPLE, Upstream, Warmdock, http, pkt, wait_for, warmdock};
 
 /// How many answers there were so far: of a whole repository, from what was kept, and made.
 #[track_caller]
@@ -170,4 +170,32 @@ fn what_cannot_be_read_of_a_kept_answer_is_made_anew() {
     warmdock.wait_log("why it is made anew", |event| {
         event["message"] == "a kept answer cannot be read: its pack is made anew"
     });
+}
+
+/// The upstream was asked for its references a moment ago.
+#[test]
+fn a_reference_that_is_not_there_is_asked_for_once() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = builder(&upstream.url()).set("/git/max_age", "0s").start();
+    let client = Client::new(2);
+    client
+        .clone(&warmdock.url(SAMPLE), "ours", &["--bare"])
+        .ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    let asked_for = |name: &str| {
+        let before = upstream.asked().len();
+        let want = format!("want-ref refs/heads/{name}");
+        let headers = [
+            ("Git-Protocol", "version=2"),
+            ("Content-Type", "application/x-git-upload-pack-request"),
+        ];
+        let target = format!("{}/git-upload-pack", target(SAMPLE));
+        let body = pkt::v2("fetch", &[&want, "done"]);
+        let response = http::request(warmdock.address(), "POST", &target, &headers, &body);
+        let is_there = !response.text().contains("unknown ref");
+        (is_there, upstream.asked().len() - before)
+    };
+    let (is_there, asked) = asked_for("main");
+    assert!(is_there);
+    assert_eq!(asked_for("absent"), (false, asked));
 }

@@ -137,6 +137,24 @@ fn answers_403_to_those_who_ask_too_often() {
     }
 }
 
+#[test]
+fn a_host_that_was_asked_too_often_is_not_asked_for_each_client() {
+    for fault in ASKED_TOO_OFTEN.into_iter().chain([Fault::Status(429)]) {
+        let (upstream, _repo) = Upstream::with_sample();
+        let warmdock = config(&upstream).start();
+        upstream.fail(fault);
+        for _ in 0..5 {
+            let response = advertisement(&warmdock);
+            let text = response.text();
+            assert!(
+                response.status == 502 && text.contains("too often"),
+                "{text}"
+            );
+        }
+        assert_eq!(upstream.asked().len(), 1);
+    }
+}
+
 /// Of what is mirrored, fetches are refused, and no requests that are passed through.
 #[test]
 fn answers_403_to_fetches() {

@@ -617,12 +617,18 @@ fn a_reload_forgets_no_registry_that_stays_as_it_is() {
     registry.fail(Of::Index, Fault::CutOff);
     is_whole(&warmdock, &second);
     assert_eq!(registry.asked_for("/index/config.json"), 1);
+    let failing = || warmdock.metric(|name| name.starts_with("warmdock_crates_registries_failing"));
+    for name in ["none", "nothing", "nowhere"] {
+        assert_eq!(get(&warmdock, &index_path(name)).status, 502);
+    }
+    assert_eq!(failing(), 1.0);
     // One that does change is another one.
     config["crates"]["registries"] = json!([{ "name": "corp", "url": moved.url() }]);
     reload(&config);
     wait_for("a file from its new address", || {
         (get(&warmdock, &third.path()).status == 200).then_some(())
     });
+    assert_eq!(failing(), 0.0);
 }
 
 #[test]

@@ -359,10 +359,6 @@ fn over_tls() {
     builds(&machine, "leaf 1.0.0");
 }
 
-/// What half of the health checks may take. They need some milliseconds; the rest is for their turns on cores that fifty
-/// cargos and other tests want as well.
-const HEALTH_CHECK: Duration = Duration::from_millis(100);
-
 /// Many machines begin at once: each file is fetched once, and the service answers others meanwhile.
 #[test]
 fn fifty_cargos_at_once() {
@@ -399,7 +395,6 @@ fn fifty_cargos_at_once() {
     eprintln!("{said}");
     // If an answer waited for the cargos, there would be one.
     assert!(took.len() > 4, "{said}");
-    assert!(median < HEALTH_CHECK, "{said}");
     let mut asked: Vec<_> = registry.asked().into_iter().map(|one| one.path).collect();
     asked.sort_unstable();
     let once = [

@@ -15,6 +15,8 @@ const ENTRIES: usize = 2048;
 /// How many of each are asked for at once.
 const FILES_AT_ONCE: usize = 32;
 const ENTRIES_AT_ONCE: usize = 64;
+/// Files that are passed on at once.
+const PASSED_ON: usize = 24;
 /// How many more are asked for.
 const TOO_MANY: usize = 20;
 /// Requests on one connection. The service takes 100.
@@ -170,6 +172,28 @@ fn what_a_registry_announces_evicts_nothing() {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let answered = http::exchange(warmdock.address(), request.as_bytes());
     assert_eq!(answered.unwrap().status, 502);
+    assert_eq!(registry.asked_for("/files/other/1.0.0"), 1);
     registry.fail(Of::Everything, Fault::CutOff);
     is_whole(&warmdock, &kept);
+}
+
+/// Whoever does not read what is passed on leaves room for others of the same registry.
+#[test]
+fn files_that_are_passed_on_at_once_are_limited() {
+    let registry = Registry::start();
+    let small = registry.publish_bytes("small", "1.0.0", &[], noise(3000, 1));
+    let large = registry.publish_bytes("large", "1.0.0", &[], noise(8 << 20, 2));
+    let warmdock = over(&registry).set("/storage/max_size", "4MiB").start();
+    let paths = vec![large.path(); PASSED_ON + TOO_MANY];
+    let runtime = Runtime::new().unwrap();
+    let answers = ask_all(&runtime, &warmdock, &paths);
+    let next = || answers.recv_timeout(PATIENCE).expect("an answer").unwrap();
+    let unread: Vec<_> = (0..PASSED_ON).map(|_| next()).collect();
+    assert!(unread.iter().all(|answer| answer.status() == 200));
+    is_whole(&warmdock, &small);
+    assert!(answers.try_recv().is_err(), "the others wait");
+    drop(unread);
+    for _ in 0..TOO_MANY {
+        assert_eq!(next().status(), 200);
+    }
 }

@@ -179,6 +179,8 @@ fn a_new_certificate_is_taken_while_running() {
 fn certificates_are_exchanged_under_load() {
     /// That keep their connection, and as many that have a new one for each request.
     const CLIENTS: usize = 3;
+    /// Between two requests of a client: others need the processor too.
+    const PAUSE: Duration = Duration::from_millis(5);
     let (folder, certificate, _upstream, warmdock) = setup();
     let others = ["second", "third"].map(|name| make(folder.path(), name));
     let all = [&certificate, &others[0], &others[1]].map(|one| one.cert.as_path());
@@ -206,6 +208,7 @@ fn certificates_are_exchanged_under_load() {
                     if kind == 1 {
                         connection = connect(warmdock, trusting);
                     }
+                    std::thread::sleep(PAUSE);
                 }
             });
         }
@@ -216,6 +219,7 @@ fn certificates_are_exchanged_under_load() {
                 let into = format!("clone-{}", served[2].load(Ordering::Relaxed));
                 git.clone(&url, &into, &["--bare"]).ok();
                 served[2].fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(PAUSE);
             }
         });
         for new in others.iter().cycle().take(4) {
@@ -225,10 +229,13 @@ fn certificates_are_exchanged_under_load() {
                 shows(&warmdock, new).then_some(())
             });
             let before = served.each_ref().map(|count| count.load(Ordering::Relaxed));
+            // One more than those that may have come before.
+            let expected = [CLIENTS, CLIENTS, 1];
             wait_for("all kinds of clients to come since", || {
-                let mut counts = served.iter().zip(before);
-                let have_come =
-                    counts.all(|(now, before)| now.load(Ordering::Relaxed) > before + CLIENTS);
+                let mut counts = served.iter().zip(before).zip(expected);
+                let have_come = counts.all(|((now, before), expected)| {
+                    now.load(Ordering::Relaxed) > before + expected
+                });
                 have_come.then_some(())
             });
         }

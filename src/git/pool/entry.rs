@@ -213,6 +213,13 @@ impl Entry {
         (!waits).then_some(Passing { _place: place })
     }
 
+    /// Why its upstream could not be asked, where it is too early to try again.
+    pub(super) fn recent_failure(&self) -> Option<UpstreamError> {
+        let state = self.state();
+        let recent = state.failed.as_ref().filter(|failed| failed.is_recent());
+        recent.map(|failed| failed.error.clone())
+    }
+
     /// The mirror as it is now, when it is open.
     pub fn snapshot(&self) -> Option<Arc<Snapshot>> {
         self.state().snapshot.clone()

@@ -50,7 +50,7 @@ impl Evict for Pool {
                 continue;
             }
             // Whoever comes from now on makes a new one, as soon as nobody is busy with this one.
-            state.on_disk = false;
+            let was_on_disk = std::mem::take(&mut state.on_disk);
             let last = state.snapshot.take();
             state.fresh = None;
             // Counted until the files are gone; a mirror that is made meanwhile has a reservation of its own.
@@ -58,10 +58,13 @@ impl Evict for Pool {
                 std::mem::replace(&mut state.reservation, self.storage.nothing(Part::Git));
             drop(state);
             let scratch = self.scratch();
-            if let Err(error) = std::fs::rename(entry.folder.path(), &scratch) {
+            if let Err(error) = std::fs::rename(entry.folder.path(), &scratch)
+                // If not, somebody else has removed it, and there is nothing left to count.
+                && entry.folder.path().exists()
+            {
                 tracing::error!(repo = %entry.name, %error, "the mirror cannot be evicted");
                 let mut state = entry.state();
-                state.on_disk = true;
+                state.on_disk = was_on_disk;
                 state.reservation.absorb(reservation);
                 continue;
             }

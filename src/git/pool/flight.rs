@@ -19,9 +19,9 @@ use crate::ops::metrics::{FetchResult, Queue};
 pub struct Flight {
     /// No mirror was there when it began.
     pub first: bool,
-    /// When somebody first wanted it.
-    pub(super) since: Instant,
     pub progress: Progress,
+    /// It was counted against its upstream.
+    blamed: AtomicBool,
     refs_wanted: Notify,
     refs: watch::Sender<Option<Arc<Refs>>>,
     end: watch::Sender<Option<Result<Arc<Snapshot>, UpstreamError>>>,
@@ -31,8 +31,8 @@ impl Flight {
     pub fn new(first: bool) -> Arc<Self> {
         Arc::new(Self {
             first,
-            since: Instant::now(),
             progress: Progress::default(),
+            blamed: AtomicBool::new(false),
             refs_wanted: Notify::new(),
             refs: watch::Sender::new(None),
             end: watch::Sender::new(None),
@@ -76,10 +76,15 @@ impl Flight {
         self.progress.begun.get().is_some() && self.refs.borrow().is_some()
     }
 
-    /// Whether its upstream was asked, and has answered nothing for so long that it hangs.
-    pub(super) fn hangs(&self) -> bool {
-        let asked = self.progress.begun.get();
-        asked.is_some_and(|asked| asked.elapsed() >= HANGS_AFTER) && self.refs.borrow().is_none()
+    /// Counts against the upstream, once, that it was asked and has told nothing for so long that it hangs.
+    pub(super) fn blame_if_it_hangs(&self, upstream: &Upstream) {
+        if let Some(asked) = self.progress.begun.get()
+            && asked.elapsed() >= HANGS_AFTER
+            && self.refs.borrow().is_none()
+            && !self.blamed.swap(true, Ordering::Relaxed)
+        {
+            upstream.blame(*asked);
+        }
     }
 
     /// The mirror as the fetch left it.
@@ -114,7 +119,12 @@ impl Pool {
         let (pool, entry, under_way) = (Arc::clone(self), Arc::clone(entry), Arc::clone(&flight));
         self.tasks.spawn(async move {
             let started = Instant::now();
-            let result = pool.fetch_now(&entry, upstream, &under_way).await;
+            let result = pool
+                .fetch_now(&entry, Arc::clone(&upstream), &under_way)
+                .await;
+            if let Err(UpstreamError::Failed(_)) = &result {
+                under_way.blame_if_it_hangs(&upstream);
+            }
             pool.landed(&entry, &under_way, result.as_ref(), started);
             let result = result.map(|(snapshot, _)| snapshot);
             under_way.finish(result.clone());

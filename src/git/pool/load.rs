@@ -23,7 +23,11 @@ impl Pool {
         for name in found {
             let entry = self.entry_of(&name);
             let bytes = entry.folder.bytes();
-            entry.state().reservation = self.storage.count(Part::Git, bytes);
+            // Requests are served meanwhile: what was fetched since is counted.
+            let mut state = entry.state();
+            if state.on_disk && state.reservation.bytes() == 0 {
+                state.reservation = self.storage.count(Part::Git, bytes);
+            }
         }
         self.storage.make_room();
     }

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +27,7 @@ use crate::git::answers::Answers;
 use crate::git::mirror::MirrorFolder;
 use crate::git::name::RepoName;
 use crate::git::snapshot::Snapshot;
+use crate::git::upstream::http::HttpUpstream;
 use crate::git::upstream::{Upstream, UpstreamError};
 use crate::ops::metrics::Metrics;
 use crate::storage::{Evict, Part, Storage, StorageFull};
@@ -302,9 +304,17 @@ impl Pool {
             tokio::time::sleep(early).await;
         }
         let (_, upstream) = self.allowed_entry(&entry.name).await?;
-        // What the client expects may have been pushed a moment before it came.
-        self.refreshed(entry, upstream, snapshot, came, Duration::ZERO)
-            .await
+        // What the client expects may have been pushed a moment before it came. Without that it gets nothing: it waits also
+        // where others do with what is here.
+        let fetched = self.fetched(entry, upstream, came, Duration::ZERO);
+        let result = match entry.recent_failure() {
+            Some(error) => Err(error),
+            None if self.may_be_stale() => timeout(PATIENCE, fetched)
+                .await
+                .unwrap_or_else(|_| Err(slow())),
+            None => fetched.await,
+        };
+        self.or_stale(entry, snapshot, result)
     }
 
     /// Begins the first clone of a repository, or joins it.
@@ -346,19 +356,30 @@ impl Pool {
         came: Instant,
         max_age: Duration,
     ) -> Result<Arc<Snapshot>, PoolError> {
-        let may_be_stale =
-            self.config.borrow().git.when_upstream_fails == WhenUpstreamFails::ServeStale;
         // An upstream that just failed is not asked by everyone who comes.
-        let recent = entry.state().failed.clone().filter(Failure::is_recent);
-        let result = match recent {
-            Some(failure) => Err(failure.error),
-            None if may_be_stale => self.fetched_soon(entry, upstream, came, max_age).await,
+        let result = match entry.recent_failure() {
+            Some(error) => Err(error),
+            None if self.may_be_stale() => self.fetched_soon(entry, upstream, came, max_age).await,
             None => self.fetched(entry, upstream, came, max_age).await,
         };
-        match result {
+        self.or_stale(entry, snapshot, result)
+    }
+
+    fn may_be_stale(&self) -> bool {
+        self.config.borrow().git.when_upstream_fails == WhenUpstreamFails::ServeStale
+    }
+
+    /// What a fetch brought, or where it failed what is here, if that may be stale.
+    fn or_stale(
+        &self,
+        entry: &Entry,
+        snapshot: Arc<Snapshot>,
+        fetched: Result<Arc<Snapshot>, UpstreamError>,
+    ) -> Result<Arc<Snapshot>, PoolError> {
+        match fetched {
             Ok(snapshot) => Ok(snapshot),
             // Also when the upstream answers that the repository is gone: builds that are locked to it go on.
-            Err(error) if may_be_stale => {
+            Err(error) if self.may_be_stale() => {
                 tracing::warn!(repo = %entry.name, %error, "serving stale references");
                 self.metrics.stale_served(&entry.name);
                 Ok(entry.snapshot().unwrap_or(snapshot))
@@ -395,28 +416,31 @@ impl Pool {
         came: Instant,
         max_age: Duration,
     ) -> Result<Arc<Snapshot>, UpstreamError> {
-        let slow = || UpstreamError::Failed("the upstream takes long to answer".to_owned());
         let under_way = entry.state().flight.clone();
-        let waited = under_way.map_or(Duration::ZERO, |flight| flight.since.elapsed());
+        // In our own queue it is not yet asked.
+        let asked = under_way.and_then(|flight| flight.progress.begun.get().copied());
+        let waited = asked.map_or(Duration::ZERO, |asked| asked.elapsed());
         let left = PATIENCE.saturating_sub(waited);
         // Who does not wait in any case is not the one that finds out whether the host still hangs.
         if !left.is_zero() && !upstream.is_worth_waiting() {
             return Err(slow());
         }
         let fetched = self.fetched(entry, Arc::clone(&upstream), came, max_age);
-        if let Ok(landed) = tokio::time::timeout(left, fetched).await {
+        if let Ok(landed) = timeout(left, fetched).await {
             return landed;
         }
         let under_way = entry.state().flight.clone();
-        if under_way.is_some_and(|flight| flight.hangs()) {
-            upstream.blame();
+        if let Some(flight) = under_way {
+            flight.blame_if_it_hangs(&upstream);
         }
         Err(slow())
     }
 
     fn cold(&self, entry: Arc<Entry>, upstream: Arc<Upstream>) -> Result<Found, PoolError> {
-        let recent = entry.state().failed.clone().filter(Failure::is_recent);
-        match recent.map(|failure| failure.error) {
+        if let Some(error) = upstream.http().and_then(HttpUpstream::asked_too_often) {
+            return Err(error.into());
+        }
+        match entry.recent_failure() {
             // That is an answer, and the same for everybody.
             Some(error @ (UpstreamError::NotFound | UpstreamError::Sha256)) => Err(error.into()),
             Some(error) if upstream.http().is_none() => Err(error.into()),
@@ -492,6 +516,11 @@ impl Pool {
             Ok(None) | Err(_) => return Err(PoolError::NotFound),
         };
         let mut made = self.upstreams();
+        let current = self.config.borrow().clone();
+        if !Arc::ptr_eq(&config, &current) {
+            // What a newer one says is not replaced.
+            return Ok(Arc::new(new));
+        }
         made.retain(|host, _| config.upstream(host).is_some());
         let upstream = match made.get(host) {
             // What it has stays: its connections, who is being asked, and that it fails.
@@ -518,6 +547,10 @@ impl Pool {
             .scratch()
             .join(self.scratch.fetch_add(1, Ordering::Relaxed).to_string())
     }
+}
+
+fn slow() -> UpstreamError {
+    UpstreamError::Failed("the upstream takes long to answer".to_owned())
 }
 
 #[cfg(test)]

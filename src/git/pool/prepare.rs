@@ -1,5 +1,6 @@
 //! The answers that builders will want, made before they ask: everything, and HEAD at depth 1.
 
+use std::io;
 use std::sync::Arc;
 
 use super::Pool;
@@ -10,6 +11,7 @@ use crate::git::upload_pack::advertise::WantPolicy;
 use crate::git::upload_pack::negotiate::Common;
 use crate::git::upload_pack::plan::{self, Plan};
 use crate::git::upload_pack::request::{Band, Deepen, FetchRequest};
+use crate::storage::Part;
 
 impl Pool {
     /// Makes the usual answers of a warm repository, unless they are there.
@@ -46,12 +48,18 @@ impl Pool {
             }
             let (pool, name, snapshot) =
                 (Arc::clone(self), entry.name.clone(), Arc::clone(snapshot));
-            let from = Arc::clone(&snapshot);
+            let (from, same) = (Arc::clone(&snapshot), Arc::clone(entry));
             let made = tokio::task::spawn_blocking(move || {
                 let _permit = permit;
                 let Some(plan) = plan_of(&request, &snapshot) else {
                     return Ok(());
                 };
+                if plan.is_whole() && !pool.answers.has(&name, plan.key()) {
+                    // For what will not fit beside what stays, nothing is evicted.
+                    let (bytes, beside) = (snapshot.packs.bytes(), pool.bytes_beside(&same));
+                    let room = pool.storage.nothing(Part::Answers);
+                    room.can_grow(bytes, beside).map_err(io::Error::from)?;
+                }
                 match pool.answers.get_or_new(&name, plan.key(), true) {
                     Found::Kept(_) => Ok(()),
                     Found::New(_, writer) => {

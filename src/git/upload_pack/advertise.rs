@@ -78,10 +78,11 @@ pub struct Advertisements {
     ls_refs: Mutex<HashMap<LsRefs, Bytes>>,
 }
 
-/// Builders ask in a handful of ways; what comes after these is made anew each time.
+/// Builders ask in a handful of ways.
 const KEPT_LISTS: usize = 32;
 
-/// Bytes of kept lists, with the prefixes that they are for: a list of some 200,000 references.
+/// Bytes of kept lists, with the prefixes that they are for: a list of some 200,000 references. A longer one is kept alone:
+/// each client would have one of its own.
 const KEPT_BYTES: usize = 16 << 20;
 
 /// A list for more prefixes than this is not kept: git asks with six for a name, and nobody asks so twice.
@@ -125,9 +126,11 @@ impl Advertisements {
         if arguments.prefixes.0.len() <= KEPT_PREFIXES {
             let mut kept = self.ls_refs.lock().unwrap_or_else(PoisonError::into_inner);
             let bytes = bytes_kept(&kept) + arguments.prefixes.bytes() + list.len();
-            if kept.len() < KEPT_LISTS && bytes <= KEPT_BYTES {
-                kept.insert(arguments.clone(), list.clone());
+            if kept.len() >= KEPT_LISTS || bytes > KEPT_BYTES {
+                // What is asked for again comes back; what nobody asks for twice stays away.
+                kept.clear();
             }
+            kept.insert(arguments.clone(), list.clone());
         }
         list
     }
@@ -394,22 +397,31 @@ mod tests {
             );
         }
         for nth in 0..2 * KEPT_LISTS {
-            advertisements.ls_refs(&refs, &ls_refs(&[&nth.to_string()]));
+            let arguments = ls_refs(&[&nth.to_string()]);
+            advertisements.ls_refs(&refs, &arguments);
+            assert!(advertisements.kept_ls_refs(&arguments).is_some(), "{nth}");
+            assert!(advertisements.ls_refs.lock().unwrap().len() <= KEPT_LISTS);
         }
-        assert_eq!(advertisements.ls_refs.lock().unwrap().len(), KEPT_LISTS);
     }
 
     #[test]
     fn lists_are_kept_as_far_as_they_have_room() {
         let name = |end: usize| format!("refs/heads/{end:060000}");
-        let names: Vec<String> = (0..=KEPT_BYTES / 60_000 / 2).map(name).collect();
+        let names: Vec<String> = (0..=KEPT_BYTES / 60_000).map(name).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let refs = refs(names[0], &names);
         let advertisements = Advertisements::default();
-        for (prefix, is_kept) in [("refs/", true), ("refs/heads/", false), ("x", true)] {
+        // The first two are larger than all may be. The newest is kept in any case.
+        for (prefix, expected) in [
+            ("refs/", &["refs/"][..]),
+            ("refs/heads/", &["refs/heads/"]),
+            ("x", &["x"]),
+            ("y", &["x", "y"]),
+        ] {
             advertisements.ls_refs(&refs, &ls_refs(&[prefix]));
-            let kept = advertisements.kept_ls_refs(&ls_refs(&[prefix]));
-            assert_eq!(kept.is_some(), is_kept, "{prefix}");
+            let mut kept = vec!["refs/", "refs/heads/", "x", "y"];
+            kept.retain(|prefix| advertisements.kept_ls_refs(&ls_refs(&[*prefix])).is_some());
+            assert_eq!(kept, expected);
         }
         // Prefixes as well are the client's choice.
         let long = "x".repeat(KEPT_BYTES / 4);

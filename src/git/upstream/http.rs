@@ -2,8 +2,8 @@
 //! passed through while a first clone is under way.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use base64::Engine;
@@ -13,11 +13,13 @@ use reqwest::StatusCode;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 
 use super::client::{self, AGENT};
+use super::health::Health;
 use super::patience::Patience;
 use super::transport::{Blocking, Failure};
 use super::{FetchJob, Fetched, UpstreamError};
+use crate::breaker::PAUSE;
 use crate::config::{self, UpstreamAuth};
-use crate::http_client::{self, Redirects};
+use crate::http_client::{self, Bundle, Redirects};
 
 /// A host that speaks smart HTTP.
 pub struct HttpUpstream {
@@ -25,13 +27,24 @@ pub struct HttpUpstream {
     host: String,
     base: url::Url,
     client: reqwest::Client,
+    /// What the client was made from.
+    bundle: Option<Bundle>,
     headers: HeaderMap,
     has_token: bool,
     idle: Duration,
+    health: Arc<Health>,
+    /// When it last said that it was asked too often, and how.
+    too_often: Mutex<Option<(Instant, UpstreamError)>>,
 }
 
 impl HttpUpstream {
-    pub(super) fn new(upstream: &config::Upstream, idle: Duration) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        upstream: &config::Upstream,
+        idle: Duration,
+        health: Arc<Health>,
+    ) -> anyhow::Result<Self> {
+        // Before it is read: one that changes meanwhile is read again.
+        let bundle = http_client::bundle();
         let client = http_client::client(Redirects::SameOrigin)?;
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
@@ -42,9 +55,12 @@ impl HttpUpstream {
             host: upstream.host.clone(),
             base: upstream.url.clone(),
             client,
+            bundle,
             headers,
             has_token: upstream.token.is_some(),
             idle,
+            health,
+            too_often: Mutex::default(),
         })
     }
 
@@ -73,17 +89,24 @@ impl HttpUpstream {
 
     /// Whether `other` asks in the same way. Both tokens are ours: that takes whatever time it likes.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        self.base == other.base && self.headers == other.headers && self.idle == other.idle
+        self.base == other.base
+            && self.headers == other.headers
+            && self.idle == other.idle
+            && self.bundle == other.bundle
     }
 
     /// What it means that the upstream answers with `status`.
     pub fn refusal(&self, status: StatusCode, headers: &HeaderMap) -> UpstreamError {
         match status {
-            StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS if is_rate_limit(headers) => {
-                UpstreamError::Failed(format!(
+            StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+                if status == StatusCode::TOO_MANY_REQUESTS || is_rate_limit(headers) =>
+            {
+                let error = UpstreamError::Failed(format!(
                     "{} answered {status}: it was asked too often",
                     self.name()
-                ))
+                ));
+                *self.too_often() = Some((Instant::now(), error.clone()));
+                error
             }
             StatusCode::NOT_FOUND
             | StatusCode::GONE
@@ -98,6 +121,18 @@ impl HttpUpstream {
             )),
             _ => UpstreamError::Failed(format!("{} answered {status}", self.name())),
         }
+    }
+
+    /// What it said a moment ago to whoever asked too often: it is not asked again by each client.
+    pub fn asked_too_often(&self) -> Option<UpstreamError> {
+        let said = self.too_often().clone();
+        said.and_then(|(when, error)| (when.elapsed() < PAUSE).then_some(error))
+    }
+
+    fn too_often(&self) -> MutexGuard<'_, Option<(Instant, UpstreamError)>> {
+        self.too_often
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The host, for messages.
@@ -115,6 +150,7 @@ impl HttpUpstream {
             self.client.clone(),
             self.headers.clone(),
             Patience::new(self.idle, Arc::clone(job.stop)),
+            Arc::clone(&self.health),
         );
         let failure = Arc::clone(&http.failure);
         let stop = Arc::clone(job.stop);

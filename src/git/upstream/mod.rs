@@ -4,13 +4,13 @@
 
 mod client;
 pub mod file;
+mod health;
 pub mod http;
 pub mod pack;
 mod patience;
 pub mod ssh;
 mod transport;
 
-use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 use gix_hash::ObjectId;
 use tokio::sync::Semaphore;
 
-use crate::breaker::{self, Breaker};
 use crate::config::{self, Config};
 use crate::git::objects::packs::PackSet;
 use crate::git::refs::Refs;
 use crate::storage::{Reservation, StorageFull};
+use health::Health;
 
 /// What can be mirrored from one configured host.
 pub struct Upstream {
@@ -38,8 +38,7 @@ pub struct Upstream {
     /// Places for fetches later than the first, and for lists of references. They are the host's own: one that hangs
     /// makes no other's mirrors stale.
     pub fetches: Arc<Semaphore>,
-    /// Open while the host takes questions and answers none: clients are not to wait for it one by one.
-    hanging: Breaker,
+    health: Arc<Health>,
 }
 
 enum Kind {
@@ -144,15 +143,25 @@ impl Upstream {
     /// No usable certificates for `https`.
     pub fn new(upstream: &config::Upstream, config: &Config) -> anyhow::Result<Self> {
         let idle = config.limits.upstream_idle_timeout;
+        let health = Arc::new(Health::new(&upstream.host));
         let kind = match (&upstream.ssh, upstream.url.scheme()) {
-            (Some(ssh), _) => Kind::Ssh(Box::new(ssh::SshUpstream::new(&upstream.host, ssh, idle))),
+            (Some(ssh), _) => Kind::Ssh(Box::new(ssh::SshUpstream::new(
+                &upstream.host,
+                ssh,
+                idle,
+                Arc::clone(&health),
+            ))),
             (None, "file") => Kind::File(
                 upstream
                     .url
                     .to_file_path()
                     .map_err(|()| anyhow::anyhow!("expected file:///absolute/path"))?,
             ),
-            _ => Kind::Http(Box::new(http::HttpUpstream::new(upstream, idle)?)),
+            _ => Kind::Http(Box::new(http::HttpUpstream::new(
+                upstream,
+                idle,
+                Arc::clone(&health),
+            )?)),
         };
         let namespaces = config
             .git
@@ -166,7 +175,7 @@ impl Upstream {
             repos: upstream.repos.clone(),
             namespaces,
             fetches: Arc::new(Semaphore::new(FETCHES_AT_ONCE)),
-            hanging: Breaker::default(),
+            health,
         })
     }
 
@@ -186,17 +195,12 @@ impl Upstream {
 
     /// Whether clients wait for what it answers. While it hangs, one does now and then, and the others go on without.
     pub fn is_worth_waiting(&self) -> bool {
-        self.hanging.allows()
+        self.health.is_worth_waiting()
     }
 
-    /// It hangs. A question that waits for so long is no chance, and counts for as many as it takes.
-    pub fn blame(&self) {
-        if (0..breaker::FAILURES).any(|_| self.hanging.failed()) {
-            tracing::error!(
-                upstream.host = self.host,
-                "the upstream takes questions and answers none: what may be stale is served without waiting for it"
-            );
-        }
+    /// A fetch that began when it was `asked` hangs. Counts against the host, unless that has answered others since.
+    pub fn blame(&self, asked: Instant) {
+        self.health.blame(asked);
     }
 
     /// Whether the operator allows the repository at `path`.
@@ -222,28 +226,15 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`]; what lies in the job's folder then is of no use.
     pub fn fetch(&self, path: &str, job: FetchJob<'_>) -> Result<Fetched, UpstreamError> {
-        let (asked, answered) = (Instant::now(), Cell::new(false));
-        let on_refs = job.on_refs;
-        let job = FetchJob {
-            on_refs: &|refs| {
-                answered.set(true);
-                if self.hanging.succeeded() {
-                    tracing::info!(upstream.host = self.host, "the upstream answers again");
-                }
-                on_refs(refs);
-            },
-            ..job
-        };
-        let fetched = match &self.kind {
+        match &self.kind {
             Kind::Http(http) => http.fetch(path, &self.namespaces, job),
             Kind::Ssh(ssh) => ssh.fetch(path, &self.namespaces, job),
-            Kind::File(root) => file::fetch(root, path, &self.namespaces, job),
-        };
-        let is_silent = !answered.get() && asked.elapsed() >= HANGS_AFTER;
-        if is_silent && matches!(fetched, Err(UpstreamError::Failed(_))) {
-            self.blame();
+            Kind::File(root) => {
+                let fetched = file::fetch(root, path, &self.namespaces, job);
+                self.health.heard();
+                fetched
+            }
         }
-        fetched
     }
 }
 

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use gix_error::{ErrorExt, Result, message};
 use gix_transport::client::blocking_io::http::{GetResponse, Http, PostBodyDataKind, PostResponse};
 
+use super::health::Health;
 use super::patience::Patience;
 use crate::http_client::describe;
 
@@ -16,6 +17,7 @@ pub(super) struct Blocking {
     client: reqwest::Client,
     headers: reqwest::header::HeaderMap,
     patience: Patience,
+    health: Arc<Health>,
     /// Where the last GET ended up, without what was asked below it.
     redirected: Option<String>,
     /// The first thing that went wrong, in our own words.
@@ -35,11 +37,13 @@ impl Blocking {
         client: reqwest::Client,
         headers: reqwest::header::HeaderMap,
         patience: Patience,
+        health: Arc<Health>,
     ) -> Self {
         Self {
             client,
             headers,
             patience,
+            health,
             redirected: None,
             failure: Arc::default(),
         }
@@ -70,6 +74,7 @@ impl Blocking {
             response: None,
             chunk: Bytes::new(),
             patience: self.patience.clone(),
+            health: Arc::clone(&self.health),
             failure: Arc::clone(&self.failure),
         }))
     }
@@ -144,6 +149,7 @@ struct Exchange {
     response: Option<reqwest::Response>,
     chunk: Bytes,
     patience: Patience,
+    health: Arc<Health>,
     failure: Arc<Mutex<Option<Failure>>>,
 }
 
@@ -160,6 +166,7 @@ impl Exchange {
             Ok(Err(error)) => return Err(self.failed(describe(&error))),
             Ok(Ok(response)) => response,
         };
+        self.health.heard();
         if !response.status().is_success() {
             let (status, headers) = (response.status(), response.headers().clone());
             *lock(&self.failure) = Some(Failure::Status(status, headers));

@@ -17,6 +17,8 @@ pub enum Fault {
     CutOff,
     /// Requests are taken and never answered.
     Hang,
+    /// Those below this path are.
+    HangFor(&'static str),
     /// Bytes that are neither HTTP nor git.
     Garbage,
     /// HTTP 200 with bytes that are not git, under git's content type.
@@ -230,6 +232,10 @@ impl State {
         match fault {
             Fault::Hang => {
                 self.wait_while(|fault| *fault == Fault::Hang);
+                return Ok(());
+            }
+            Fault::HangFor(path) if request.path.starts_with(path) => {
+                self.wait_while(|fault| *fault == Fault::HangFor(path));
                 return Ok(());
             }
             Fault::Garbage => {

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 
+use super::super::health::Health;
 use super::super::patience::Patience;
 use super::connections::Running;
 
@@ -34,6 +35,7 @@ pub(super) struct Reader {
     running: Arc<Place>,
     chunk: Bytes,
     patience: Patience,
+    health: Arc<Health>,
     ended: Ended,
     over: bool,
 }
@@ -49,7 +51,11 @@ pub(super) struct Writer {
 type Place = super::connections::Place;
 
 /// Splits a running command into what it writes and what it reads.
-pub(super) fn blocking(running: Running, patience: Patience) -> (Reader, Writer, Ended) {
+pub(super) fn blocking(
+    running: Running,
+    patience: Patience,
+    health: Arc<Health>,
+) -> (Reader, Writer, Ended) {
     let ended = Ended::default();
     let (read, write) = running.channel.split();
     let place = Arc::new(running.place);
@@ -58,6 +64,7 @@ pub(super) fn blocking(running: Running, patience: Patience) -> (Reader, Writer,
         running: Arc::clone(&place),
         chunk: Bytes::new(),
         patience: patience.clone(),
+        health,
         ended: ended.clone(),
         over: false,
     };
@@ -105,6 +112,9 @@ impl Reader {
                 .patience
                 .wait("sent nothing", self.read.wait())
                 .map_err(|why| self.ended.fail(why.to_string()))?;
+            if let Some(ChannelMsg::Data { .. } | ChannelMsg::ExtendedData { .. }) = message {
+                self.health.heard();
+            }
             match message {
                 Some(ChannelMsg::Data { data }) => self.chunk = data,
                 Some(ChannelMsg::Eof) => {

@@ -12,6 +12,7 @@ use gix_transport::client::git::ConnectMode;
 use gix_transport::client::git::blocking_io::Connection;
 
 use super::client;
+use super::health::Health;
 use super::patience::Patience;
 use super::{FetchJob, Fetched, UpstreamError};
 use crate::config;
@@ -26,15 +27,22 @@ pub struct SshUpstream {
     root: String,
     connections: Connections,
     idle: Duration,
+    health: Arc<Health>,
 }
 
 impl SshUpstream {
-    pub(super) fn new(host: &str, ssh: &config::UpstreamSsh, idle: Duration) -> Self {
+    pub(super) fn new(
+        host: &str,
+        ssh: &config::UpstreamSsh,
+        idle: Duration,
+        health: Arc<Health>,
+    ) -> Self {
         Self {
             host: host.to_owned(),
             root: ssh.root.clone(),
             connections: Connections::new(ssh.clone()),
             idle,
+            health,
         }
     }
 
@@ -72,7 +80,8 @@ impl SshUpstream {
             .wait("did not answer", self.connections.run(&command))
             .map_err(|why| UpstreamError::Failed(why.to_string()))?
             .map_err(UpstreamError::Failed)?;
-        let (reader, writer, ended) = channel::blocking(running, patience);
+        let (reader, writer, ended) =
+            channel::blocking(running, patience, Arc::clone(&self.health));
         let transport = Connection::new(
             reader,
             writer,

@@ -1,7 +1,7 @@
 //! One request for references or for a pack, answered from the pool, whatever door it came through.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::timeout;
@@ -131,21 +131,15 @@ pub async fn answer(
         Command::Nothing => Ok(Reply::Whole(Bytes::new())),
         Command::LsRefs(arguments) => ls_refs(app, name, arguments).await.map(Reply::Whole),
         Command::Fetch(fetch) => {
-            let (found, asked) = if fetch.request().names_references() {
-                let may_be_older = !app.config.borrow().git.max_age.is_zero();
-                let fresh = app.pool.fresh(name).await.map_err(refused)?;
-                let asked = if may_be_older {
-                    Asked::Earlier
-                } else {
-                    Asked::ByThisRequest
-                };
-                (fresh, asked)
+            let came = Instant::now();
+            let found = if fetch.request().names_references() {
+                app.pool.fresh(name).await.map_err(refused)?
             } else {
-                (found, Asked::Earlier)
+                found
             };
             match found {
                 Found::Mirror(entry, snapshot) => {
-                    answer_fetch(app, entry, snapshot, asked, fetch).await
+                    answer_fetch(app, entry, snapshot, came, fetch).await
                 }
                 Found::Cold(cold) => answer_cold(app, cold, fetch).await,
             }
@@ -171,24 +165,19 @@ async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<B
     work(&app.pool, make).await
 }
 
-/// When the upstream was asked for the references of a snapshot.
-enum Asked {
-    ByThisRequest,
-    Earlier,
-}
-
 async fn answer_fetch(
     app: &Arc<App>,
     entry: Arc<Entry>,
     snapshot: Arc<Snapshot>,
-    asked: Asked,
+    came: Instant,
     fetch: Fetch,
 ) -> Result<Reply, Error> {
     let mut snapshot = snapshot;
     let mut answer = respond(app, &entry, fetch.clone(), &snapshot).await?;
     let is_worth_asking = match answer {
         Err(Refusal::NotOurRef(_)) => true,
-        Err(Refusal::UnknownRef(_)) => matches!(asked, Asked::Earlier),
+        // Not where that was asked for this request.
+        Err(Refusal::UnknownRef(_)) => entry.fresh(came, Duration::ZERO).is_none(),
         _ => false,
     };
     if is_worth_asking {
@@ -223,6 +212,7 @@ async fn report(app: &App, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>, refusal
 /// Answers from a mirror that is not there yet: with progress where that takes long and the response's beginning is
 /// known, else when the first clone is done.
 async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, Error> {
+    let came = Instant::now();
     let flight = app.pool.first_clone(&cold).map_err(refused)?;
     let entry = cold.entry;
     let beginning = match timeout(SILENCE, flight.wait()).await {
@@ -231,7 +221,7 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
     };
     let Some(beginning) = beginning else {
         let snapshot = flight.wait().await.map_err(|error| refused(error.into()))?;
-        return answer_fetch(app, entry, snapshot, Asked::Earlier, fetch).await;
+        return answer_fetch(app, entry, snapshot, came, fetch).await;
     };
     let (name, metrics, app) = (
         entry.name.clone(),

@@ -111,8 +111,15 @@ struct State {
     blocked: bool,
     /// When the first byte of a further HTTP/1.1 request came.
     head_began: Option<Instant>,
-    /// By request: since when nobody asked for the next piece of its response.
-    untaken: BTreeMap<u64, Instant>,
+    /// By request: what of its response waits for the client.
+    untaken: BTreeMap<u64, Untaken>,
+}
+
+/// Pieces of a response that wait for the client.
+struct Untaken {
+    pieces: usize,
+    /// When it last took one, or else got the first.
+    since: Instant,
 }
 
 /// A request that is under way, until the last of its response has left the service.
@@ -248,7 +255,7 @@ impl Activity {
         let stall = self.times.stall_now();
         let state = self.state();
         if state.in_flight > 0 {
-            return match state.untaken.values().min() {
+            return match state.untaken.values().map(|untaken| &untaken.since).min() {
                 Some(since) => (*since + stall, Expired::StalledReader),
                 // Our turn to work. Look again when a reader could have stalled at the earliest.
                 None => (Instant::now() + stall, Expired::StalledReader),
@@ -353,17 +360,26 @@ impl Drop for Entry {
 }
 
 impl Exchange {
-    /// The connection asks for the next piece of the response.
-    pub fn asked(&self) {
-        self.activity.state().untaken.remove(&self.id);
+    /// The connection got a piece of the response.
+    pub fn given(&self) {
+        let mut state = self.activity.state();
+        let untaken = state.untaken.entry(self.id).or_insert_with(|| Untaken {
+            pieces: 0,
+            since: Instant::now(),
+        });
+        untaken.pieces += 1;
     }
 
-    /// The connection got a piece of the response, and will ask again when the client has taken enough.
-    pub fn given(&self) {
-        self.activity
-            .state()
-            .untaken
-            .insert(self.id, Instant::now());
+    /// A piece is on its way to the client.
+    pub fn taken(&self) {
+        let mut state = self.activity.state();
+        if let Some(untaken) = state.untaken.get_mut(&self.id) {
+            untaken.pieces -= 1;
+            untaken.since = Instant::now();
+            if untaken.pieces == 0 {
+                state.untaken.remove(&self.id);
+            }
+        }
     }
 }
 
@@ -421,7 +437,7 @@ mod tests {
         let exchange = activity.request(false);
         assert_eq!(within(&activity, 7200).await, None);
         exchange.given();
-        exchange.asked();
+        exchange.taken();
         assert_eq!(within(&activity, 7200).await, None);
     }
 
@@ -433,8 +449,10 @@ mod tests {
         stalled.given();
         for _ in 0..29 {
             sleep(SECOND * 10).await;
-            busy.asked();
             busy.given();
+            busy.given();
+            busy.taken();
+            busy.taken();
         }
         assert_eq!(within(&activity, 9).await, None);
         assert_eq!(within(&activity, 2).await, Some(Expired::StalledReader));

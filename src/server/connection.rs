@@ -180,7 +180,7 @@ async fn answer(
 ) -> Result<Response<Tracked>, Infallible> {
     let largest = match request.version() {
         Version::HTTP_2 => HTTP2_PIECE,
-        _ => usize::MAX,
+        _ => buffers::CAPACITY,
     };
     let mut request = request.map(|body| Body::new(RequestBody::new(body, times.body_idle)));
     request.extensions_mut().insert(peer);
@@ -203,16 +203,21 @@ struct Tracked {
     exchange: Arc<Exchange>,
 }
 
-/// A part of a response. As long as a piece of it waits for the client to open its window, the request is under way, also
-/// where its body is at its end.
+/// A piece of a response. As long as it waits for the client, the request is under way, also where its body is at its end.
 struct Unsent {
-    data: Bytes,
-    _exchange: Arc<Exchange>,
+    piece: Bytes,
+    exchange: Arc<Exchange>,
 }
 
 impl AsRef<[u8]> for Unsent {
     fn as_ref(&self) -> &[u8] {
-        &self.data
+        &self.piece
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.exchange.taken();
     }
 }
 
@@ -224,16 +229,10 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.exchange.asked();
         if self.rest.is_empty() {
             match ready!(Pin::new(&mut self.inner).poll_frame(cx)?) {
                 Some(frame) => match frame.into_data() {
-                    Ok(data) => {
-                        self.rest = Bytes::from_owner(Unsent {
-                            data,
-                            _exchange: Arc::clone(&self.exchange),
-                        });
-                    }
+                    Ok(data) => self.rest = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 None => return Poll::Ready(None),
@@ -242,6 +241,8 @@ impl http_body::Body for Tracked {
         let length = self.rest.len().min(self.largest);
         let piece = self.rest.split_to(length);
         self.exchange.given();
+        let exchange = Arc::clone(&self.exchange);
+        let piece = Bytes::from_owner(Unsent { piece, exchange });
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

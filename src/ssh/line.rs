@@ -135,14 +135,16 @@ impl Line {
         };
         let mut sending = std::pin::pin!(sending);
         let began = Instant::now();
+        let mut look = std::pin::pin!(sleep(LOOK));
         let sent = loop {
             tokio::select! {
                 biased;
                 sent = &mut sending => break sent.is_ok(),
-                () = sleep(LOOK) => {
+                () = &mut look => {
                     if began.elapsed() >= self.times.stall_now() {
                         break false;
                     }
+                    look.as_mut().reset(Instant::now() + LOOK);
                 }
                 message = read.wait() => {
                     heard.take(message);

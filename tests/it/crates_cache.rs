@@ -69,7 +69,12 @@ fn is_refused(warmdock: &Warmdock, file: &Published) {
 fn blobs(warmdock: &Warmdock) -> Vec<PathBuf> {
     let all = files_below(&warmdock.data().join("blobs"));
     all.into_iter()
-        .filter(|path| !path.to_string_lossy().contains("quarantine"))
+        .filter(|path| {
+            let text = path.to_string_lossy();
+            !["quarantine", "leftovers"]
+                .iter()
+                .any(|folder| text.contains(folder))
+        })
         .collect()
 }
 

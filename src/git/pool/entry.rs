@@ -226,7 +226,7 @@ impl Entry {
     }
 
     /// The mirror, when its references were at most `max_age` old when the client `came`.
-    pub(super) fn fresh(&self, came: Instant, max_age: Duration) -> Option<Arc<Snapshot>> {
+    pub fn fresh(&self, came: Instant, max_age: Duration) -> Option<Arc<Snapshot>> {
         let state = self.state();
         let age = came.saturating_duration_since(state.fresh?);
         state.snapshot.clone().filter(|_| age <= max_age)

@@ -437,7 +437,10 @@ impl Pool {
     }
 
     fn cold(&self, entry: Arc<Entry>, upstream: Arc<Upstream>) -> Result<Found, PoolError> {
-        if let Some(error) = upstream.http().and_then(HttpUpstream::asked_too_often) {
+        // A clone that is under way has asked already.
+        let is_to_ask = entry.state().flight.is_none();
+        let asked_too_often = upstream.http().and_then(HttpUpstream::asked_too_often);
+        if let Some(error) = asked_too_often.filter(|_| is_to_ask) {
             return Err(error.into());
         }
         match entry.recent_failure() {

@@ -226,6 +226,14 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`]; what lies in the job's folder then is of no use.
     pub fn fetch(&self, path: &str, job: FetchJob<'_>) -> Result<Fetched, UpstreamError> {
+        let on_refs = job.on_refs;
+        let job = FetchJob {
+            on_refs: &|refs| {
+                self.health.heard();
+                on_refs(refs);
+            },
+            ..job
+        };
         match &self.kind {
             Kind::Http(http) => http.fetch(path, &self.namespaces, job),
             Kind::Ssh(ssh) => ssh.fetch(path, &self.namespaces, job),

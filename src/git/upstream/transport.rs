@@ -158,7 +158,8 @@ impl Exchange {
         let Some(mut request) = self.request.take() else {
             return Ok(());
         };
-        if !self.body.is_empty() {
+        let is_greeting = self.body.is_empty();
+        if !is_greeting {
             request = request.body(std::mem::take(&mut self.body));
         }
         let response = match self.patience.wait("did not answer", request.send()) {
@@ -166,7 +167,10 @@ impl Exchange {
             Ok(Err(error)) => return Err(self.failed(describe(&error))),
             Ok(Ok(response)) => response,
         };
-        self.health.heard();
+        // What may be said before anybody is asked for references, by something that stands before the host, says nothing.
+        if !is_greeting || !response.status().is_success() {
+            self.health.heard();
+        }
         if !response.status().is_success() {
             let (status, headers) = (response.status(), response.headers().clone());
             *lock(&self.failure) = Some(Failure::Status(status, headers));

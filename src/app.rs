@@ -31,6 +31,23 @@ pub struct App {
 }
 
 impl App {
+    /// A service without a port, for tests.
+    #[cfg(test)]
+    pub fn of(config: Config) -> Arc<Self> {
+        let config = watch::channel(Arc::new(config)).1;
+        let metrics = Arc::new(Metrics::new());
+        let pool = Pool::start(config.clone(), metrics.clone()).expect("a pool");
+        Arc::new(Self {
+            access: Access::new(config.clone()),
+            crates: Crates::start(config.clone(), pool.storage()).expect("a crate cache"),
+            pool,
+            config,
+            metrics,
+            started: Instant::now(),
+            draining: CancellationToken::new(),
+        })
+    }
+
     /// The configuration of this moment.
     pub fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()

@@ -38,20 +38,14 @@ mod tests {
     use axum::body::Body;
     use axum::http::{Request, Response};
     use http_body_util::BodyExt;
-    use std::time::Instant;
-    use tokio::sync::watch;
     use tokio_util::sync::CancellationToken;
     use tower::ServiceExt;
 
     use super::*;
-    use crate::access::Access;
     use crate::config::environment::Environment;
     use crate::config::patterns::Patterns;
     use crate::config::secret::Secret;
     use crate::config::{Anonymous, Config, Token};
-    use crate::crates::Crates;
-    use crate::git::pool::Pool;
-    use crate::ops::metrics::Metrics;
 
     struct Service {
         router: Router,
@@ -71,22 +65,10 @@ mod tests {
             repos: Patterns::everything(),
             registries: None,
         });
-        let config = watch::channel(Arc::new(config)).1;
-        let metrics = Arc::new(Metrics::new());
-        let draining = CancellationToken::new();
-        let pool = Pool::start(config.clone(), metrics.clone()).expect("a pool");
-        let app = App {
-            access: Access::new(config.clone()),
-            crates: Crates::start(config.clone(), pool.storage()).expect("a crate cache"),
-            pool,
-            config,
-            metrics,
-            started: Instant::now(),
-            draining: draining.clone(),
-        };
+        let app = App::of(config);
         Service {
-            router: routes(Arc::new(app)),
-            draining,
+            draining: app.draining.clone(),
+            router: routes(app),
             _folder: folder,
         }
     }

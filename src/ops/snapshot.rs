@@ -109,22 +109,15 @@ pub fn age(status: &RepoStatus, now: SystemTime) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use axum::http::HeaderValue;
     use axum::http::header::AUTHORIZATION;
-    use tokio::sync::watch;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::access::Access;
     use crate::config::environment::Environment;
     use crate::config::patterns::Patterns;
     use crate::config::secret::Secret;
     use crate::config::{Anonymous, Config, Token};
-    use crate::crates::Crates;
-    use crate::git::pool::Pool;
-    use crate::ops::metrics::Metrics;
 
     /// A service for two tokens: `all`, and `few` that is for one repository.
     fn app(folder: &tempfile::TempDir) -> Arc<App> {
@@ -141,18 +134,7 @@ mod tests {
                 registries: None,
             })
             .into();
-        let config = watch::channel(Arc::new(config)).1;
-        let metrics = Arc::new(Metrics::new());
-        let pool = Pool::start(config.clone(), metrics.clone()).expect("a pool");
-        Arc::new(App {
-            access: Access::new(config.clone()),
-            crates: Crates::start(config.clone(), pool.storage()).expect("a crate cache"),
-            pool,
-            config,
-            metrics,
-            started: Instant::now(),
-            draining: CancellationToken::new(),
-        })
+        App::of(config)
     }
 
     fn seen_by(token: &'static str, app: &Arc<App>) -> Snapshot {

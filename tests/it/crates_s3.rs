@@ -139,13 +139,8 @@ fn what_one_has_fetched_the_others_have() {
     }
 }
 
-/// The bucket gets what was fetched while it was away.
-#[test]
-fn what_waits_for_it_is_written_when_it_is_back() {
-    let registry = Registry::start();
-    let mut s3 = S3::start();
-    let warmdock = s3.warmdock(&registry);
-    s3.stop();
+/// Files that are fetched while the bucket is away.
+fn five_files(registry: &Registry, warmdock: &Warmdock) -> Vec<Published> {
     let files: Vec<_> = (0..5)
         .map(|number| {
             let version = format!("1.0.{number}");
@@ -153,12 +148,23 @@ fn what_waits_for_it_is_written_when_it_is_back() {
         })
         .collect();
     for file in &files {
-        is_whole(&warmdock, file);
+        is_whole(warmdock, file);
     }
     // After two reads no more are tried: two files are not written then, and come behind the others.
     wait_for("the bucket to be left alone", || {
-        (counted(&warmdock, "failed") >= 4.0).then_some(())
+        (counted(warmdock, "failed") >= 4.0).then_some(())
     });
+    files
+}
+
+/// The bucket gets what was fetched while it was away.
+#[test]
+fn what_waits_for_it_is_written_when_it_is_back() {
+    let registry = Registry::start();
+    let mut s3 = S3::start();
+    let warmdock = s3.warmdock(&registry);
+    s3.stop();
+    let files = five_files(&registry, &warmdock);
     s3.start_again();
     for file in &files {
         s3.wait_object(file);
@@ -176,18 +182,7 @@ fn what_waits_for_it_is_written_at_a_stop() {
     let mut s3 = S3::start();
     let mut warmdock = s3.warmdock(&registry);
     s3.stop();
-    let files: Vec<_> = (0..5)
-        .map(|number| {
-            let version = format!("1.0.{number}");
-            registry.publish_bytes("big", &version, &[], noise(100_000, number))
-        })
-        .collect();
-    for file in &files {
-        is_whole(&warmdock, file);
-    }
-    wait_for("the bucket to be left alone", || {
-        (counted(&warmdock, "failed") >= 4.0).then_some(())
-    });
+    let files = five_files(&registry, &warmdock);
     s3.start_again();
     warmdock.stop();
     for file in &files {

@@ -31,7 +31,7 @@ use crate::access::Principal;
 use crate::blobs::{Blobs, Digest, SecondTier};
 use crate::config::{self, Config};
 use crate::git::pool::Pool;
-use crate::http_client::{self, Redirects};
+use crate::http_client::{self, Bundle, Redirects};
 use crate::storage::Storage;
 use counters::Counters;
 use entries::Entries;
@@ -64,7 +64,8 @@ pub struct Crates {
     indexes: Mutex<HashMap<Arc<str>, Arc<Index>>>,
     /// Held by who opens one: the others do not wait for the disk.
     opening: Mutex<()>,
-    client: tokio::sync::OnceCell<reqwest::Client>,
+    /// For all registries, with what it was made from.
+    client: Mutex<Option<(Option<Bundle>, reqwest::Client)>>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -116,7 +117,7 @@ impl Crates {
             counters: Counters::new(),
             indexes: Mutex::default(),
             opening: Mutex::default(),
-            client: tokio::sync::OnceCell::new(),
+            client: Mutex::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         });
@@ -199,14 +200,11 @@ impl Crates {
         else {
             return Ok(None);
         };
-        let client = self
-            .client
-            .get_or_try_init(|| async {
-                // Reads certificates from disk.
-                let made = || http_client::client(Redirects::OtherHosts);
-                tokio::task::spawn_blocking(made).await?
-            })
-            .await?;
+        let space = space(found);
+        let (crates, opened) = (Arc::clone(self), Arc::clone(&space));
+        // Reads certificates from disk, and what the index has there.
+        let open = move || anyhow::Ok((crates.client()?, crates.open_index(&opened)?));
+        let (client, index) = tokio::task::spawn_blocking(open).await??;
         let upstream = Upstream::new(
             found,
             client.clone(),
@@ -214,19 +212,13 @@ impl Crates {
             self.counters.clone(),
             config.crates.when_upstream_fails,
         )?;
-        let space = space(found);
-        let known = self.indexes().get(&space).cloned();
-        let index = match known {
-            Some(index) => index,
-            None => {
-                let (crates, space) = (Arc::clone(self), Arc::clone(&space));
-                tokio::task::spawn_blocking(move || crates.open_index(&space)).await??
-            }
-        };
         let mut made = self.registries();
         let registry = match made.get(name) {
             // What was learned of it stays: its `config.json`, and that it hangs.
-            Some((_, same)) if same.upstream.is_same(&upstream) => Arc::clone(same),
+            Some((_, same)) if same.upstream.is_same(&upstream) => {
+                same.upstream.ask_with(client);
+                Arc::clone(same)
+            }
             _ => Arc::new(Registry {
                 name: name.to_owned(),
                 space,
@@ -241,11 +233,40 @@ impl Crates {
         Ok(Some(registry))
     }
 
+    /// The client for all registries, made anew where the CA certificates are other ones now. Blocks on the disk.
+    fn client(&self) -> anyhow::Result<reqwest::Client> {
+        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before it is read: one that changes meanwhile is read again.
+        let bundle = http_client::bundle();
+        if let Some((from, client)) = &*made
+            && *from == bundle
+        {
+            return Ok(client.clone());
+        }
+        let client = match (http_client::client(Redirects::OtherHosts), made.take()) {
+            (Err(error), Some((_, old))) => {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "CA certificates cannot be read anew: registries are asked with the old ones"
+                );
+                old
+            }
+            (new, _) => new?,
+        };
+        *made = Some((bundle, client.clone()));
+        Ok(client)
+    }
+
     /// The index that is kept in `space`. Blocks on the disk.
     fn open_index(&self, space: &Arc<str>) -> std::io::Result<Arc<Index>> {
+        let known = || self.indexes().get(space).cloned();
+        // It does not wait for those that are being opened.
+        if let Some(index) = known() {
+            return Ok(index);
+        }
         let _turn = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = self.indexes().get(space) {
-            return Ok(Arc::clone(index));
+        if let Some(index) = known() {
+            return Ok(index);
         }
         let entries = Entries::open(self.root.join(&**space), &self.storage)?;
         let (loading, stopping) = (Arc::clone(&entries), self.stopping.clone());
@@ -308,7 +329,7 @@ mod tests {
         let config = watch::channel(Arc::new(config)).1;
         let crates = Crates::start(config, &Storage::new(1 << 20)).unwrap();
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
-        crates.client.set(client.build().unwrap()).unwrap();
+        *crates.client.lock().unwrap() = Some((http_client::bundle(), client.build().unwrap()));
         let mut asking = pin!(crates.registry(config::CRATES_IO));
         {
             let _slow_disk = crates.opening.lock().unwrap();

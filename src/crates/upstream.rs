@@ -55,7 +55,8 @@ impl NoAnswer {
 /// A registry as it is asked. Clones share what they learn.
 #[derive(Clone)]
 pub struct Upstream {
-    client: Client,
+    /// Replaced when the CA certificates are other ones.
+    client: Arc<Mutex<Client>>,
     /// Of the index, ending in `/`.
     pub url: Url,
     token: Option<HeaderValue>,
@@ -112,7 +113,7 @@ impl Upstream {
             anyhow::Ok(value)
         });
         Ok(Self {
-            client,
+            client: Arc::new(Mutex::new(client)),
             url: registry.url.clone(),
             token: token.transpose()?,
             idle,
@@ -129,6 +130,15 @@ impl Upstream {
             && self.token == other.token
             && self.idle == other.idle
             && self.when_it_fails == other.when_it_fails
+    }
+
+    /// Asks with this client from now on. What is on its way comes by the one that asked for it.
+    pub fn ask_with(&self, client: Client) {
+        *self.client() = client;
+    }
+
+    fn client(&self) -> MutexGuard<'_, Client> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of the host, for messages.
@@ -238,7 +248,7 @@ impl Upstream {
         with_token: bool,
     ) -> reqwest::Result<Response> {
         let ask = |url: Url| {
-            let request = self.client.get(url).headers(headers.clone());
+            let request = self.client().get(url).headers(headers.clone());
             request.header(USER_AGENT, AGENT)
         };
         let mut request = ask(url);

@@ -1,8 +1,9 @@
 //! The references of a mirror: what `packed-refs` and `HEAD` say, read and written in one go.
 //!
 //! A mirror has no loose references. All of them stand in `packed-refs`, so that one rename changes them together and
-//! stock git reads them. References that the upstream dropped stay for a while below [`KEPT_PREFIX`], which is never
-//! advertised: they keep their objects from being consolidated away.
+//! stock git reads them. Where symbolic ones lead is told in its header, as traits that git does not know and ignores.
+//! References that the upstream dropped stay for a while below [`KEPT_PREFIX`], which is never advertised: they keep
+//! their objects from being consolidated away.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -40,6 +41,8 @@ pub struct Refs {
     pub head: Head,
     /// What is advertised, HEAD excepted.
     pub names: BTreeMap<BString, Target>,
+    /// Which of them are symbolic, in order, and the others that they lead to in the end.
+    pub symrefs: Vec<(BString, BString)>,
     /// Tips that the upstream dropped, and since when.
     pub kept: BTreeMap<ObjectId, SystemTime>,
 }
@@ -49,6 +52,7 @@ impl Default for Refs {
         Self {
             head: Head::Unknown,
             names: BTreeMap::new(),
+            symrefs: Vec::new(),
             kept: BTreeMap::new(),
         }
     }
@@ -62,6 +66,22 @@ impl Refs {
             Head::Detached(id) => Some(*id),
             Head::Unknown => None,
         }
+    }
+
+    /// Takes what the upstream says of symbolic references. Those that lead to none that is mirrored are plain ones.
+    pub fn set_symrefs(&mut self, mut symrefs: Vec<(BString, BString)>) {
+        let is_there = |name: &BString| self.names.contains_key(name);
+        symrefs.retain(|(name, target)| is_there(name) && is_there(target));
+        symrefs.sort_unstable();
+        self.symrefs = symrefs;
+    }
+
+    /// The reference that `name` leads to, if it is symbolic.
+    pub fn symref_target(&self, name: &BString) -> Option<&BString> {
+        let found = self
+            .symrefs
+            .binary_search_by(|(symref, _)| symref.cmp(name));
+        found.ok().map(|at| &self.symrefs[at].1)
     }
 
     /// Every object that a reference or a detached HEAD names, doubles included.
@@ -115,7 +135,11 @@ impl Refs {
             Err(err) => return Err(err),
         };
         let mut last: Option<BString> = None;
-        for line in packed.lines().filter(|line| !line.starts_with(b"#")) {
+        for line in packed.lines() {
+            if line.starts_with(b"#") {
+                refs.symrefs = parse_symrefs(line);
+                continue;
+            }
             if let Some(peeled) = line.strip_prefix(b"^") {
                 let peeled = parse_id(peeled)?;
                 if let Some(target) = last.as_ref().and_then(|name| refs.names.get_mut(name)) {
@@ -181,7 +205,13 @@ impl Refs {
             .chain(kept)
             .collect();
         // Not "fully-peeled": what is kept is not peeled, and git then looks for itself.
-        let mut out = b"# pack-refs with: peeled sorted \n".to_vec();
+        let mut out = b"# pack-refs with: peeled sorted ".to_vec();
+        for (name, target) in &self.symrefs {
+            // Names have neither spaces nor colons.
+            let symref = [b"symref=".as_slice(), name, b":", target, b" "].concat();
+            out.extend_from_slice(&symref);
+        }
+        out.push(b'\n');
         for (name, target) in all {
             out.extend_from_slice(target.id.to_string().as_bytes());
             out.push(b' ');
@@ -201,6 +231,14 @@ fn parse_head(text: &[u8]) -> std::io::Result<Head> {
         Some(name) => Ok(Head::Branch(name.trim().into())),
         None => parse_id(text).map(Head::Detached),
     }
+}
+
+fn parse_symrefs(header: &[u8]) -> Vec<(BString, BString)> {
+    header
+        .split(|byte| *byte == b' ')
+        .filter_map(|one| one.strip_prefix(b"symref=")?.split_once_str(":"))
+        .map(|(name, target)| (name.into(), target.into()))
+        .collect()
 }
 
 fn parse_id(hex: &[u8]) -> std::io::Result<ObjectId> {
@@ -245,7 +283,7 @@ mod tests {
         Refs {
             head: Head::Branch("refs/heads/main".into()),
             names: names.collect(),
-            kept: BTreeMap::new(),
+            ..Refs::default()
         }
     }
 
@@ -261,8 +299,28 @@ mod tests {
         written
             .kept
             .insert(id('4'), UNIX_EPOCH + Duration::from_secs(7));
+        written.set_symrefs(vec![
+            ("refs/tags/v1".into(), "refs/heads/main".into()),
+            ("refs/heads/main".into(), "refs/tags/v1".into()),
+        ]);
         written.write(folder.path()).unwrap();
         assert_eq!(Refs::read(folder.path()).unwrap(), written);
+    }
+
+    #[test]
+    fn of_symbolic_references_those_count_that_lead_to_others() {
+        let mut refs = refs(&[("refs/heads/a", '1'), ("refs/heads/b", '1')]);
+        let pairs = [
+            ("refs/heads/b", "refs/heads/a"),
+            ("refs/heads/a", "refs/pull/1/head"),
+            ("refs/pull/2/head", "refs/heads/a"),
+            ("HEAD", "refs/heads/a"),
+        ];
+        refs.set_symrefs(pairs.map(|(name, to)| (name.into(), to.into())).to_vec());
+        let [a, b] = ["refs/heads/a", "refs/heads/b"].map(BString::from);
+        assert_eq!(refs.symref_target(&b), Some(&a));
+        assert_eq!(refs.symref_target(&a), None);
+        assert_eq!(refs.symrefs.len(), 1);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Upstreams that fail: what clients see of it, and that nothing wrong stays behind.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::support::compare::clone_is_whole;
@@ -16,9 +18,13 @@ fn config(upstream: &Upstream) -> Builder {
 }
 
 fn advertisement(warmdock: &Warmdock) -> Response {
+    advertisement_of(warmdock, SAMPLE)
+}
+
+fn advertisement_of(warmdock: &Warmdock, name: &str) -> Response {
     http::get(
         warmdock.address(),
-        &format!("{}/info/refs?service=git-upload-pack", target(SAMPLE)),
+        &format!("{}/info/refs?service=git-upload-pack", target(name)),
     )
 }
 
@@ -125,7 +131,7 @@ fn answers_429() {
 /// What GitHub answers to those who ask too often. Without such a line, 403 may say that there is no such repository.
 const ASKED_TOO_OFTEN: [Fault; 2] = [
     Fault::StatusWith(403, "x-ratelimit-remaining: 0"),
-    Fault::StatusWith(403, "retry-after: 60"),
+    Fault::StatusWith(403, "retry-after: 20"),
 ];
 
 #[test]
@@ -153,6 +159,57 @@ fn a_host_that_was_asked_too_often_is_not_asked_for_each_client() {
         }
         assert_eq!(upstream.asked().len(), 1);
     }
+}
+
+/// Within bounds: nobody goes without what is new for an hour.
+#[test]
+fn a_host_says_for_how_long_it_is_left_alone() {
+    for (line, seconds) in [
+        ("retry-after: 40", 40),
+        ("retry-after: 0", 1),
+        ("retry-after: 86400", 300),
+        ("retry-after: Thu, 31 Dec 2099 23:59:59 GMT", 300),
+        ("x-ratelimit-reset: 4102444799", 300),
+        ("retry-after: soon", 15),
+    ] {
+        let text = reason(Fault::StatusWith(429, line));
+        let said = format!("asked again in {seconds} s");
+        assert!(text.contains(&said), "{line}: {text}");
+    }
+}
+
+/// By whoever comes, for what is mirrored and for what is not.
+#[test]
+fn a_host_is_left_alone_for_as_long_as_it_says() {
+    let (upstream, repo) = Upstream::with_sample();
+    let (other, absent) = ("team/other", "team/absent");
+    let other_repo = upstream.sample(other);
+    upstream.sample(absent);
+    let warm = [SAMPLE, other].map(|name| format!("{HOST}/{name}"));
+    let warmdock = config(&upstream)
+        .set("/git/warm", json!(warm))
+        .set("/git/when_upstream_fails", "fail")
+        .start();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    warmdock.wait_mirrored(other, &other_repo);
+    // Longer than where it says nothing.
+    upstream.fail(Fault::StatusWith(429, "retry-after: 20"));
+    let before = upstream.asked().len();
+    let begin = Instant::now();
+    for name in [SAMPLE, other, absent] {
+        let response = advertisement_of(&warmdock, name);
+        let text = response.text();
+        assert!(
+            response.status == 502 && text.contains("too often"),
+            "{name}: {text}"
+        );
+    }
+    assert_eq!(upstream.asked().len(), before + 1);
+    upstream.release();
+    wait_for("the host to be asked again", || {
+        (advertisement_of(&warmdock, absent).status == 200).then_some(())
+    });
+    assert!(begin.elapsed() >= Duration::from_secs(20));
 }
 
 /// Of what is mirrored, fetches are refused, and no requests that are passed through.

@@ -636,6 +636,43 @@ fn a_reload_forgets_no_registry_that_stays_as_it_is() {
     assert_eq!(failing(), 0.0);
 }
 
+/// Nor is anything lost when the CA certificates are other ones.
+#[test]
+fn other_ca_certificates_cut_no_download() {
+    let folder = crate::support::temporary_folder();
+    let bundle = folder.path().join("bundle.crt");
+    let write_bundle = |names: &[&str]| {
+        let made = names.iter().map(|name| {
+            let made = rcgen::generate_simple_self_signed([(*name).to_owned()]);
+            made.unwrap().cert.pem()
+        });
+        std::fs::write(&bundle, made.collect::<String>()).unwrap();
+    };
+    write_bundle(&["one.test"]);
+    let registry = Registry::start();
+    let file = registry.publish_bytes("slow", "1.0.0", &[], noise(300_000, 1));
+    let second = registry.publish_bytes("second", "1.0.0", &[], noise(3000, 2));
+    let warmdock = over(&registry)
+        .environment("SSL_CERT_FILE", bundle.to_str().unwrap())
+        .start();
+    registry.fail(Of::Files, Fault::HoldAfter(100_000));
+    std::thread::scope(|scope| {
+        let downloading = scope.spawn(|| is_whole(&warmdock, &file));
+        registry.wait_held();
+        write_bundle(&["one.test", "two.test"]);
+        warmdock.signal("HUP");
+        warmdock.wait_log("the reload", |event| {
+            event["message"] == "configuration reloaded"
+        });
+        assert_eq!(get(&warmdock, &index_path("second")).status, 200);
+        registry.release();
+        downloading.join().unwrap();
+    });
+    is_whole(&warmdock, &second);
+    assert_eq!(registry.asked_for("/files/slow/1.0.0"), 1);
+    assert_eq!(registry.asked_for("/index/config.json"), 1);
+}
+
 #[test]
 fn a_registry_that_hangs_holds_up_no_other() {
     let (hanging, good) = (Registry::start(), Registry::start());

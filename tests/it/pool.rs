@@ -1015,6 +1015,46 @@ fn a_reload_keeps_connections_to_upstreams() {
     assert_eq!(sshd.connections(), 1);
 }
 
+/// As git tells it: of all of them in version 2, before that of HEAD alone.
+#[test]
+fn where_symbolic_references_lead_is_told() {
+    for url in [Upstream::url, Upstream::file_url] {
+        let (upstream, repo) = Upstream::with_sample();
+        let link = |name: &str, target: &str| repo.git(&["symbolic-ref", name, target]);
+        repo.git(&["branch", "twin", "main"]);
+        link("refs/heads/latest", "refs/heads/main");
+        link("refs/heads/newest", "refs/heads/latest");
+        link("refs/heads/nowhere", "refs/heads/absent");
+        link("refs/tags/stable", "refs/tags/v1.0");
+        let mut warmdock = builder(&url(&upstream)).start();
+        let clients = [0, 1, 2].map(Client::new);
+        let lists = |url: &str| {
+            let list = |client: &Client| client.git(&["ls-remote", "--symref", url]).ok().text();
+            clients.each_ref().map(list)
+        };
+        let direct = lists(&upstream.direct(SAMPLE));
+        assert!(direct[2].contains("ref: refs/heads/main\trefs/heads/newest"));
+        assert_eq!(lists(&warmdock.url(SAMPLE)), direct);
+
+        // Nothing else is new then, no object either.
+        link("refs/heads/latest", "refs/heads/twin");
+        let direct = lists(&upstream.direct(SAMPLE));
+        assert!(direct[2].contains("ref: refs/heads/twin\trefs/heads/newest"));
+        warmdock.wait_mirrored(SAMPLE, &repo);
+        assert_eq!(lists(&warmdock.url(SAMPLE)), direct);
+        warmdock.fsck_mirror(SAMPLE);
+
+        // What is on disk has to do.
+        warmdock.stop();
+        let mut config = warmdock.config();
+        config["git"]["upstreams"][0]["url"] = json!(upstream.url());
+        warmdock.write_config(&config.to_string());
+        upstream.fail(Fault::CutOff);
+        warmdock.start_again();
+        assert_eq!(lists(&warmdock.url(SAMPLE)), direct);
+    }
+}
+
 /// As git tells it.
 #[test]
 fn head_is_the_branch_behind_its_alias() {

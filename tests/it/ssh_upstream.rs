@@ -440,6 +440,64 @@ fn a_server_that_hangs() {
     });
 }
 
+/// In the exchange of keys, in the command, or behind git's greeting, which may come from what stands before the host.
+#[test]
+fn a_host_that_hangs_is_not_waited_for_by_all() {
+    let greets = r#"eval "$SSH_ORIGINAL_COMMAND --advertise-refs"; exec cat >/dev/null"#;
+    // Beyond the server's identification, and far from the end of its algorithms.
+    let identifies = SshFault::HoldAfter(100);
+    std::thread::scope(|scope| {
+        for (fault, command) in [
+            (identifies, RUNS),
+            (SshFault::None, "exec cat >/dev/null"),
+            (SshFault::None, greets),
+        ] {
+            scope.spawn(move || is_left_alone(fault, command));
+        }
+    });
+}
+
+/// What a server runs for us, and nothing else.
+const RUNS: &str = r#"eval "exec $SSH_ORIGINAL_COMMAND""#;
+
+/// Clients of two repositories wait for a host that has `fault`, or runs `command` in place of git. Others do not, until
+/// it answers.
+fn is_left_alone(fault: SshFault, command: &str) {
+    let setup = Setup::new();
+    let script = setup.sshd.write("command", RUNS);
+    let (script, key) = (script.display(), setup.sshd.public("user"));
+    let forced = format!("command=\"sh {script}\" {key}\n");
+    setup.sshd.write("authorized_keys", &forced);
+    let (asked, other) = ([SAMPLE, "team/asked"], "team/other");
+    setup.upstream.sample(asked[1]);
+    setup.upstream.sample(other);
+    let mut warmdock = setup.start();
+    for name in [asked[0], asked[1], other] {
+        Client::new(2).clone(&warmdock.url(name), "ours", &[]).ok();
+    }
+    // From here on there is no connection that was kept.
+    warmdock.stop();
+    warmdock.start_again();
+    setup.sshd.fail(fault);
+    setup.sshd.write("command", command);
+
+    let list = |name: &str| Client::new(2).git(&["ls-remote", &warmdock.url(name)]).ok();
+    std::thread::scope(|scope| {
+        for name in asked {
+            scope.spawn(move || list(name));
+        }
+    });
+    warmdock.wait_log("the host to be blamed", |event| {
+        event["message"] == "the upstream takes questions and answers none"
+    });
+    setup.sshd.fail(SshFault::None);
+    setup.sshd.write("command", RUNS);
+    wait_for("the service to hear from its upstream", || {
+        list(other);
+        warmdock.log().contains("answers again").then_some(())
+    });
+}
+
 /// A connection that the host ends between two fetches is made anew, and nobody hears of it.
 #[test]
 fn a_kept_connection_that_ended() {

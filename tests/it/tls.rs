@@ -370,6 +370,55 @@ fn an_upstream_over_tls_is_checked() {
     );
 }
 
+/// A registry is trusted by the certificates that `SSL_CERT_FILE` names at the last reload.
+#[test]
+fn a_registry_is_trusted_once_its_certificate_is_in_the_bundle() {
+    let folder = crate::support::temporary_folder();
+    let [certificate, other] = ["first", "other"].map(|name| make(folder.path(), name));
+    let registry = Registry::start();
+    let file = registry.publish_bytes("big", "1.0.0", &[], noise(3000, 1));
+    let later = registry.publish_bytes("later", "1.0.0", &[], noise(3000, 2));
+    let tls = json!({ "cert": certificate.cert, "key": certificate.key });
+    // One service is the registry of the other.
+    let first = crate::crates_cache::over(&registry)
+        .set("/listen/tls", tls)
+        .start();
+    let url = format!("https://{}/crates/corp/", first.address());
+    let bundle = folder.path().join("bundle.crt");
+    std::fs::copy(&other.cert, &bundle).unwrap();
+    let warmdock = builder("https://unused.example.test")
+        .set(
+            "/crates/registries",
+            json!([{ "name": "corp", "url": url }]),
+        )
+        .environment("SSL_CERT_FILE", bundle.to_str().unwrap())
+        .start();
+    let get = |path: &str| http::get(warmdock.address(), &format!("/crates/corp/{path}"));
+    for path in ["3/b/big", &file.path()] {
+        let refused = get(path);
+        assert_eq!(refused.status, 502, "{path}");
+        assert!(refused.text().contains("certificate"), "{}", refused.text());
+    }
+
+    let both = [&other, &certificate].map(|one| std::fs::read(&one.cert).unwrap());
+    std::fs::write(&bundle, both.concat()).unwrap();
+    warmdock.signal("HUP");
+    for path in ["3/b/big", &file.path()] {
+        wait_for("the registry to be trusted", || {
+            (get(path).status == 200).then_some(())
+        });
+    }
+
+    // A bundle without any changes nothing.
+    std::fs::write(&bundle, "no certificate").unwrap();
+    warmdock.signal("HUP");
+    wait_for("a complaint about the bundle", || {
+        assert_eq!(get("config.json").status, 200);
+        warmdock.log().contains("CA certificates").then_some(())
+    });
+    assert!(get(&later.path()).body == later.bytes);
+}
+
 /// Over TLS cargo opens one connection and asks for everything at once.
 #[test]
 fn crates_over_http_2() {

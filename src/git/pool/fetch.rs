@@ -273,8 +273,10 @@ fn bytes_of(refs: &Refs) -> u64 {
         let peeled = target.peeled.map_or(0, |_| "^".len() + ID);
         ID + name.len() + "\n".len() + peeled
     });
+    let pairs = refs.symrefs.iter();
+    let symrefs = pairs.map(|(name, target)| "symref=: ".len() + name.len() + target.len());
     let kept = ID + KEPT_PREFIX.len() + "000000000000-".len() + ID;
-    let bytes = names.sum::<usize>() + refs.kept.len() * kept;
+    let bytes = names.sum::<usize>() + symrefs.sum::<usize>() + refs.kept.len() * kept;
     bytes as u64 + SMALL_FILES
 }
 

@@ -173,6 +173,7 @@ fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {
         capabilities.extend_from_slice(b" allow-reachable-sha1-in-want");
     }
     capabilities.extend_from_slice(b" no-done");
+    // Of other symbolic references nothing is told, as by git's own server: many would not fit into the packet.
     if let Head::Branch(name) = &refs.head
         && refs.head_id().is_some()
         && name.len() <= LONGEST_SYMREF
@@ -246,6 +247,12 @@ fn list_refs(refs: &Refs, arguments: &LsRefs) -> Vec<u8> {
     for (name, target) in arguments.prefixes.select(refs) {
         let mut data = format!("{} ", target.id).into_bytes();
         data.extend_from_slice(name);
+        if arguments.symrefs
+            && let Some(target) = refs.symref_target(name)
+        {
+            data.extend_from_slice(b" symref-target:");
+            data.extend_from_slice(target);
+        }
         if let Some(peeled) = target.peeled.filter(|_| arguments.peel) {
             data.extend_from_slice(format!(" peeled:{peeled}").as_bytes());
         }
@@ -335,6 +342,30 @@ mod tests {
         };
         assert_eq!(told(true), ["unborn HEAD symref-target:refs/heads/main"]);
         assert!(told(false).is_empty());
+    }
+
+    #[test]
+    fn where_symbolic_references_lead_is_told_to_who_asks() {
+        let mut refs = refs("refs/heads/main", &["refs/heads/latest", "refs/heads/main"]);
+        refs.set_symrefs(vec![("refs/heads/latest".into(), "refs/heads/main".into())]);
+        let (one, two) = (id("1"), id("2"));
+        for (symrefs, told) in [(true, " symref-target:refs/heads/main"), (false, "")] {
+            let arguments = LsRefs {
+                symrefs,
+                peel: true,
+                ..LsRefs::default()
+            };
+            assert_eq!(
+                lines(&list_refs(&refs, &arguments)),
+                [
+                    format!("{one} HEAD{told}"),
+                    format!("{one} refs/heads/latest{told} peeled:{two}"),
+                    format!("{one} refs/heads/main peeled:{two}"),
+                ]
+            );
+        }
+        let lines = lines(&advertise_v0(&refs, Version::V0, WantPolicy::Advertised));
+        assert_eq!(lines[0].matches("symref=").count(), 1, "{lines:?}");
     }
 
     #[test]

@@ -130,6 +130,7 @@ pub(super) fn failed(error: gix_error::Error) -> UpstreamError {
 fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
     let mut refs = Refs::default();
     let mut head_id = None;
+    let mut symrefs = Vec::new();
     for listed in listed {
         let (name, target) = match listed {
             Ref::Unborn {
@@ -151,6 +152,7 @@ fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
                     refs.head = Head::Branch(target);
                     continue;
                 }
+                symrefs.push((full_ref_name.clone(), target));
                 (
                     full_ref_name,
                     Target {
@@ -190,6 +192,7 @@ fn refs_of(listed: Vec<Ref>, namespaces: &[String]) -> Refs {
     if let (Head::Unknown, Some(id)) = (&refs.head, head_id) {
         refs.head = Head::Detached(id);
     }
+    refs.set_symrefs(symrefs);
     refs
 }
 

@@ -108,6 +108,7 @@ fn read_refs(
 ) -> Result<Refs, AnyError> {
     let store = gix_ref::file::Store::at(folder.to_owned(), HashKind::Sha1);
     let mut refs = Refs::default();
+    let mut symrefs = Vec::new();
     for reference in store.iter()?.all()? {
         // A reference that is broken there is not served here, as with git's own server.
         let Ok(mut reference) = reference else {
@@ -120,9 +121,12 @@ fn read_refs(
         let Ok(peeled) = reference.peel_to_id(&store, objects) else {
             continue;
         };
-        let (_, Some(id)) = behind(&store, &name)? else {
+        let (end, Some(id)) = behind(&store, &name)? else {
             continue;
         };
+        if end != name {
+            symrefs.push((name.clone(), end));
+        }
         refs.names.insert(
             name,
             Target {
@@ -131,6 +135,7 @@ fn read_refs(
             },
         );
     }
+    refs.set_symrefs(symrefs);
     let head = std::fs::read(folder.join("HEAD"))?;
     refs.head = match head.strip_prefix(b"ref:") {
         Some(name) => {

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use base64::Engine;
@@ -33,9 +33,14 @@ pub struct HttpUpstream {
     has_token: bool,
     idle: Duration,
     health: Arc<Health>,
-    /// When it last said that it was asked too often, and how.
-    too_often: Mutex<Option<(Instant, UpstreamError)>>,
+    /// Until when it is left alone since it was asked too often, and how it said so.
+    too_often: Mutex<Option<(Instant, StatusCode)>>,
 }
+
+/// A host that was asked too often is left alone for as long as it says, within these bounds: asked at once it would
+/// refuse again, and a quota that is used up for an hour may be raised.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 impl HttpUpstream {
     pub(super) fn new(
@@ -101,12 +106,9 @@ impl HttpUpstream {
             StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
                 if status == StatusCode::TOO_MANY_REQUESTS || is_rate_limit(headers) =>
             {
-                let error = UpstreamError::Failed(format!(
-                    "{} answered {status}: it was asked too often",
-                    self.name()
-                ));
-                *self.too_often() = Some((Instant::now(), error.clone()));
-                error
+                let until = Instant::now() + pause(headers, SystemTime::now());
+                *self.too_often() = Some((until, status));
+                self.left_alone(until, status)
             }
             StatusCode::NOT_FOUND
             | StatusCode::GONE
@@ -123,13 +125,22 @@ impl HttpUpstream {
         }
     }
 
-    /// What it said a moment ago to whoever asked too often: it is not asked again by each client.
+    /// Why it is not to be asked now, where it said that it was asked too often.
     pub fn asked_too_often(&self) -> Option<UpstreamError> {
-        let said = self.too_often().clone();
-        said.and_then(|(when, error)| (when.elapsed() < PAUSE).then_some(error))
+        let (until, status) = (*self.too_often())?;
+        (Instant::now() < until).then(|| self.left_alone(until, status))
     }
 
-    fn too_often(&self) -> MutexGuard<'_, Option<(Instant, UpstreamError)>> {
+    fn left_alone(&self, until: Instant, status: StatusCode) -> UpstreamError {
+        let left = until.saturating_duration_since(Instant::now());
+        UpstreamError::Failed(format!(
+            "{} answered {status}: it was asked too often, and is asked again in {} s",
+            self.name(),
+            left.as_millis().div_ceil(1000)
+        ))
+    }
+
+    fn too_often(&self) -> MutexGuard<'_, Option<(Instant, StatusCode)>> {
         self.too_often
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -146,6 +157,9 @@ impl HttpUpstream {
         namespaces: &[String],
         job: FetchJob<'_>,
     ) -> Result<Fetched, UpstreamError> {
+        if let Some(error) = self.asked_too_often() {
+            return Err(error);
+        }
         let http = Blocking::new(
             self.client.clone(),
             self.headers.clone(),
@@ -193,6 +207,21 @@ fn is_rate_limit(headers: &HeaderMap) -> bool {
     headers.contains_key(RETRY_AFTER) || left.is_some_and(|left| left == "0")
 }
 
+/// How long a host that was asked too often is left alone: as `Retry-After` says, in seconds or by a date (RFC 9110,
+/// 10.2.3), else until GitHub's `x-ratelimit-reset`, a Unix time in seconds. [`PAUSE`] where it says neither.
+fn pause(headers: &HeaderMap, now: SystemTime) -> Duration {
+    let said = |name: &str| headers.get(name)?.to_str().ok();
+    let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
+    let until = |time: SystemTime| time.duration_since(now).unwrap_or_default();
+    let date = |text: &str| httpdate::parse_http_date(text).ok().map(until);
+    let unix_time = |time| UNIX_EPOCH.checked_add(seconds(time)?).map(until);
+    said(RETRY_AFTER.as_str())
+        .and_then(|text| seconds(text).or_else(|| date(text)))
+        .or_else(|| said("x-ratelimit-reset").and_then(unix_time))
+        .unwrap_or(PAUSE)
+        .clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+}
+
 fn authorization(upstream: &config::Upstream, token: &[u8]) -> anyhow::Result<HeaderValue> {
     let value = match upstream.auth {
         UpstreamAuth::Bearer => [b"Bearer ", token].concat(),
@@ -205,4 +234,51 @@ fn authorization(upstream: &config::Upstream, token: &[u8]) -> anyhow::Result<He
         .context("the token has bytes that HTTP headers cannot carry")?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderName;
+
+    use super::*;
+
+    #[test]
+    fn a_host_says_for_how_long_it_is_left_alone() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06T08:49:37Z
+        let pause = |lines: &[(&'static str, &'static str)]| {
+            let headers: HeaderMap = lines
+                .iter()
+                .map(|&(name, value)| {
+                    (
+                        HeaderName::from_static(name),
+                        HeaderValue::from_static(value),
+                    )
+                })
+                .collect();
+            super::pause(&headers, now).as_secs()
+        };
+        for (said, expected) in [
+            ("60", 60),
+            ("0", 1),
+            ("86400", 300),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", 60),
+            ("Mon, 07 Nov 1994 08:49:37 GMT", 300),
+            ("Sun, 06 Nov 1994 08:49:00 GMT", 1),
+            ("Sun, 06 Nov 1994 08:50:37 CET", 15),
+            ("Sun, 06 Nev 1994 08:50:37 GMT", 15),
+            ("Sun, 36 Nov 1994 08:50:37 GMT", 15),
+            ("99999999999999999999", 15),
+            ("soon", 15),
+            ("", 15),
+        ] {
+            assert_eq!(pause(&[("retry-after", said)]), expected, "{said}");
+        }
+        let reset = |time| ("x-ratelimit-reset", time);
+        assert_eq!(pause(&[reset("784111837")]), 60);
+        assert_eq!(pause(&[reset("9223372036854775807")]), 300);
+        assert_eq!(pause(&[reset("784111000")]), 1);
+        assert_eq!(pause(&[reset("784111837"), ("retry-after", "30")]), 30);
+        assert_eq!(pause(&[reset("784111837"), ("retry-after", "soon")]), 60);
+        assert_eq!(pause(&[("x-ratelimit-remaining", "0")]), 15);
+    }
 }

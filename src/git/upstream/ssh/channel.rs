@@ -18,12 +18,14 @@ const MOST_SAID: usize = 2048;
 /// How long the end of a channel may follow the end of its data.
 const TAIL: Duration = Duration::from_secs(2);
 
-/// How a command ended, as far as that is known.
+/// How far a command is, and how it ended, as far as that is known.
 #[derive(Clone, Default)]
 pub(super) struct Ended(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    /// Something was asked of it: what it writes from then on is an answer.
+    asked: bool,
     said: Vec<u8>,
     status: Option<u32>,
     failure: Option<String>,
@@ -112,7 +114,13 @@ impl Reader {
                 .patience
                 .wait("sent nothing", self.read.wait())
                 .map_err(|why| self.ended.fail(why.to_string()))?;
-            if let Some(ChannelMsg::Data { .. } | ChannelMsg::ExtendedData { .. }) = message {
+            let is_answer = match &message {
+                // What greets before anything is asked may stand before the host, and says nothing of it.
+                Some(ChannelMsg::Data { .. }) => self.ended.state().asked,
+                Some(ChannelMsg::ExtendedData { .. }) => true,
+                _ => false,
+            };
+            if is_answer {
                 self.health.heard();
             }
             match message {
@@ -190,6 +198,7 @@ impl Write for Writer {
             return Ok(());
         }
         let request = std::mem::take(&mut self.buffer);
+        self.ended.state().asked = true;
         self.patience
             .wait("took no request", self.write.data_bytes(request))
             .map_err(|why| self.ended.fail(why.to_string()))?

@@ -1,13 +1,12 @@
 //! Nothing stale ever ends in an image, and nothing is repeated that need not be.
 
-use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::archive::Archive;
 use crate::corp::Corp;
 use crate::docker::{self, Built, Tag};
-use crate::project::Project;
+use crate::project::{Project, unique};
 use crate::support::process;
 
 const DOCKERFILES: [&str; 2] = ["Dockerfile.musl", "Dockerfile.debian"];
@@ -45,8 +44,9 @@ fn age(project: &Project) {
 #[test]
 fn a_changed_source_ends_in_the_image_also_when_it_looks_old() {
     let project = Project::hello("hello-freshness");
+    let [first, second] = ["first", "second"].map(|what| format!("{what} {}", unique()));
     for dockerfile in DOCKERFILES {
-        for what in ["first", "second", "first"] {
+        for what in [&first, &second, &first] {
             project.says(what);
             age(&project);
             let (built, said) = build_and_run(&project, dockerfile);
@@ -63,7 +63,6 @@ fn a_changed_source_ends_in_the_image_also_when_it_looks_old() {
 #[test]
 fn a_changed_source_does_not_fetch_again() {
     let project = Project::hello("hello-fetch");
-    let unique = || format!("{:?}", std::time::SystemTime::now()).replace(['{', '}'], "");
     // Never fetched before: of what an earlier run has left, BuildKit may have forgotten by which files it is found.
     let manifest = project.read("Cargo.toml");
     project.write("Cargo.toml", &format!("{manifest}# {}\n", unique()));
@@ -100,6 +99,7 @@ fn a_changed_source_does_not_fetch_again() {
 #[test]
 fn another_source_date_epoch_repeats_nothing() {
     let project = Project::hello("hello-epoch");
+    project.says(&unique());
     for dockerfile in DOCKERFILES {
         let build = |epoch: &str| {
             project
@@ -122,16 +122,23 @@ fn another_source_date_epoch_repeats_nothing() {
 #[test]
 fn a_module_that_comes_and_goes() {
     let project = Project::hello("hello-module");
-    project.write("src/word.rs", "pub const WORD: &str = \"word\";\n");
+    let [word, another] = ["word", "another"].map(|word| format!("{word} {}", unique()));
+    project.write(
+        "src/word.rs",
+        &format!("pub const WORD: &str = \"{word}\";\n"),
+    );
     project.write(
         "src/main.rs",
         "mod word;\nfn main() {\n    println!(\"{}\", word::WORD);\n}\n",
     );
-    assert_eq!(build_and_run(&project, "Dockerfile.musl").1, "word");
+    assert_eq!(build_and_run(&project, "Dockerfile.musl").1, word);
     std::fs::remove_file(project.path("src/word.rs")).unwrap();
-    project.write("src/word/mod.rs", "pub const WORD: &str = \"another\";\n");
+    project.write(
+        "src/word/mod.rs",
+        &format!("pub const WORD: &str = \"{another}\";\n"),
+    );
     age(&project);
-    assert_eq!(build_and_run(&project, "Dockerfile.musl").1, "another");
+    assert_eq!(build_and_run(&project, "Dockerfile.musl").1, another);
 }
 
 #[test]
@@ -145,9 +152,12 @@ fn a_git_dependency_that_changes_under_the_same_version() {
         corp.lock(&project);
         let lock = project.read("Cargo.lock").replace('\n', end);
         project.write("Cargo.lock", &lock);
-        let built = corp.build_directly(&project).option("--load");
-        built.option(format!("--tag={}", tag.0)).run().ok();
+        let build = corp.build_directly(&project).option("--load");
+        let built = build.option(format!("--tag={}", tag.0)).run().ok();
         assert_eq!(project.run(&tag.0), format!("{text}, 41"));
+        // With what an earlier build has compiled: of nothing, nothing could be stale.
+        let anew = built.log.contains("Compiling tally");
+        assert_eq!(anew, text == "one", "{}", built.describe());
         // Where cargos newer than the builder's keep a crate: what was there before is gone.
         let folder = "/target/release/build/greeting";
         in_target(
@@ -157,14 +167,18 @@ fn a_git_dependency_that_changes_under_the_same_version() {
     }
 }
 
-/// Runs a command where builds of a service by Dockerfile.musl keep what they have compiled.
+/// Runs a command where builds of a service by Dockerfile.musl keep what they have compiled. BuildKit would forget that
+/// with `--no-cache`.
 #[track_caller]
 fn in_target(package: &str, command: &str) {
     let mut mounts = docker::cache_mounts(&format!("target-{package}-musl-"));
     let (_, id) = mounts.pop_first().expect("a cache mount");
     let mount = format!("--mount=type=cache,id={id},sharing=locked,target=/target");
-    let dockerfile = format!("FROM debian:trixie-slim\nRUN {mount} {command}\n");
-    let mut build = docker::command(&["buildx", "build", "--no-cache", "--output=type=cacheonly"]);
+    let dockerfile = format!(
+        "FROM debian:trixie-slim\nRUN {mount} : {} && {command}\n",
+        unique()
+    );
+    let mut build = docker::command(&["buildx", "build", "--output=type=cacheonly"]);
     build.arg("-");
     process::run(build, dockerfile.as_bytes(), Duration::from_secs(120)).ok();
 }
@@ -174,9 +188,7 @@ fn both_architectures_at_once_from_an_empty_cache() {
     let project = Project::hello("hello-both");
     let archive = project.beside("image.tar");
     for (round, dockerfile) in DOCKERFILES.into_iter().cycle().take(4).enumerate() {
-        project.says(
-            &format!("round {round} {:?}", std::time::SystemTime::now()).replace(['{', '}'], ""),
-        );
+        project.says(&format!("round {round} {}", unique()));
         // Those of both Dockerfiles, which share none.
         if dockerfile == DOCKERFILES[0] {
             docker::empty_mounts("target-hello-both-");
@@ -206,23 +218,26 @@ fn both_architectures_at_once_from_an_empty_cache() {
 #[test]
 fn a_build_after_the_cache_mounts_are_pruned() {
     let project = Project::hello("hello-pruned");
-    project.says("before");
+    project.says(&unique());
     for dockerfile in DOCKERFILES {
         build(&project, dockerfile);
     }
-    // Layers stay, with the crates that were fetched: only the mounts go, cargo's home as well.
-    let mounts = ["target-hello-pruned-", "cargo-home"].map(docker::cache_mounts);
-    let mounts: Vec<_> = mounts.into_iter().flat_map(BTreeMap::into_keys).collect();
-    assert!(mounts.len() >= 3, "{mounts:?}");
-    docker::prune(&mounts);
-    project.says("after");
+    // Layers stay, with the crates that were fetched: only what is in the mounts goes, cargo's home as well.
+    docker::empty_mounts("target-hello-pruned-");
+    docker::empty_mounts("cargo-home");
+    let after = format!("after {}", unique());
+    project.says(&after);
     let another = Project::hello("hello-pruned");
-    for file in ["Cargo.toml", "Cargo.lock"] {
-        another.write(file, &another.read(file).replace("0.1.0", "0.2.0"));
-    }
+    let manifest = another.read("Cargo.toml");
+    another.write("Cargo.toml", &format!("{manifest}# {}\n", unique()));
     for dockerfile in DOCKERFILES {
         let (built, said) = build_and_run(&project, dockerfile);
-        assert_eq!(said, "after 41", "{}", built.describe());
+        assert_eq!(said, format!("{after} 41"), "{}", built.describe());
+        for step in built.steps("/step/fetch-crates") {
+            assert!(step.cached, "{step:?} ran again: {}", built.describe());
+        }
+        let compiled = built.log.contains("Compiling itoa");
+        assert!(compiled, "{}", built.describe());
         assert_eq!(build_and_run(&another, dockerfile).1, "hello 41");
     }
 }

@@ -14,6 +14,12 @@ pub struct Project {
     pub name: String,
 }
 
+/// What no run has written before: of earlier ones the engine still has the layers, and would do nothing.
+pub fn unique() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.unwrap().as_nanos().to_string()
+}
+
 impl Project {
     /// A service with a crate from crates.io, which prints what `says` gives. The engine keeps caches by the name.
     pub fn hello(name: &str) -> Self {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::docker::{self, Build, Built, ROOT, Tag};
-use crate::project::Project;
+use crate::project::{Project, unique};
 use crate::registry::Registry;
 use crate::support::{http, process, temporary_folder};
 
@@ -54,7 +54,9 @@ fn reference(project: &Project, registry: &Registry, tag: &str) -> String {
 #[test]
 fn pushed_pulled_and_run() {
     let project = Project::hello("hello-release");
-    project.says("released");
+    let says = format!("released {}", unique());
+    project.says(&says);
+    let said = format!("{says} 41");
     let folder = temporary_folder();
     let registry = Registry::start(folder.path()).unwrap();
     let before = docker::cache_records();
@@ -107,7 +109,7 @@ fn pushed_pulled_and_run() {
 
         let _tag = Tag(name.clone());
         docker::run(&["pull", "--quiet", &name]).ok();
-        assert_eq!(project.run(&name), "released 41");
+        assert_eq!(project.run(&name), said);
         let binary = pulled_binary(&project, &name, "arm64");
         let mut emulated = Command::new("qemu-aarch64-static");
         if tag.ends_with("debian") {
@@ -118,18 +120,19 @@ fn pushed_pulled_and_run() {
             process::run(emulated, b"", Duration::from_secs(60))
                 .ok()
                 .text(),
-            "released 41"
+            said
         );
     }
 
     // The same again has the same digests, and comes from the registry's cache once the builder has forgotten it.
     let digest = |tag: &str| digest(&reference(&project, &registry, tag));
     let first = VARIANTS.map(|(variant, _)| digest(&tag_of(variant)));
-    let new: Vec<_> = docker::cache_records()
-        .into_keys()
-        .filter(|id| !before.contains_key(id))
-        .collect();
-    docker::prune(&new);
+    let mut new = docker::cache_records();
+    new.retain(|id, _| !before.contains_key(id));
+    for mounts in ["target-hello-release-", "cargo-home"] {
+        new.append(&mut docker::cache_mounts(mounts));
+    }
+    docker::prune(&new.into_keys().collect::<Vec<_>>());
     // What is pushed is kept under these names as well.
     let _tags = VARIANTS.map(|(variant, _)| Tag(reference(&project, &registry, &tag_of(variant))));
     let again = release(&project, &registry);
@@ -141,6 +144,11 @@ fn pushed_pulled_and_run() {
         );
     }
     assert_eq!(VARIANTS.map(|(variant, _)| digest(&tag_of(variant))), first);
+    // What has changed since is compiled, with all of the cache mounts gone.
+    project.says(&unique());
+    let build = project.build("Dockerfile.musl");
+    let built = build.option("--output=type=cacheonly").run().ok();
+    assert!(built.log.contains("Compiling itoa"), "{}", built.describe());
 }
 
 /// Nothing is built that would claim to be from 1970.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use super::hot::HotBlocks;
 use super::{BlobId, Blobs, Hasher, Slot, seconds, seconds_of};
 
 /// What is checked and sent in one go. Small enough for hundreds of clients, each of which holds one.
@@ -23,6 +24,8 @@ pub struct Kept {
     pub(super) checks: Arc<[u32]>,
     /// Before the service started; until its first use.
     pub(super) was_here: AtomicBool,
+    /// Its first blocks, as far as they may stay in memory.
+    pub(super) hot: Arc<HotBlocks>,
 }
 
 impl Kept {
@@ -95,6 +98,7 @@ impl Blobs {
             size,
             checks: Arc::clone(&checks),
             was_here: was_here.into(),
+            hot: self.hot.blocks(size),
         });
         if let Some(slot) = index.slots.get_mut(id) {
             slot.checks = Some(checks);

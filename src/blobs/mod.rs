@@ -12,6 +12,7 @@
 mod bucket;
 mod digest;
 mod evict;
+mod hot;
 mod kept;
 mod load;
 mod reader;
@@ -35,6 +36,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::durable;
 use crate::storage::{Evict, Part, Reservation, Storage};
+
+use hot::Hot;
 
 pub use digest::{Digest, Hasher};
 pub use kept::Kept;
@@ -71,6 +74,7 @@ pub struct Blobs {
     index: Mutex<Index>,
     temporary: AtomicU64,
     disk: Arc<Semaphore>,
+    hot: Arc<Hot>,
     most_idle_open: usize,
     tasks: TaskTracker,
     damaged: Counter,
@@ -133,6 +137,7 @@ impl Blobs {
             }),
             temporary: AtomicU64::new(0),
             disk: Arc::new(Semaphore::new(DISK_WORK)),
+            hot: Hot::new(),
             most_idle_open: most_idle_open(),
             tasks: TaskTracker::new(),
             damaged: Counter::default(),

@@ -123,6 +123,9 @@ async fn read_kept(kept: &Arc<Kept>, left: &mut Range<u64>) -> Result<Option<Byt
 
 /// A whole block, and the right one.
 async fn read_block(kept: &Arc<Kept>, block: u64) -> Result<Bytes, ReadError> {
+    if let Some(bytes) = kept.hot.get(block) {
+        return Ok(bytes);
+    }
     let start = block * BLOCK as u64;
     let length = (kept.size - start).min(BLOCK as u64) as usize;
     let buffer = match read_piece(&kept.file, start, length).await? {
@@ -139,6 +142,7 @@ async fn read_block(kept: &Arc<Kept>, block: u64) -> Result<Bytes, ReadError> {
     if kept.checks.get(block as usize) != Some(&crc32fast::hash(buffer.as_ref())) {
         return Err(ReadError::Damaged(Arc::clone(kept)));
     }
+    kept.hot.keep(block, buffer.as_ref());
     Ok(Bytes::from_owner(buffer))
 }
 

@@ -57,6 +57,7 @@ impl Store {
             size: whole.size,
             checks: Arc::clone(&whole.checks),
             was_here: false.into(),
+            hot: self.blobs.hot.blocks(whole.size),
         })
     }
 

@@ -289,6 +289,7 @@ impl BlobWriter {
             size: self.written,
             checks: std::mem::take(&mut self.checks).into(),
             was_here: false.into(),
+            hot: self.blobs.hot.blocks(self.written),
         });
         // Nobody else sets it.
         let _ = self.coming.whole.set(Arc::clone(&kept));

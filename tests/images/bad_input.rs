@@ -234,7 +234,9 @@ fn an_agent_with_a_key_that_is_not_let_in() {
         .run()
         .fails_with(&["no SSH agent with a key", "ssh-add"]);
     agent.add(&corp.sshd.keygen("stranger", &["-t", "ed25519"]));
+    // cargo may begin with the crate that comes over HTTPS.
     build()
+        .secret("gitconfig", &corp.gitconfig_for_https())
         .run()
         .fails_with(&["takes none of the agent's keys", "ssh-add -l"]);
 }
@@ -254,6 +256,7 @@ fn no_known_hosts_and_wrong_ones() {
         .fails_with(&["no host key is known", "--secret id=known_hosts"]);
     build()
         .secret("known_hosts", &corp.wrong_known_hosts())
+        .secret("gitconfig", &corp.gitconfig_for_https())
         .run()
         .fails_with(&["is not the one in known_hosts", "[host]:port"]);
 }

@@ -34,6 +34,11 @@ fn its_files_are_what_the_service_says() {
 #[test]
 fn repositories_and_crates_come_through_the_service() {
     let folder = temporary_folder();
+    // The folder's name makes a commit that is in no cache.
+    let source = format!(
+        "pub const WORD: &str = \"warm\";\n// {}\n",
+        folder.path().display()
+    );
     Repo::empty(&folder.path().join("team/word.git")).commit(
         "main",
         &[
@@ -41,7 +46,7 @@ fn repositories_and_crates_come_through_the_service() {
                 "Cargo.toml",
                 b"[package]\nname = \"word\"\nversion = \"0.1.0\"\n",
             ),
-            ("src/lib.rs", b"pub const WORD: &str = \"warm\";\n"),
+            ("src/lib.rs", source.as_bytes()),
         ],
     );
     let upstream = format!("file://{}", folder.path().display());
@@ -79,8 +84,6 @@ fn repositories_and_crates_come_through_the_service() {
         json!({ "secrets": secrets, "services": names }).to_string(),
     )
     .unwrap();
-    // Nothing may be left from other builds.
-    docker::forget_downloads();
     let tag = Tag(format!("{}:built-through-warmdock", project.name));
     let mut command = docker::command(&["compose", "--progress=plain"]);
     command
@@ -93,9 +96,8 @@ fn repositories_and_crates_come_through_the_service() {
         .args(["build", "builder"])
         .env("SERVICE", project.root())
         .env("PACKAGE", &project.name);
-    // Whatever was built before: these manifests were not.
-    let manifest = project.read("Cargo.toml");
-    project.write("Cargo.toml", &format!("{manifest}\n# {url}\n"));
+    // Nothing of it is left from other builds: Cargo.lock has the new commit, and cargo keeps crates by the registry's
+    // address, in which is the service's port.
     process::run(command, b"", Duration::from_secs(600)).ok();
     assert_eq!(project.run(&tag.0), "warm 41");
     let sent = service.metric(|sample| sample.starts_with("warmdock_crates_answers"));

@@ -6,7 +6,7 @@ use crate::archive::Archive;
 use crate::builder::client_config;
 use crate::corp::{Corp, HOST};
 use crate::docker::{self, Tag};
-use crate::support::sshd::SshFault;
+use crate::support::sshd::{SshFault, ssh_keygen};
 use crate::support::warmdock::{Builder, files_below};
 
 /// Where in an archive each secret was found. `markers` have to be found, or nothing was really searched.
@@ -51,7 +51,6 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
         "# a marker in cargo's configuration\n",
     );
     let (archive, cache) = (project.beside("image.tar"), project.beside("cache"));
-    let connections = corp.sshd.connections();
     // To compress the compilers takes longer than to search them.
     let built = corp
         .bake_directly(&project, "private")
@@ -66,11 +65,11 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
         ))
         .run()
         .ok();
-    assert!(
-        corp.sshd.connections() > connections,
-        "{}",
-        built.describe()
-    );
+    // The service comes to the host as well, for the other crate, with a key of its own.
+    let key = ssh_keygen(&["-l", "-f", docker::text(&corp.sshd.path("deploy.pub"))]).ok();
+    let key = key.text().split(' ').nth(1).unwrap().to_owned();
+    let let_in = format!(" ssh2: ED25519 {key}");
+    assert!(corp.sshd.log().contains(&let_in), "{}", built.describe());
 
     let image = Archive::open(&archive);
     // The version of Cargo.lock is in cargo-auditable's packed list, so the program's own text has to do.
@@ -162,14 +161,11 @@ fn with_a_warm_service_and_the_host_away() {
     let tag = Tag("greeter:warm".to_owned());
     corp.warm();
     corp.sshd.fail(SshFault::Refuse);
-    // Nothing of the crates may be left from other builds.
-    docker::forget_downloads();
 
-    // Over HTTP with a token.
+    // Over HTTP with a token. No other build has left these crates: one has an address of its own, the other a new commit.
     let gitconfig = corp.gitconfig(&format!("http://{}", corp.warmdock.address()));
     let build = corp.build(&project).secret("gitconfig", &gitconfig);
     build
-        .option("--no-cache-filter=crates")
         .option("--load")
         .option(format!("--tag={}", tag.0))
         .run()
@@ -185,13 +181,13 @@ fn with_a_warm_service_and_the_host_away() {
         known_hosts.replace("127.0.0.1", HOST),
     )
     .unwrap();
-    docker::forget_downloads();
     let through_the_door = || {
         corp.build(&project)
             .secret("gitconfig", &gitconfig)
             .secret("known_hosts", &project.beside("door_known_hosts"))
             .agent(&corp.agent.socket())
     };
+    // The same commits again: for a step without a cache, BuildKit makes its cache mounts anew as well.
     let built = through_the_door()
         .option("--no-cache-filter=crates")
         .option("--load")
@@ -199,6 +195,9 @@ fn with_a_warm_service_and_the_host_away() {
         .run()
         .ok();
     assert!(built.ran("/step/fetch-crates"), "{}", built.describe());
+    let served = "warmdock_ssh_requests_total{result=\"ok\"}";
+    let served = corp.warmdock.metric(|sample| sample == served);
+    assert!(served >= 2.0, "{served} of two: {}", built.describe());
     assert_eq!(project.run(&tag.0), "from a warm service, 41");
 
     let archive = project.beside("image.tar");
@@ -250,11 +249,8 @@ fn through_a_service_with_a_certificate_of_ones_own() {
     let token = std::fs::read_to_string(corp.path("token")).unwrap();
     let with_token = format!("{registry}token = \"{}\"\n", token.trim());
     std::fs::write(&cargo_config, said.replace(registry, &with_token)).unwrap();
-    docker::forget_downloads();
-    // Whatever was built before: these manifests were not.
-    let manifest = project.read("Cargo.toml");
-    project.write("Cargo.toml", &format!("{manifest}# {url}\n"));
-    // Git's client and cargo's refuse it in words of their own.
+    // Git's client and cargo's refuse it in words of their own. Both have to ask: neither the crates' commits nor anything
+    // from a registry at this address is in a cache.
     for build in [
         corp.build(&project)
             .secret("gitconfig", &gitconfig)
@@ -267,7 +263,7 @@ fn through_a_service_with_a_certificate_of_ones_own() {
             "--secret id=ca",
         ]);
     }
-    // One of them came to the crate from Git.
+    // One of them came to the crates from Git.
     docker::forget_downloads();
     corp.bake(&project, "tls")
         .variable("GITCONFIG", docker::text(&gitconfig))

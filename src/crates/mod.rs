@@ -212,22 +212,27 @@ impl Crates {
             self.counters.clone(),
             config.crates.when_upstream_fails,
         )?;
+        let new = Arc::new(Registry {
+            name: name.to_owned(),
+            space,
+            index,
+            upstream: Arc::new(upstream),
+            downloads: Semaphore::new(DOWNLOADS),
+            passing: Arc::new(Semaphore::new(PASSED_ON)),
+            files: Arc::new(Semaphore::new(ASKED_OR_WAITING)),
+        });
         let mut made = self.registries();
+        if !Arc::ptr_eq(&config, &self.config.borrow()) {
+            // What a newer one says is not replaced.
+            return Ok(Some(new));
+        }
         let registry = match made.get(name) {
             // What was learned of it stays: its `config.json`, and that it hangs.
-            Some((_, same)) if same.upstream.is_same(&upstream) => {
+            Some((_, same)) if same.upstream.is_same(&new.upstream) => {
                 same.upstream.ask_with(client);
                 Arc::clone(same)
             }
-            _ => Arc::new(Registry {
-                name: name.to_owned(),
-                space,
-                index,
-                upstream: Arc::new(upstream),
-                downloads: Semaphore::new(DOWNLOADS),
-                passing: Arc::new(Semaphore::new(PASSED_ON)),
-                files: Arc::new(Semaphore::new(ASKED_OR_WAITING)),
-            }),
+            _ => new,
         };
         made.insert(name.to_owned(), (config, Arc::clone(&registry)));
         Ok(Some(registry))

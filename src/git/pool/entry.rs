@@ -144,6 +144,9 @@ impl Failure {
     }
 
     fn pause(&self) -> Duration {
+        if let UpstreamError::AskedTooOften { until, .. } = self.error {
+            return until.saturating_duration_since(self.when);
+        }
         let (first, longest) = if self.is_hopeless() {
             (HOPELESS_PAUSE, LONGEST_HOPELESS_PAUSE)
         } else {
@@ -315,6 +318,14 @@ mod tests {
             failure = Failure::after(Some(&failure), cut_off.clone());
         }
         assert_eq!(failure.pause(), LONGEST_PAUSE);
+        let until = Instant::now() + 3 * LONGEST_PAUSE;
+        let too_often = UpstreamError::AskedTooOften {
+            host: "git.test".to_owned(),
+            status: reqwest::StatusCode::TOO_MANY_REQUESTS,
+            until,
+        };
+        let refused = Failure::after(Some(&failure), too_often);
+        assert_eq!(refused.when + refused.pause(), until);
         let other = Failure::after(Some(&failure), UpstreamError::Sha256);
         assert_eq!(other.pause(), HOPELESS_PAUSE);
     }

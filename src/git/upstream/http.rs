@@ -107,7 +107,10 @@ impl HttpUpstream {
                 if status == StatusCode::TOO_MANY_REQUESTS || is_rate_limit(headers) =>
             {
                 let until = Instant::now() + pause(headers, SystemTime::now());
-                *self.too_often() = Some((until, status));
+                let mut said = self.too_often();
+                // Of several answers the longest pause holds.
+                let until = said.map_or(until, |(before, _)| before.max(until));
+                *said = Some((until, status));
                 self.left_alone(until, status)
             }
             StatusCode::NOT_FOUND
@@ -132,12 +135,11 @@ impl HttpUpstream {
     }
 
     fn left_alone(&self, until: Instant, status: StatusCode) -> UpstreamError {
-        let left = until.saturating_duration_since(Instant::now());
-        UpstreamError::Failed(format!(
-            "{} answered {status}: it was asked too often, and is asked again in {} s",
-            self.name(),
-            left.as_millis().div_ceil(1000)
-        ))
+        UpstreamError::AskedTooOften {
+            host: self.host.clone(),
+            status,
+            until,
+        }
     }
 
     fn too_often(&self) -> MutexGuard<'_, Option<(Instant, StatusCode)>> {
@@ -208,16 +210,19 @@ fn is_rate_limit(headers: &HeaderMap) -> bool {
 }
 
 /// How long a host that was asked too often is left alone: as `Retry-After` says, in seconds or by a date (RFC 9110,
-/// 10.2.3), else until GitHub's `x-ratelimit-reset`, a Unix time in seconds. [`PAUSE`] where it says neither.
+/// 10.2.3), else, where nothing is left of a quota, until GitHub's `x-ratelimit-reset`, a Unix time in seconds. [`PAUSE`]
+/// where it says neither.
 fn pause(headers: &HeaderMap, now: SystemTime) -> Duration {
     let said = |name: &str| headers.get(name)?.to_str().ok();
     let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
-    let until = |time: SystemTime| time.duration_since(now).unwrap_or_default();
-    let date = |text: &str| httpdate::parse_http_date(text).ok().map(until);
-    let unix_time = |time| UNIX_EPOCH.checked_add(seconds(time)?).map(until);
-    said(RETRY_AFTER.as_str())
-        .and_then(|text| seconds(text).or_else(|| date(text)))
-        .or_else(|| said("x-ratelimit-reset").and_then(unix_time))
+    let date = |text: &str| httpdate::parse_http_date(text).ok();
+    let until = |time: SystemTime| time.duration_since(now).ok();
+    let asked = said(RETRY_AFTER.as_str())
+        .and_then(|text| seconds(text).or_else(|| Some(until(date(text)?).unwrap_or_default())));
+    let is_used_up = said("x-ratelimit-remaining").is_none_or(|left| left == "0");
+    let reset = said("x-ratelimit-reset").filter(|_| is_used_up);
+    asked
+        .or_else(|| until(UNIX_EPOCH.checked_add(seconds(reset?)?)?))
         .unwrap_or(PAUSE)
         .clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
@@ -276,9 +281,12 @@ mod tests {
         let reset = |time| ("x-ratelimit-reset", time);
         assert_eq!(pause(&[reset("784111837")]), 60);
         assert_eq!(pause(&[reset("9223372036854775807")]), 300);
-        assert_eq!(pause(&[reset("784111000")]), 1);
+        assert_eq!(pause(&[reset("784111000")]), 15, "a clock is wrong");
         assert_eq!(pause(&[reset("784111837"), ("retry-after", "30")]), 30);
         assert_eq!(pause(&[reset("784111837"), ("retry-after", "soon")]), 60);
-        assert_eq!(pause(&[("x-ratelimit-remaining", "0")]), 15);
+        let left = |left| ("x-ratelimit-remaining", left);
+        assert_eq!(pause(&[left("0")]), 15);
+        assert_eq!(pause(&[left("0"), reset("784111837")]), 60);
+        assert_eq!(pause(&[left("3"), reset("784111837")]), 15);
     }
 }

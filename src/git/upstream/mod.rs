@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use gix_hash::ObjectId;
+use reqwest::StatusCode;
 use tokio::sync::Semaphore;
 
 use crate::config::{self, Config};
@@ -106,6 +107,13 @@ pub enum UpstreamError {
     NotFound,
     #[error("{0}")]
     Failed(String),
+    /// The host said so, and is left alone until then.
+    #[error("{host} answered {status}: it was asked too often, and is asked again in {} s", seconds_to(*until))]
+    AskedTooOften {
+        host: String,
+        status: StatusCode,
+        until: Instant,
+    },
     /// Trying again would give the same.
     #[error("{0}")]
     Hopeless(String),
@@ -125,6 +133,11 @@ impl UpstreamError {
             None => Self::Failed(format!("the mirror cannot be written: {error}")),
         }
     }
+}
+
+fn seconds_to(moment: Instant) -> u128 {
+    let left = moment.saturating_duration_since(Instant::now());
+    left.as_millis().div_ceil(1000)
 }
 
 /// More haves than this cost the upstream more than they save.

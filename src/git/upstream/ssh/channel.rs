@@ -18,6 +18,9 @@ const MOST_SAID: usize = 2048;
 /// How long the end of a channel may follow the end of its data.
 const TAIL: Duration = Duration::from_secs(2);
 
+/// Of version 2, in bytes. In version 0 all references stand there.
+const LONGEST_GREETING: usize = 4096;
+
 /// How far a command is, and how it ended, as far as that is known.
 #[derive(Clone, Default)]
 pub(super) struct Ended(Arc<Mutex<State>>);
@@ -26,6 +29,8 @@ pub(super) struct Ended(Arc<Mutex<State>>);
 struct State {
     /// Something was asked of it: what it writes from then on is an answer.
     asked: bool,
+    /// Bytes that it wrote before that.
+    greeting: usize,
     said: Vec<u8>,
     status: Option<u32>,
     failure: Option<String>,
@@ -116,7 +121,11 @@ impl Reader {
                 .map_err(|why| self.ended.fail(why.to_string()))?;
             let is_answer = match &message {
                 // What greets before anything is asked may stand before the host, and says nothing of it.
-                Some(ChannelMsg::Data { .. }) => self.ended.state().asked,
+                Some(ChannelMsg::Data { data }) => {
+                    let mut state = self.ended.state();
+                    state.greeting = state.greeting.saturating_add(data.len());
+                    state.asked || state.greeting > LONGEST_GREETING
+                }
                 Some(ChannelMsg::ExtendedData { .. }) => true,
                 _ => false,
             };

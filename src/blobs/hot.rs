@@ -118,16 +118,15 @@ impl HotBlocks {
         let Ok(room) = Arc::clone(&self.hot.room).try_acquire_many_owned(room) else {
             return self.hot.begin_anew();
         };
+        *place.block() = Some(Bytes::from_owner(Block {
+            bytes: bytes.into(),
+            _room: room,
+        }));
         let mut taken = self.hot.taken();
         if taken.by.len() == taken.by.capacity() {
             taken.by.retain(|file| file.strong_count() > 0);
         }
         taken.by.push(Arc::downgrade(self));
-        drop(taken);
-        *place.block() = Some(Bytes::from_owner(Block {
-            bytes: bytes.into(),
-            _room: room,
-        }));
     }
 }
 

@@ -212,6 +212,25 @@ fn a_host_is_left_alone_for_as_long_as_it_says() {
     assert!(begin.elapsed() >= Duration::from_secs(20));
 }
 
+#[test]
+fn another_address_is_asked_at_once() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = config(&upstream)
+        .set("/git/when_upstream_fails", "fail")
+        .start();
+    assert_eq!(advertisement(&warmdock).status, 200);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    upstream.fail(Fault::StatusWith(429, "retry-after: 300"));
+    assert_eq!(advertisement(&warmdock).status, 502);
+    let mut config = warmdock.config();
+    config["git"]["upstreams"][0]["url"] = json!(upstream.file_url());
+    warmdock.write_config(&config.to_string());
+    warmdock.signal("HUP");
+    wait_for("the other address to be asked", || {
+        (advertisement(&warmdock).status == 200).then_some(())
+    });
+}
+
 /// Of what is mirrored, fetches are refused, and no requests that are passed through.
 #[test]
 fn answers_403_to_fetches() {

@@ -135,6 +135,11 @@ impl Failure {
         )
     }
 
+    /// Whether the upstream said for how long it is not to be asked.
+    pub fn is_left_alone(&self) -> bool {
+        matches!(self.error, UpstreamError::AskedTooOften { .. })
+    }
+
     fn is_hopeless(&self) -> bool {
         self.is_for_room()
             || matches!(

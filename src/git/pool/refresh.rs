@@ -23,11 +23,15 @@ impl Pool {
         let mut config = self.config.clone();
         loop {
             let current = config.borrow_and_update().clone();
-            if current.storage.max_size != self.storage.limit() {
+            let has_other_limit = current.storage.max_size != self.storage.limit();
+            for entry in self.entries().values() {
+                // Another address or token may be asked at once; the upstream itself knows whether it is to be left alone.
+                entry.state().failed.take_if(|failed| {
+                    failed.is_left_alone() || has_other_limit && failed.is_for_room()
+                });
+            }
+            if has_other_limit {
                 self.storage.set_limit(current.storage.max_size);
-                for entry in self.entries().values() {
-                    entry.state().failed.take_if(|failed| failed.is_for_room());
-                }
                 let storage = Arc::clone(&self.storage);
                 self.tasks.spawn_blocking(move || storage.make_room());
             }

@@ -58,6 +58,25 @@ variable "BUILD_PACKAGES" {
   default     = ""
 }
 
+variable "HEALTHCHECK" {
+  description = "self: Docker runs the binary's subcommand healthcheck; none: the image has no HEALTHCHECK"
+  default     = "self"
+  validation {
+    condition     = can(regex("^(self|none)$", HEALTHCHECK))
+    error_message = "HEALTHCHECK is self or none."
+  }
+}
+
+# SECURITY: whoever can write a cache mount can change what the next build from it links.
+variable "CACHE_SCOPE" {
+  description = "Builds with another name here share no cache mounts: for sources that are not trusted"
+  default     = ""
+  validation {
+    condition     = can(regex("^[A-Za-z0-9_-]*$", CACHE_SCOPE))
+    error_message = "CACHE_SCOPE is a name: letters, digits, - and _."
+  }
+}
+
 variable "REGISTRY" {
   description = "Where release pushes to: registry.example/team, without the image's name"
   default     = ""
@@ -155,6 +174,8 @@ target "_common" {
     PROFILE           = PROFILE
     RUST_VERSION      = RUST_VERSION
     BUILD_PACKAGES    = BUILD_PACKAGES
+    HEALTHCHECK       = HEALTHCHECK
+    CACHE_SCOPE       = CACHE_SCOPE
     SOURCE            = SOURCE
     REVISION          = REVISION
     VERSION           = TAG
@@ -163,6 +184,7 @@ target "_common" {
     CREATED           = try(timeadd("1970-01-01T00:00:00Z", "${SOURCE_DATE_EPOCH}s"), "")
     SOURCE_DATE_EPOCH = SOURCE_DATE_EPOCH
   }
+  # For WORKSPACE there is no variable, as Jenkins gives each job one of that name: --set '*.args.WORKSPACE=services'
   # Base images are replaced by name: --set '*.contexts.rust:1.95.0-trixie=docker-image://mirror.example/rust'
   contexts = {}
   ssh      = SSH ? ["default"] : []
@@ -221,10 +243,10 @@ target "release" {
   attest   = ["type=provenance,mode=max", "type=sbom"]
   # Times are those of the commit: the same sources give the same digest. Docker's own builder cannot do that, for it
   # unpacks what it pushes; `docker buildx create --use` makes one that can. Without REGISTRY, images would go to
-  # Docker's; without SOURCE_DATE_EPOCH, they would have no time of their own. The type or the stage is then the message of
-  # the error that there is none such.
+  # Docker's; without SOURCE_DATE_EPOCH, they would have no time of their own; and `latest` is no version. The type or the
+  # stage is then the message of the error that there is none such.
   output = [notequal(REGISTRY, "") ? "type=image,push=true,rewrite-timestamp=true" : "type=REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release"]
-  target = can(regex("[1-9]", SOURCE_DATE_EPOCH)) ? "image" : "SOURCE_DATE_EPOCH is empty or 0: SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) docker buildx bake release"
+  target = notequal(TAG, "latest") ? can(regex("[1-9]", SOURCE_DATE_EPOCH)) ? "image" : "SOURCE_DATE_EPOCH is empty or 0: SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) docker buildx bake release" : "TAG is latest: TAG=1.2.3 docker buildx bake release"
   # mode=min beside the image would be no safer: it takes along the layers that an earlier export has made.
   cache-from = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant}"] : []
   cache-to   = notequal(CACHE, "") ? ["type=registry,ref=${CACHE}:${PACKAGE}-${variant},mode=max,compression=zstd,ignore-error=true"] : []

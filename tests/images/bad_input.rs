@@ -86,10 +86,29 @@ fn no_lock_file() {
     let project = Project::hello("hello-wrong");
     std::fs::remove_file(project.path("Cargo.lock")).unwrap();
     for dockerfile in DOCKERFILES {
-        project
-            .build(dockerfile)
-            .run()
-            .fails_with(&["no Cargo.lock", "cargo generate-lockfile"]);
+        project.build(dockerfile).run().fails_with(&[
+            "no Cargo.lock",
+            "cargo generate-lockfile",
+            ".dockerignore",
+        ]);
+    }
+    // In a repository with several of them, the one that is meant has to be named.
+    project.write("services/orders/Cargo.lock", "");
+    let built = project.build("Dockerfile.musl").run();
+    let how = "--build-arg WORKSPACE=FOLDER (there is services/orders/Cargo.lock)";
+    built.fails_with(&["no Cargo.lock", how, "cargo generate-lockfile"]);
+}
+
+/// A stage that is not there, which is then looked for as an image. The bake file has a better word.
+#[test]
+fn an_unknown_healthcheck() {
+    let project = Project::hello("hello-wrong");
+    for dockerfile in DOCKERFILES {
+        let built = project.build(dockerfile).arg("HEALTHCHECK", "other").run();
+        assert!(!built.output.status.success(), "{}", built.describe());
+        let says = "healthcheck-other";
+        assert!(built.output.stderr.contains(says), "{}", built.describe());
+        assert!(!built.ran("/step/copy-manifests"), "{}", built.describe());
     }
 }
 
@@ -134,27 +153,17 @@ fn another_nightly_than_the_one_that_is_pinned() {
         "#!/bin/sh\ncase $0 in\n*/rustup) echo 'nightly-2026-01-01-x86_64-unknown-linux-gnu (default)' ;;\n\
          *) echo 'rustc 1.94.0-nightly (0123abcde 2025-12-31)' ;;\nesac\n",
     );
-    project.write(
-        "Dockerfile",
-        "FROM rust:1.95.0-trixie\nCOPY --chmod=755 nightly /usr/local/cargo/bin/rustup\n\
-         COPY --chmod=755 nightly /usr/local/cargo/bin/rustc\n",
-    );
     let tag = Tag("hello-wrong:nightly".to_owned());
-    Build::new(
-        project.path("Dockerfile").to_str().unwrap(),
-        &project.root(),
-    )
-    .option("--load")
-    .option(format!("--tag={}", tag.0))
-    .run()
-    .ok();
+    let image = project.builder(
+        &tag,
+        "COPY --chmod=755 nightly /usr/local/cargo/bin/rustup\nCOPY --chmod=755 nightly /usr/local/cargo/bin/rustc\n",
+    );
     let build = |pinned: &str| {
         project.write("rust-toolchain", &format!("{pinned}\n"));
-        let image = format!("rust:1.95.0-trixie=docker-image://{}", tag.0);
         project
             .build("Dockerfile.musl")
             .option("--target=manifests")
-            .option(format!("--build-context={image}"))
+            .option(&image)
             .run()
     };
     for pinned in ["nightly-2026-01-01", "nightly"] {
@@ -242,6 +251,33 @@ fn an_agent_with_a_key_that_is_not_let_in() {
 }
 
 #[test]
+fn an_agent_with_a_key_that_opens_too_little() {
+    let corp = Corp::start();
+    let project = corp.greeter();
+    let build = |gitconfig: &std::path::Path| {
+        corp.build(&project)
+            .option("--target=crates")
+            .secret("known_hosts", &corp.known_hosts())
+            .secret("gitconfig", gitconfig)
+            .secret("cargo_config", &corp.with_one_retry())
+            .agent(&corp.agent.socket())
+            .run()
+    };
+    // What comes over https wants a token.
+    let with_token = corp.gitconfig_for_https();
+    let text = std::fs::read_to_string(&with_token).unwrap();
+    let lines = text.lines().filter(|line| !line.contains("extraHeader"));
+    let without = project.beside("without");
+    std::fs::write(&without, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    build(&without).fails_with(&["over https", "an extraHeader", "--secret id=gitconfig"]);
+    // What a key may not read, a host does not know. The commit is one that no build has fetched.
+    corp.publish_greeting("for others");
+    corp.lock(&project);
+    std::fs::rename(corp.path("team/greeting.git"), corp.path("team/other.git")).unwrap();
+    build(&with_token).fails_with(&["no such repository", "ssh-add -l"]);
+}
+
+#[test]
 fn no_known_hosts_and_wrong_ones() {
     let corp = Corp::start();
     let project = corp.greeter();
@@ -259,6 +295,20 @@ fn no_known_hosts_and_wrong_ones() {
         .secret("gitconfig", &corp.gitconfig_for_https())
         .run()
         .fails_with(&["is not the one in known_hosts", "[host]:port"]);
+
+    // A builder's image may know it: the crate over SSH is all that there is to fetch.
+    let over_ssh: Vec<_> = project
+        .read("Cargo.toml")
+        .lines()
+        .filter(|line| !line.starts_with("tally"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    project.write("Cargo.toml", &over_ssh.concat());
+    corp.lock(&project);
+    std::fs::copy(corp.known_hosts(), project.path("ssh_known_hosts")).unwrap();
+    let tag = Tag("greeter:rust".to_owned());
+    let image = project.builder(&tag, "COPY ssh_known_hosts /etc/ssh/\n");
+    build().option(image).run().ok();
 }
 
 #[test]
@@ -268,6 +318,8 @@ fn variables_of_the_bake_file() {
         ("BINARY", "bin/name", "BINARY is the name of a binary"),
         ("FEATURES", "one two", "FEATURES are names"),
         ("PROFILE", "quick one", "PROFILE is the name"),
+        ("HEALTHCHECK", "curl", "HEALTHCHECK is self or none"),
+        ("CACHE_SCOPE", "a b", "CACHE_SCOPE is a name"),
         ("REGISTRY", "registry.example/team/", "REGISTRY is a host"),
         ("REGISTRY", "https://registry.example", "REGISTRY is a host"),
         (
@@ -296,4 +348,26 @@ fn a_release_without_a_registry() {
     let says = "REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release";
     assert!(built.output.stderr.contains(says), "{}", built.describe());
     assert!(!built.ran("/step/copy-manifests"), "{}", built.describe());
+}
+
+/// Nor under a tag that the next release would take away.
+#[test]
+fn a_release_without_a_version() {
+    for tag in [None, Some("latest")] {
+        let mut build = Build::bake(&["release"])
+            .variable("REGISTRY", "registry.example/team")
+            .variable("CACHE", "")
+            .variable("SOURCE_DATE_EPOCH", "1700000000")
+            // As in release.rs: what Docker's own builder would complain about first.
+            .option("--set=*.output=type=cacheonly")
+            .option("--set=*.attest=type=sbom,disabled=true");
+        if let Some(tag) = tag {
+            build = build.variable("TAG", tag);
+        }
+        let built = build.run();
+        assert!(!built.output.status.success(), "{}", built.describe());
+        let says = "TAG is latest: TAG=1.2.3 docker buildx bake release";
+        assert!(built.output.stderr.contains(says), "{}", built.describe());
+        assert!(!built.ran("/step/copy-manifests"), "{}", built.describe());
+    }
 }

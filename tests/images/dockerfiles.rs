@@ -190,6 +190,21 @@ fn compose_finds_the_dockerfile() {
     assert_eq!(build["dockerfile"], format!("{ROOT}/Dockerfile.musl"));
 }
 
+/// With the machine as well, where that is wanted.
+#[test]
+fn compose_restarts_as_it_is_told() {
+    for (told, restart) in [
+        (None, "on-failure:5"),
+        (Some("unless-stopped"), "unless-stopped"),
+    ] {
+        let mut command = docker::command(&["compose", "config", "--format=json"]);
+        command.envs(told.map(|told| ("RESTART", told)));
+        let said = process::run(command, b"", Duration::from_secs(60)).ok();
+        let config: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        assert_eq!(config["services"]["warmdock"]["restart"], restart);
+    }
+}
+
 /// `docker image prune --filter until=24h` would remove what was just built, if that claimed to be from 1970.
 #[test]
 fn an_image_is_from_when_it_is_made_or_from_when_it_is_told() {
@@ -282,6 +297,41 @@ fn versions_are_those_of_the_toolchain_file() {
     assert!(stand_in.contains(&format!("RUST_VERSION={version}\n")));
 }
 
+/// But for the place of sources, which is the image's alone.
+#[test]
+fn a_machine_compiles_for_musl_as_the_image_does() {
+    let all = instructions(DOCKERFILES[0].1);
+    let image = all
+        .iter()
+        .find(|line| line.contains("_LINKER="))
+        .expect("ENV of the linkers");
+    let machine = include_str!("../../.cargo/config.toml");
+    for arch in ["x86_64", "aarch64"] {
+        let target = format!("{arch}_unknown_linux_musl");
+        let linker = format!("CARGO_TARGET_{}_LINKER=ld.lld ", target.to_uppercase());
+        assert!(image.contains(&linker), "{image}");
+        let linker = format!("[target.{arch}-unknown-linux-musl]\nlinker = \"ld.lld\"\n");
+        assert!(machine.contains(&linker), "{machine}");
+        assert!(image.contains(&format!("CC_{target}=clang ")), "{image}");
+        let compiler = format!("CC_{target} = \"clang\"\n");
+        assert!(machine.contains(&compiler), "{machine}");
+        let flags = |text: &str, equals: &str| {
+            let (_, value) = text
+                .split_once(&format!("CFLAGS_{target}{equals}\""))
+                .unwrap();
+            value.split('"').next().unwrap().to_owned()
+        };
+        assert_eq!(
+            flags(image, "="),
+            format!(
+                "{} -ffile-prefix-map=/crates/sources/=",
+                flags(machine, " = ")
+            ),
+            "{arch}"
+        );
+    }
+}
+
 /// The instructions of a Dockerfile with their lines joined, without comments and inline files.
 fn instructions(text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
@@ -334,12 +384,25 @@ fn rules_of_images() {
             from[0].starts_with("FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-trixie "),
             "{name}"
         );
-        assert_eq!(*from.last().unwrap(), "FROM ${BASE} AS image", "{name}");
+        let last = [
+            "FROM ${BASE} AS service",
+            "FROM healthcheck-${HEALTHCHECK} AS image",
+        ];
+        for line in last {
+            assert!(from.iter().any(|from| *from == line), "{name}: no {line}");
+        }
+        assert_eq!(**from.last().unwrap(), last[1], "{name}");
         let stages: Vec<_> = from
             .iter()
             .filter_map(|line| line.split(" AS ").nth(1))
             .collect();
-        for line in &from[1..from.len() - 1] {
+        for stage in ["healthcheck-self", "healthcheck-none"] {
+            assert!(stages.contains(&stage), "{name}: no {stage}");
+        }
+        for line in from[1..]
+            .iter()
+            .filter(|line| !last.contains(&line.as_str()))
+        {
             let base = line.split(' ').nth(1).unwrap();
             let script = line.starts_with("FROM --platform=$BUILDPLATFORM scratch ");
             assert!(
@@ -418,8 +481,16 @@ fn rules_of_images() {
         } else {
             "glibc"
         };
-        let id = format!("id=target-${{PACKAGE}}-{libc}-${{TARGETARCH}},target=/target");
+        let scope = "${CACHE_SCOPE:+-${CACHE_SCOPE}},";
+        let id = format!("id=target-${{PACKAGE}}-{libc}-${{TARGETARCH}}{scope}target=/target");
         assert!(compile.contains(&id), "{name}: {compile}");
+        // And by scope, as downloads are. Where cargo-auditable is installed, there are no sources yet.
+        for line in begins("RUN ") {
+            let mounts = line.matches("type=cache").count();
+            let of_builder = line.contains("cargo-auditable@");
+            let scoped = if of_builder { 0 } else { mounts };
+            assert_eq!(line.matches(scope).count(), scoped, "{name}: {line}");
+        }
         assert!(
             begins("COPY ").iter().any(|line| line.contains("--link")),
             "{name}"

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::archive::Archive;
+use crate::archive::{Archive, Binary};
 use crate::corp::Corp;
 use crate::docker::{self, Built, Tag};
 use crate::project::{Project, unique};
@@ -119,6 +119,30 @@ fn another_source_date_epoch_repeats_nothing() {
     }
 }
 
+/// For sources that are not trusted: what they leave behind, no other build takes up.
+#[test]
+fn builds_of_another_scope_share_no_mount() {
+    let project = Project::hello("hello-scope");
+    let manifest = project.read("Cargo.toml");
+    project.write("Cargo.toml", &format!("{manifest}# {}\n", unique()));
+    docker::empty_mounts("target-hello-scope-");
+    for scope in ["", "forks"] {
+        project.says(&unique());
+        let build = project.build("Dockerfile.musl").arg("CACHE_SCOPE", scope);
+        let built = build.option("--output=type=cacheonly").run().ok();
+        assert!(
+            built.log.contains("Compiling itoa"),
+            "{scope}: {}",
+            built.describe()
+        );
+        for mount in ["target-hello-scope-musl-", "cargo-home"] {
+            let mut ids = docker::cache_mounts(mount).into_values();
+            let found = ids.any(|id| id.ends_with("-forks") != scope.is_empty());
+            assert!(found, "{scope}: none of {mount}");
+        }
+    }
+}
+
 #[test]
 fn a_module_that_comes_and_goes() {
     let project = Project::hello("hello-module");
@@ -183,12 +207,52 @@ fn in_target(package: &str, command: &str) {
     process::run(build, dockerfile.as_bytes(), Duration::from_secs(120)).ok();
 }
 
+/// Gives a service what C code brings along: a build script that links a program, as `configure` and cmake do to try a
+/// compiler, and with glibc a library of the system, which is found by pkg-config.
+fn with_c(project: &Project) {
+    let manifest = project.read("Cargo.toml");
+    let more = "[target.'cfg(target_env = \"gnu\")'.dependencies]\nlibz-sys = \"1\"\n\n[build-dependencies]\ncc = \"1\"\n";
+    project.write("Cargo.toml", &format!("{manifest}\n{more}"));
+    project.write(
+        "build.rs",
+        r##"fn main() {
+    let folder = std::path::PathBuf::from(std::env::var_os("OUT_DIR").unwrap());
+    let (source, program) = (folder.join("conftest.c"), folder.join("conftest"));
+    // What on aarch64 is done by the compiler's own library.
+    let text = "#include <stdio.h>\nstatic _Atomic int calls;\n\
+        int main(int argc, char **argv) { return ++calls + printf(\"%Lf\", argc * 1.5L) < 1; }\n";
+    std::fs::write(&source, text).unwrap();
+    let mut compiler = cc::Build::new().get_compiler().to_command();
+    let status = compiler.arg(source).arg("-o").arg(program).status().unwrap();
+    assert!(status.success(), "{compiler:?} does not link: {status}");
+}
+"##,
+    );
+    project.write(
+        "src/main.rs",
+        r#"mod round;
+fn main() {
+    println!("{} {}", round::ROUND, itoa::Buffer::new().format(41));
+    #[cfg(target_env = "gnu")]
+    println!("{:?}", unsafe { libz_sys::zlibVersion() });
+}
+"#,
+    );
+    project.write("src/round.rs", "");
+    project.lock(&[]);
+}
+
 #[test]
 fn both_architectures_at_once_from_an_empty_cache() {
     let project = Project::hello("hello-both");
+    with_c(&project);
     let archive = project.beside("image.tar");
     for (round, dockerfile) in DOCKERFILES.into_iter().cycle().take(4).enumerate() {
-        project.says(&format!("round {round} {}", unique()));
+        let expected = format!("round {round} {}", unique());
+        project.write(
+            "src/round.rs",
+            &format!("pub const ROUND: &str = \"{expected}\";\n"),
+        );
         // Those of both Dockerfiles, which share none.
         if dockerfile == DOCKERFILES[0] {
             docker::empty_mounts("target-hello-both-");
@@ -196,6 +260,13 @@ fn both_architectures_at_once_from_an_empty_cache() {
         project
             .build(dockerfile)
             .arg("BASE", "scratch") // it is not run
+            .arg(
+                "BUILD_PACKAGES",
+                match dockerfile {
+                    "Dockerfile.debian" => "zlib1g-dev:amd64 zlib1g-dev:arm64",
+                    _ => "",
+                },
+            )
             .option("--platform=linux/amd64,linux/arm64")
             .into_archive(&archive)
             .run()
@@ -204,7 +275,12 @@ fn both_architectures_at_once_from_an_empty_cache() {
         for architecture in ["amd64", "arm64"] {
             let image = archive.image(architecture);
             let binary = &image.file("usr/local/bin/hello-both").content;
-            let expected = format!("round {round}");
+            let needs_zlib = Binary::of(binary).needed.contains(&"libz.so.1".to_owned());
+            assert_eq!(
+                needs_zlib,
+                dockerfile == "Dockerfile.debian",
+                "{architecture}"
+            );
             assert!(
                 binary
                     .windows(expected.len())

@@ -11,22 +11,23 @@ use crate::docker::{self, Container, ROOT, Tag};
 use crate::project::Project;
 use crate::support::process;
 
-/// A workspace: the package `name`, whose binary is called `particular`, the library `words` that it uses, and `admin`,
-/// which is not shipped. Features of the package and, through it, of the library are in what the program says.
+/// A workspace in the folder `rust`: the package `name`, whose binary is called `particular`, and `admin`, which is not
+/// shipped. The library `words` that it uses lies beside the workspace. Features of the package and, through it, of the
+/// library are in what the program says.
 ///
 /// With a pinned toolchain that has components, a program that the build needs, flags for the compiler in a file that
 /// cargo's configuration includes, and links instead of files and folders.
 fn particular(name: &str) -> Project {
     let project = Project::empty(name);
     project.write(
-        "Cargo.toml",
-        "[workspace]\nresolver = \"3\"\nmembers = [\"service\", \"words\", \"admin\"]\n",
+        "rust/Cargo.toml",
+        "[workspace]\nresolver = \"3\"\nmembers = [\"service\", \"admin\"]\n",
     );
     let package = |name: &str, more: &str| {
         format!("[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n{more}")
     };
     project.write(
-        "service/Cargo.toml",
+        "rust/service/Cargo.toml",
         &package(
             name,
             r#"[[bin]]
@@ -40,7 +41,7 @@ loud = ["words/loud"]
 
 [dependencies]
 itoa = "1"
-words = { path = "../words" }
+words = { path = "../../words" }
 "#,
         ),
     );
@@ -53,14 +54,14 @@ words = { path = "../words" }
         "pub const HELLO: &str = if cfg!(feature = \"loud\") { \"HELLO\" } else { \"hello\" };\n",
     );
     // Compiled together with the service, it would make the library loud as well. Nor does it compile.
-    let loud = "[dependencies]\nwords = { path = \"../words\", features = [\"loud\"] }\n";
-    project.write("admin/Cargo.toml", &package("admin", loud));
+    let loud = "[dependencies]\nwords = { path = \"../../words\", features = [\"loud\"] }\n";
+    project.write("rust/admin/Cargo.toml", &package("admin", loud));
     project.write(
-        "admin/src/main.rs",
+        "rust/admin/src/main.rs",
         "compile_error!(\"nobody asked for it\");\n",
     );
     project.write(
-        "service/build.rs",
+        "rust/service/build.rs",
         r#"fn main() {
     println!("cargo::rustc-check-cfg=cfg(flagged)");
     let m4 = std::process::Command::new("m4").arg("--version").output().expect("m4 runs");
@@ -70,7 +71,7 @@ words = { path = "../words" }
 "#,
     );
     project.write(
-        "service/src/main.rs",
+        "rust/service/src/main.rs",
         r#"fn main() {
     let please = if cfg!(feature = "polite") { "please" } else { "now" };
     let number = itoa::Buffer::new().format(41).to_owned();
@@ -78,7 +79,7 @@ words = { path = "../words" }
 }
 "#,
     );
-    project.lock(&[]);
+    project.lock_in("rust", &[]);
     project.write(
         "rust-toolchain.toml",
         "[toolchain]\nchannel = \"stable\"\ncomponents = [\"rustfmt\", \"rust-analyzer\"]\n",
@@ -92,9 +93,9 @@ words = { path = "../words" }
         "[build]\nrustflags = [\"--cfg\", \"flagged\"]\n",
     );
     for (link, to) in [
-        ("Cargo.lock", "particular.lock"),
-        ("service/src/main.rs", "particular.rs"),
-        ("service/src", "program"),
+        ("rust/Cargo.lock", "particular.lock"),
+        ("rust/service/src/main.rs", "particular.rs"),
+        ("rust/service/src", "program"),
     ] {
         let link = project.path(link);
         std::fs::rename(&link, link.with_file_name(to)).unwrap();
@@ -112,13 +113,16 @@ fn by_the_bake_file_from_its_own_checkout() {
     let known_hosts = project.beside("known_hosts");
     std::fs::write(&known_hosts, "").unwrap();
     // Profiles whose folders have other names; no features, and some besides those by default.
-    for (target, dockerfile, profile, features, says) in [
+    let health = json!(["CMD", "/usr/local/bin/warmdock", "healthcheck"]);
+    for (target, dockerfile, profile, features, says, healthcheck, test) in [
         (
             "musl",
             "Dockerfile.musl",
             "test",
             "",
             "m4 true hello now 41",
+            "none",
+            Value::Null,
         ),
         (
             "debian",
@@ -126,13 +130,16 @@ fn by_the_bake_file_from_its_own_checkout() {
             "bench",
             "default,loud",
             "m4 true HELLO please 41",
+            "self",
+            health,
         ),
     ] {
         let bake = |allowed: &[&Path]| {
             let mut command = docker::command(&["buildx", "bake", "--progress=plain", "--file"]);
             command
                 .arg(Path::new(ROOT).join("docker-bake.hcl"))
-                .args(["--set", "*.context=.", "--set"])
+                .args(["--set", "*.context=.", "--set", "*.args.WORKSPACE=rust"])
+                .arg("--set")
                 .arg(format!("*.dockerfile={ROOT}/{dockerfile}"))
                 .args(
                     allowed
@@ -148,6 +155,7 @@ fn by_the_bake_file_from_its_own_checkout() {
                 .env("FEATURES", features)
                 .env("PROFILE", profile)
                 .env("BUILD_PACKAGES", "m4")
+                .env("HEALTHCHECK", healthcheck)
                 .env("KNOWN_HOSTS", &known_hosts);
             process::run(command, b"", Duration::from_secs(600))
         };
@@ -189,6 +197,36 @@ fn by_the_bake_file_from_its_own_checkout() {
         );
         assert_eq!(config["User"], "65532:65532");
         assert_eq!(config["Entrypoint"], json!(["/usr/local/bin/warmdock"]));
+        assert_eq!(config["Healthcheck"]["Test"], test);
+    }
+}
+
+/// What need not be compiled, and cannot be where no registry is reached.
+#[test]
+fn a_builder_that_has_cargo_auditable() {
+    let project = Project::hello("hello-builder-image");
+    let without_retries = project.beside("cargo_config.toml");
+    std::fs::write(&without_retries, "[net]\nretry = 0\n").unwrap();
+    let build = || {
+        project
+            .build("Dockerfile.musl")
+            .option("--target=auditable")
+            .option("--network=none")
+            .secret("cargo_config", &without_retries)
+    };
+    build().run().fails_with(&[
+        "cargo-auditable cannot be installed",
+        "--secret id=cargo_config",
+        "a builder's image",
+    ]);
+    project.write("cargo-auditable", "#!/bin/sh\n");
+    let tag = Tag("hello-builder-image:rust".to_owned());
+    for folder in ["/usr/local/bin", "/usr/local/cargo/bin"] {
+        let image = project.builder(
+            &tag,
+            &format!("COPY --chmod=755 cargo-auditable {folder}/\n"),
+        );
+        build().option(image).run().ok();
     }
 }
 

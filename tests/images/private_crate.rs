@@ -6,6 +6,7 @@ use crate::archive::Archive;
 use crate::builder::client_config;
 use crate::corp::{Corp, HOST};
 use crate::docker::{self, Tag};
+use crate::support::registry::Registry;
 use crate::support::sshd::{SshFault, ssh_keygen};
 use crate::support::warmdock::{Builder, files_below};
 
@@ -50,10 +51,44 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
         ".cargo/config.toml",
         "# a marker in cargo's configuration\n",
     );
+    // And a crate from a registry that only a secret names, with the same token.
+    let registry = Registry::start();
+    registry.require(&token);
+    let ledger = registry.publish(
+        "ledger",
+        "0.1.0",
+        &[],
+        "// a marker in a registry's crate\n",
+    );
+    let index = format!("sparse+{}", registry.url());
+    let manifest = project.read("Cargo.toml");
+    project.write(
+        "Cargo.toml",
+        &format!("{manifest}ledger = {{ version = \"0.1.0\", registry = \"corp\" }}\n"),
+    );
+    let package = format!(
+        "[[package]]\nname = \"ledger\"\nversion = \"0.1.0\"\nsource = \"{index}\"\nchecksum = \"{}\"\n\n",
+        ledger.checksum
+    );
+    let tally = "[[package]]\nname = \"tally\"";
+    let lock = project.read("Cargo.lock");
+    let lock = lock.replace(tally, &format!("{package}{tally}"));
+    let lock = lock.replace(" \"itoa\",\n", " \"itoa\",\n \"ledger\",\n");
+    project.write("Cargo.lock", &lock);
+    let cargo_config = project.beside("cargo_config.toml");
+    // The other registry is none of this service's.
+    let text = format!(
+        "[registry]\nglobal-credential-providers = [\"cargo:token\"]\n\n[registries.corp]\nindex = \"{index}\"\ntoken = \"{token}\"\n\n\
+         [registries.other]\nindex = \"sparse+http://unused.corp.example/index/\"\ntoken = \"{token}\"\n"
+    );
+    std::fs::write(&cargo_config, text).unwrap();
     let (archive, cache) = (project.beside("image.tar"), project.beside("cache"));
     // To compress the compilers takes longer than to search them.
-    let built = corp
-        .bake_directly(&project, "private")
+    let bake = || {
+        corp.bake_directly(&project, "private")
+            .variable("CARGO_CONFIG", docker::text(&cargo_config))
+    };
+    let built = bake()
         .option("--set=*.attest=type=provenance,mode=max")
         .option(format!(
             "--set=*.cache-to=type=local,mode=max,compression=uncompressed,dest={}",
@@ -85,10 +120,15 @@ fn through_the_forwarded_agent_and_no_secret_stays() {
         "pub fn hello() -> &'static str",
         "cargo-auditable",
         "a marker in cargo's configuration",
+        "a marker in a registry's crate",
+        "[registries.corp]",
     ];
-    assert_eq!(search(&cache, &secrets, &markers), Vec::<String>::new());
+    let unused = ("another registry", b"unused.corp.example".to_vec());
+    let secrets_of_cache = [&secrets[..], &[unused]].concat();
+    let found = search(&cache, &secrets_of_cache, &markers);
+    assert_eq!(found, Vec::<String>::new());
 
-    corp.bake_directly(&project, "private").run().ok();
+    bake().run().ok();
     assert_eq!(
         project.run(&tag.0),
         "a marker in the private crate's source, 41"

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use crate::docker::Build;
+use crate::docker::{Build, Tag};
 use crate::support::process;
 use crate::support::temporary_folder;
 
@@ -93,11 +93,16 @@ impl Project {
 
     /// Writes Cargo.lock; git is given these settings.
     pub fn lock(&self, git: &[(&str, &str)]) {
+        self.lock_in(".", git);
+    }
+
+    /// The same in a folder of the checkout.
+    pub fn lock_in(&self, folder: &str, git: &[(&str, &str)]) {
         let home = temporary_folder();
         let mut command = Command::new(std::env::var_os("CARGO").expect("cargo says where it is"));
         command
             .args(["generate-lockfile", "--quiet"])
-            .current_dir(self.root())
+            .current_dir(self.path(folder))
             .env("CARGO_HOME", home.path())
             .env("CARGO_NET_GIT_FETCH_WITH_CLI", "true")
             .env("GIT_CONFIG_COUNT", git.len().to_string());
@@ -112,6 +117,24 @@ impl Project {
     /// A build of it by one of the Dockerfiles.
     pub fn build(&self, dockerfile: &str) -> Build {
         Build::new(dockerfile, &self.root()).arg("PACKAGE", &self.name)
+    }
+
+    /// Makes a builder's image of one's own, with these instructions and what is in the checkout, and gives the option that
+    /// has it used.
+    #[track_caller]
+    pub fn builder(&self, tag: &Tag, instructions: &str) -> String {
+        let dockerfile = self.beside("Dockerfile.builder");
+        let text = format!("FROM rust:1.95.0-trixie\n{instructions}");
+        std::fs::write(&dockerfile, text).unwrap();
+        Build::new(dockerfile.to_str().unwrap(), &self.root())
+            .option("--load")
+            .option(format!("--tag={}", tag.0))
+            .run()
+            .ok();
+        format!(
+            "--build-context=rust:1.95.0-trixie=docker-image://{}",
+            tag.0
+        )
     }
 
     /// What the image's program prints, in a container.

@@ -158,6 +158,7 @@ fn without_its_time() {
         let built = Build::bake(&["release"])
             .variable("REGISTRY", "registry.example/team")
             .variable("CACHE", "")
+            .variable("TAG", "1.2.3")
             .variable("SOURCE_DATE_EPOCH", epoch)
             // Docker's own builder would first say that it cannot rewrite times, and look for the SBOM's scanner.
             .option("--set=*.output=type=cacheonly")

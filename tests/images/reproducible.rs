@@ -14,7 +14,7 @@ fn digests(project: &Project, dockerfile: &str, again: &str) -> [String; 2] {
         .build(dockerfile)
         // All that makes the image; not cargo-auditable, whose version is pinned with all that it is made of.
         .option(format!(
-            "--no-cache-filter={again}manifests,crates,binary,rootfs,image"
+            "--no-cache-filter={again}manifests,crates,binary,rootfs,service"
         ))
         .option("--platform=linux/amd64,linux/arm64")
         .arg("SOURCE_DATE_EPOCH", "1700000000")

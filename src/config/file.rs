@@ -17,6 +17,9 @@ use super::{AllowWants, Anonymous, USUAL_REFS, UpstreamAuth, WhenUpstreamFails};
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConfigFile {
+    /// Where editors find this schema. The service does not look at it.
+    #[serde(rename = "$schema", skip_serializing)]
+    pub schema: Option<String>,
     pub listen: ListenFile,
     /// The folder of all data. Default: `warmdock` in the user's cache folder.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -200,7 +200,7 @@ mod tests {
             problems(text),
             [
                 "access.tokens[0].repos: found a number; expected a list",
-                "colour: found an unknown key; expected one of the keys listen, data_dir, storage, git, crates, access, limits",
+                "colour: found an unknown key; expected one of the keys $schema, listen, data_dir, storage, git, crates, access, limits",
                 "git.upstreams[1]: found text; expected an object",
                 "git.upstreams[2].token: found an unknown key; expected one of the keys host, url, token_file, auth, user, key_file, passphrase_file, known_hosts_file, repos",
                 "git.warm: found an object; expected a list",

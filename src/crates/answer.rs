@@ -80,8 +80,15 @@ pub fn entry(crates: &Crates, entry: &Entry, asked: &Asked<'_>) -> Response {
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     set(&mut headers, ETAG, &meta.etag);
-    if let Some(at) = &meta.last_modified {
-        set(&mut headers, LAST_MODIFIED, at);
+    if let Some(mut at) = meta
+        .last_modified
+        .as_deref()
+        .and_then(|at| at.parse::<HeaderValue>().ok())
+    {
+        // Not for the table of HTTP/2's compression: each entry has another time, and all of them would push out of it what
+        // every answer has.
+        at.set_sensitive(true);
+        headers.insert(LAST_MODIFIED, at);
     }
     if asked.has(&meta.etag, meta.last_modified.as_deref()) {
         return response(StatusCode::NOT_MODIFIED, headers, Body::empty());

@@ -24,7 +24,13 @@
 //! ```
 //!
 //! [`storage`] is the one account of disk space: mirrors, answers, index entries and blobs reserve there before they
-//! write, and what was not used for longest goes first.
+//! write, and what was not used for longest goes first. [`config`] is read and validated before anything is bound, and
+//! again at a reload; [`ops`] is what operators see of all of it. What several rooms need lies beside them: [`durable`]
+//! (writes that a crash leaves done or not done), [`buffers`] (bounded memory for what clients are sent), [`breaker`] and
+//! [`http_client`] (upstreams), [`own_address`] and [`client_config`] (what clients are told of us).
+//!
+//! `tests/it` runs the program beside real clients and upstreams, `tests/images` builds and runs its images on a real
+//! BuildKit, `tests/fuzz` holds the fuzz targets, and `benches` measures it side by side with others.
 //!
 //! # The words
 //!
@@ -37,6 +43,9 @@
 //! | whole | full clone: all that the references reach |
 //! | cold | not mirrored yet |
 //! | passing, relayed | pass-through: from the upstream to the client, without being cached |
+//! | hot | small, asked for again, and so in memory as well |
+//! | second tier | a bucket behind the files on disk, shared by several services |
+//! | set aside | quarantined: found damaged, kept out of use, fetched again |
 #![forbid(unsafe_code)]
 
 pub mod access;

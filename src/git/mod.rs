@@ -1,4 +1,12 @@
 //! The clone pool: mirrors of the repositories that the operator allows, served to any Git client.
+//!
+//! ```text
+//! door (HTTP) ────────────────────────► exchange: one request ─► pool: the mirror, fresh enough ─► upstream
+//! ssh_door ─► conversation: many of them ──►┘  │    └─► relay: passed through while there is no mirror
+//!                                              ▼
+//!                         upload_pack: what to send ─► serve: kept, coming or to be made ─► answers
+//!                                                                    └─► pack_stream: the bytes for one client
+//! ```
 
 pub mod answers;
 pub mod blocks;

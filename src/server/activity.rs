@@ -111,15 +111,21 @@ struct State {
     blocked: bool,
     /// When the first byte of a further HTTP/1.1 request came.
     head_began: Option<Instant>,
-    /// By request: what of its response waits for the client.
-    untaken: BTreeMap<u64, Untaken>,
+    /// What of responses waits for the client: of as many requests at most as may run side by side.
+    untaken: Vec<Untaken>,
 }
 
-/// Pieces of a response that wait for the client.
+/// What of a response waits for the client.
 struct Untaken {
+    /// The request.
+    id: u64,
+    /// Pieces that it has not taken.
     pieces: usize,
-    /// When it last took one, or else got the first.
+    /// When it began to wait for the oldest of them.
     since: Instant,
+    /// Bytes that it has taken of late, and for how long they had waited in all.
+    taken: usize,
+    waited: Duration,
 }
 
 /// A request that is under way, until the last of its response has left the service.
@@ -142,7 +148,7 @@ impl Activity {
             last: now,
             blocked: false,
             head_began: None,
-            untaken: BTreeMap::new(),
+            untaken: Vec::new(),
         };
         Arc::new(Self {
             times,
@@ -255,8 +261,11 @@ impl Activity {
         let stall = self.times.stall_now();
         let state = self.state();
         if state.in_flight > 0 {
-            return match state.untaken.values().map(|untaken| &untaken.since).min() {
-                Some(since) => (*since + stall, Expired::StalledReader),
+            let waiting = state.untaken.iter().filter(|untaken| untaken.pieces > 0);
+            let deadlines =
+                waiting.map(|untaken| untaken.since + stall.saturating_sub(untaken.waited));
+            return match deadlines.min() {
+                Some(deadline) => (deadline, Expired::StalledReader),
                 // Our turn to work. Look again when a reader could have stalled at the earliest.
                 None => (Instant::now() + stall, Expired::StalledReader),
             };
@@ -285,6 +294,22 @@ impl Activity {
 }
 
 impl State {
+    /// Of a request that is under way.
+    fn untaken_of(&mut self, id: u64) -> &mut Untaken {
+        let known = self.untaken.iter().position(|untaken| untaken.id == id);
+        let place = known.unwrap_or_else(|| {
+            self.untaken.push(Untaken {
+                id,
+                pieces: 0,
+                since: Instant::now(),
+                taken: 0,
+                waited: Duration::ZERO,
+            });
+            self.untaken.len() - 1
+        });
+        &mut self.untaken[place]
+    }
+
     /// Whether the client waits for us, or for what is on its way to it.
     fn is_busy(&self) -> bool {
         self.in_flight > 0 || self.blocked
@@ -363,22 +388,30 @@ impl Exchange {
     /// The connection got a piece of the response.
     pub fn given(&self) {
         let mut state = self.activity.state();
-        let untaken = state.untaken.entry(self.id).or_insert_with(|| Untaken {
-            pieces: 0,
-            since: Instant::now(),
-        });
+        let untaken = state.untaken_of(self.id);
+        if untaken.pieces == 0 {
+            untaken.since = Instant::now();
+        }
         untaken.pieces += 1;
     }
 
-    /// A piece is on its way to the client.
-    pub fn taken(&self) {
+    /// A piece of so many bytes is on its way to the client.
+    pub fn taken(&self, bytes: usize) {
         let mut state = self.activity.state();
-        if let Some(untaken) = state.untaken.get_mut(&self.id) {
-            untaken.pieces -= 1;
-            untaken.since = Instant::now();
-            if untaken.pieces == 0 {
-                state.untaken.remove(&self.id);
-            }
+        let untaken = state.untaken_of(self.id);
+        untaken.pieces -= 1;
+        untaken.taken += bytes;
+        // SECURITY: while others wait for memory, what counts is that a reader lets go of a whole buffer, and not that it
+        // takes a little now and then.
+        let counts = untaken.taken >= buffers::CAPACITY || !buffers::are_short();
+        if untaken.pieces > 0 || !counts {
+            let now = Instant::now();
+            untaken.waited += now - untaken.since;
+            untaken.since = now;
+        }
+        if counts {
+            untaken.taken = 0;
+            untaken.waited = Duration::ZERO;
         }
     }
 }
@@ -386,7 +419,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let mut state = self.activity.state();
-        state.untaken.remove(&self.id);
+        state.untaken.retain(|untaken| untaken.id != self.id);
         state.in_flight -= 1;
         state.last = Instant::now();
     }
@@ -399,6 +432,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const PIECE: usize = 16 << 10;
 
     fn connection() -> Arc<Activity> {
         Activity::new(Times {
@@ -437,7 +471,7 @@ mod tests {
         let exchange = activity.request(false);
         assert_eq!(within(&activity, 7200).await, None);
         exchange.given();
-        exchange.taken();
+        exchange.taken(PIECE);
         assert_eq!(within(&activity, 7200).await, None);
     }
 
@@ -451,11 +485,36 @@ mod tests {
             sleep(SECOND * 10).await;
             busy.given();
             busy.given();
-            busy.taken();
-            busy.taken();
+            busy.taken(PIECE);
+            busy.taken(PIECE);
         }
         assert_eq!(within(&activity, 9).await, None);
         assert_eq!(within(&activity, 2).await, Some(Expired::StalledReader));
+    }
+
+    /// Who takes a piece now and then, and so keeps whole buffers from others.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_expires_while_others_wait_for_memory() {
+        let slow = |pieces: u32| async move {
+            let activity = connection();
+            let exchange = activity.request(true);
+            let mut expired = None;
+            for _ in 0..40 {
+                (0..pieces).for_each(|_| exchange.given());
+                expired = expired.or(within(&activity, 10).await);
+                (0..pieces).for_each(|_| exchange.taken(PIECE));
+            }
+            expired
+        };
+        assert_eq!(slow(1).await, None);
+        let mut held = Vec::new();
+        while !buffers::are_short() {
+            held.push(buffers::Buffer::for_client(buffers::CAPACITY).await);
+        }
+        assert_eq!(slow(1).await, Some(Expired::StalledReader));
+        assert_eq!(slow(2).await, Some(Expired::StalledReader));
+        // A whole buffer in less than the time for one.
+        assert_eq!(slow(8).await, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::get;
 
 use crate::app::App;
@@ -11,7 +11,6 @@ use crate::crates;
 use crate::error::Error;
 use crate::git::door;
 use crate::ops::{api, health, requests, scrape, status};
-use crate::server::panics;
 
 /// Everything that the service answers.
 pub fn routes(app: Arc<App>) -> Router {
@@ -27,8 +26,6 @@ pub fn routes(app: Arc<App>) -> Router {
         .fallback(async || Error::NotFound)
         // All routes that take one method only are `get`.
         .method_not_allowed_fallback(async || Error::MethodNotAllowed { allow: "GET,HEAD" })
-        // The last one is the first to see a request.
-        .layer(from_fn(panics::catch))
         .layer(from_fn_with_state(app.clone(), requests::record))
         .with_state(app)
 }

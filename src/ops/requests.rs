@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -16,16 +16,14 @@ use http_body::{Frame, SizeHint};
 use crate::app::App;
 use crate::ops::metrics::{Counted, Metrics};
 use crate::server::connection::Peer;
+use crate::server::panics;
 
-/// Middleware around everything.
+/// Middleware around everything: a handler that panics is recorded as the 500 that it is answered with.
 pub async fn record(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let matched = request.extensions().get::<MatchedPath>();
     let mut record = Record {
-        // Templates only: paths are chosen by clients and would fill the metrics.
-        route: matched.map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned()),
+        matched: request.extensions().get::<MatchedPath>().cloned(),
         method: request.method().clone(),
-        // SECURITY: without the query, which is where other programs put secrets.
-        path: request.uri().path().to_owned(),
+        uri: request.uri().clone(),
         peer: request.extensions().get::<Peer>().copied(),
         began: Instant::now(),
         status: None,
@@ -34,18 +32,18 @@ pub async fn record(State(app): State<Arc<App>>, request: Request, next: Next) -
         metrics: app.metrics.clone(),
         _in_flight: app.metrics.http_in_flight(),
     };
-    let response = next.run(request).await;
+    let response = panics::caught(&record.uri, next.run(request)).await;
     record.status = Some(response.status());
     app.metrics
-        .http_request(&record.route, &record.method, response.status());
+        .http_request(record.route(), &record.method, response.status());
     response.map(|inner| Body::new(Recorded { inner, record }))
 }
 
 /// What is known of a request; written down when it is dropped.
 struct Record {
-    route: String,
+    matched: Option<MatchedPath>,
     method: Method,
-    path: String,
+    uri: Uri,
     peer: Option<Peer>,
     began: Instant,
     /// `None` while there is no answer: the client may leave before.
@@ -56,10 +54,18 @@ struct Record {
     _in_flight: Counted,
 }
 
+impl Record {
+    /// Templates only: paths are chosen by clients and would fill the metrics.
+    fn route(&self) -> &str {
+        self.matched.as_ref().map_or("none", MatchedPath::as_str)
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.began.elapsed();
-        self.metrics.http_response(&self.route, elapsed, self.bytes);
+        self.metrics
+            .http_response(self.route(), elapsed, self.bytes);
         let status = self.status.map_or(0, |status| status.as_u16());
         // Each clone with credentials begins with a 401: git sends none before it has been asked for them.
         let notable = status >= 400 && status != 401;
@@ -68,7 +74,8 @@ impl Drop for Record {
             ($level:ident) => {
                 tracing::$level!(
                     http.method = %self.method,
-                    http.path = self.path,
+                    // SECURITY: without the query, which is where other programs put secrets.
+                    http.path = self.uri.path(),
                     http.status = status,
                     peer,
                     bytes = self.bytes,

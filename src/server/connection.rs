@@ -10,7 +10,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
@@ -122,6 +125,13 @@ async fn http(stream: Stream, peer: Peer, times: Times, activity: Arc<Activity>,
     });
     let builder = builder(times);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+    // Looked at when one of them has happened, and not whenever the connection goes on: they are shared by all connections.
+    let mut ends = FuturesUnordered::<BoxFuture<'_, End>>::new();
+    ends.push(Box::pin(shared.ending.cut.cancelled().map(|()| End::Cut)));
+    ends.push(Box::pin(
+        shared.ending.draining.cancelled().map(|()| End::Draining),
+    ));
+    ends.push(Box::pin(activity.expired().map(End::Expired)));
     let mut closing = false;
     loop {
         tokio::select! {
@@ -135,12 +145,16 @@ async fn http(stream: Stream, peer: Peer, times: Times, activity: Arc<Activity>,
                 }
                 return;
             }
-            () = shared.ending.cut.cancelled() => return,
-            () = shared.ending.draining.cancelled(), if !closing => {}
-            why = activity.expired() => {
-                tracing::debug!(?why, peer = %peer.address, "connection closed");
-                if closing || why != Expired::Idle {
-                    return;
+            Some(end) = ends.next() => match end {
+                End::Cut => return,
+                End::Draining if closing => continue,
+                End::Draining => {}
+                End::Expired(why) => {
+                    tracing::debug!(?why, peer = %peer.address, "connection closed");
+                    if closing || why != Expired::Idle {
+                        return;
+                    }
+                    ends.push(Box::pin(activity.expired().map(End::Expired)));
                 }
             }
         }
@@ -148,6 +162,15 @@ async fn http(stream: Stream, peer: Peer, times: Times, activity: Arc<Activity>,
         activity.closing();
         connection.as_mut().graceful_shutdown();
     }
+}
+
+/// What ends a connection from outside of it.
+enum End {
+    /// The time for a drain is over.
+    Cut,
+    /// The service stops.
+    Draining,
+    Expired(Expired),
 }
 
 fn builder(times: Times) -> Builder<TokioExecutor> {
@@ -182,7 +205,10 @@ async fn answer(
         Version::HTTP_2 => HTTP2_PIECE,
         _ => buffers::CAPACITY,
     };
-    let mut request = request.map(|body| Body::new(RequestBody::new(body, times.body_idle)));
+    let mut request = request.map(|body| match body.is_end_stream() {
+        true => Body::empty(),
+        false => Body::new(RequestBody::new(body, times.body_idle)),
+    });
     request.extensions_mut().insert(peer);
     let response = router.oneshot(request).await?;
     Ok(response.map(|inner| Tracked {
@@ -217,7 +243,7 @@ impl AsRef<[u8]> for Unsent {
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        self.exchange.taken();
+        self.exchange.taken(self.piece.len());
     }
 }
 

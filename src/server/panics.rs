@@ -3,20 +3,18 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
-use axum::extract::Request;
-use axum::middleware::Next;
+use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 
 use crate::error::Error;
 
-/// Middleware that answers 500 when the handler panics.
-pub async fn catch(request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
-    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+/// The answer to a request for `uri`: 500 when its handler panics.
+pub async fn caught(uri: &Uri, handler: impl Future<Output = Response>) -> Response {
+    match AssertUnwindSafe(handler).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => {
-            let message = message(&*panic).to_owned();
+            let (path, message) = (uri.path(), message(&*panic));
             Error::Internal(anyhow::anyhow!("the handler of {path} panicked: {message}"))
                 .into_response()
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
-use axum::middleware::from_fn;
+use axum::middleware::{Next, from_fn};
 use axum::routing::{get as on_get, post};
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -261,9 +261,11 @@ async fn a_handshake_that_does_not_begin_makes_room_for_others() {
 #[tokio::test]
 async fn a_handler_that_panics_costs_one_request() {
     let panic = async || -> &'static str { panic!("told to") };
-    let router = hello()
-        .route("/panic", on_get(panic))
-        .layer(from_fn(panics::catch));
+    let catch = async |request: Request<Body>, next: Next| {
+        let uri = request.uri().clone();
+        panics::caught(&uri, next.run(request)).await
+    };
+    let router = hello().route("/panic", on_get(panic)).layer(from_fn(catch));
     let server = Server::start(router, config()).await;
     let requests = "GET /panic HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let answer = raw(&mut server.connect().await, requests).await;

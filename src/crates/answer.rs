@@ -25,6 +25,7 @@ use super::name::CrateFile;
 use super::range::Part;
 use super::{Crates, Registry};
 use crate::blobs::Failed;
+use crate::buffers::Buffer;
 use crate::error::Error;
 
 /// cargo asks again three times, and waits as long as it is told.
@@ -32,7 +33,7 @@ pub const BUSY: Error = Error::Busy {
     retry_after: Duration::from_secs(5),
 };
 
-/// What is unpacked at once, in bytes: little enough for an async worker, and for hundreds of clients who stop reading.
+/// What is unpacked at once, in bytes: little enough for an async worker, and no more than a small buffer.
 const PIECE: u64 = 64 << 10;
 
 /// A request as far as answers depend on it.
@@ -113,25 +114,28 @@ pub fn entry(crates: &Crates, entry: &Entry, asked: &Asked<'_>) -> Response {
     response(StatusCode::OK, headers, body)
 }
 
-/// SECURITY: unpacked while it is sent. However large the entry is, a client who stops reading holds a piece of it, and
-/// of the packed bytes the one copy that all share.
+/// SECURITY: unpacked while it is sent. However large the entry is, a client who stops reading holds a piece of it, which
+/// counts among all that clients hold, and of the packed bytes the one copy that all share. hyper asks for the first
+/// piece of a stream before its client takes any: only who has got a buffer for it begins to unpack.
 fn unpacked(entry: &Entry) -> Body {
-    let length = entry.meta.length;
-    let pieces = try_unfold((entry.text(), length), move |(mut text, left)| async move {
+    let begin = (entry.clone(), None, entry.meta.length);
+    let pieces = try_unfold(begin, |(entry, begun, left)| async move {
         if left == 0 {
             return Ok(None);
         }
-        if left < length {
+        let size = left.min(PIECE);
+        let mut piece = Buffer::for_client(size as usize).await;
+        if begun.is_some() {
             // Others have their turn between two pieces.
             tokio::task::yield_now().await;
         }
-        let size = left.min(PIECE);
-        let mut piece = vec![0; size as usize];
-        text.read_exact(&mut piece)?;
-        let rest = (text, left - size);
-        io::Result::Ok(Some((Bytes::from(piece), rest)))
+        let mut text = begun.unwrap_or_else(|| entry.text());
+        text.read_exact(piece.as_mut())?;
+        let rest = (entry, Some(text), left - size);
+        io::Result::Ok(Some((Bytes::from_owner(piece), rest)))
     });
-    Body::new(ExactBody::new(Body::from_stream(pieces), Some(length)))
+    let length = Some(entry.meta.length);
+    Body::new(ExactBody::new(Body::from_stream(pieces), length))
 }
 
 /// A `.crate` file, or a part of it.

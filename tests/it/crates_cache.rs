@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 use crate::support::http::{self, Request, Response};
 use crate::support::registry::{Fault, Of, Published, Registry, Validators, index_path, noise};
@@ -1136,20 +1138,37 @@ fn metrics_and_pages_know_the_cache() {
     );
 }
 
-/// Clients that take no gzip get an entry unpacked while it is sent, and hold no more of it than that when they stop
-/// reading.
-#[test]
-fn large_entries_that_nobody_reads_on_take_no_memory() {
-    const READERS: usize = 24;
+/// What the service has of memory, in bytes, when that grows no more.
+pub fn memory_at_rest(warmdock: &Warmdock) -> f64 {
+    let resident = || warmdock.metric(|name| name == "process_resident_memory_bytes");
+    wait_for("memory that grows no more", || {
+        let before = resident();
+        std::thread::sleep(Duration::from_millis(500));
+        let now = resident();
+        (now <= before + 1e6).then_some(now)
+    })
+}
+
+/// A registry with an entry of some 5 MB.
+fn with_large_entry() -> Registry {
     let registry = Registry::start();
     let names: Vec<_> = (0..800)
         .map(|number| format!("dependency{number}"))
         .collect();
     let dependencies: Vec<_> = names.iter().map(|name| (&**name, "^1.0.0")).collect();
-    for number in 0..100 {
+    for number in 0..50 {
         let version = format!("1.0.{number}");
         registry.publish_bytes("large", &version, &dependencies, noise(100, number));
     }
+    registry
+}
+
+/// Clients that take no gzip get an entry unpacked while it is sent, and hold no more of it than that when they stop
+/// reading.
+#[test]
+fn large_entries_that_nobody_reads_on_take_no_memory() {
+    const READERS: usize = 24;
+    let registry = with_large_entry();
     let entry = registry.entry("large");
     let warmdock = over(&registry).set("/crates/max_age", "1h").start();
     let whole = get(&warmdock, "la/rg/large");
@@ -1179,6 +1198,39 @@ fn large_entries_that_nobody_reads_on_take_no_memory() {
         stream.read_to_end(&mut rest).unwrap();
         assert!(rest.ends_with(entry.as_bytes()));
     }
+}
+
+/// Over HTTP/2 a client may ask for a hundred at once, and take none of them: all that such clients hold is bounded.
+#[test]
+fn unpacked_entries_that_nobody_takes_have_a_bounded_part_of_memory() {
+    const CONNECTIONS: usize = 56;
+    // The service takes 100 on each.
+    const STREAMS: usize = 90;
+    let registry = with_large_entry();
+    let entry = registry.entry("large");
+    let warmdock = over(&registry).set("/crates/max_age", "1h").start();
+    assert_eq!(get(&warmdock, "la/rg/large").body, entry.as_bytes());
+    // reqwest wants one for plain HTTP as well.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let url = format!("http://{}/crates/corp/la/rg/large", warmdock.address());
+    let mut asking = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        let client = client
+            .http2_prior_knowledge()
+            .http2_initial_stream_window_size(1);
+        let client = client.build().unwrap();
+        for _ in 0..STREAMS {
+            asking.push(client.get(&url).send());
+        }
+    }
+    let runtime = Runtime::new().unwrap();
+    let unread = runtime.block_on(try_join_all(asking)).unwrap();
+    assert!(unread.iter().all(|answer| answer.status() == 200));
+    let memory = memory_at_rest(&warmdock);
+    assert!(memory < 450e6, "{memory} bytes");
+    drop(unread);
+    assert_eq!(get(&warmdock, "la/rg/large").body, entry.as_bytes());
 }
 
 /// Where the disk is crowded, what builds use stays, though nobody can confirm it.

@@ -50,7 +50,8 @@ pub use writer::{BlobWriter, Coming, Failed};
 const MOST_IDLE_OPEN: usize = 2048;
 const SHARE_OF_OPEN_FILES: u64 = 4;
 
-/// Files that are opened, checked as a whole or synced at once.
+/// Files that are opened, and checked as a whole, at once. Those that are synced have a bound of their own, the downloads:
+/// whoever wants what is here does not wait for them.
 const DISK_WORK: usize = 4;
 
 /// How often a read is written down on disk, for the order of eviction after a restart.

@@ -37,6 +37,11 @@ const MOST_SLOTS: usize = 20_000;
 const MOST_IN_MEMORY: usize = 24 << 20;
 /// Questions to a registry at once: over HTTP/2 they share one connection.
 const QUESTIONS: usize = 64;
+/// Entries that are read from disk at once, for which clients wait, and as many that are written. Others use the same
+/// threads.
+const DISK_WORK: usize = 4;
+/// Entries that wait to be written or removed. More are not: what is on disk then is as old as the time of its file says.
+const MOST_UNWRITTEN: usize = 2048;
 
 /// See the module. Outlives reloads of the configuration.
 pub struct Index {
@@ -47,12 +52,17 @@ pub struct Index {
     pub breaker: Breaker,
     questions: Semaphore,
     asked_or_waiting: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
+    unwritten: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 #[derive(Default)]
 struct Slot {
     state: Mutex<State>,
+    /// Held by who reads or writes its file: one after the other, and who waited for a reader has what that one found.
+    file: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
@@ -71,6 +81,8 @@ enum Known {
     /// Whatever is on disk.
     #[default]
     Nothing,
+    /// That nothing is on disk.
+    NotHere,
     Entry,
     Missing(Instant),
     Failed(Instant, Trouble),
@@ -119,6 +131,9 @@ impl Index {
             breaker: Breaker::default(),
             questions: Semaphore::new(QUESTIONS),
             asked_or_waiting: Arc::new(Semaphore::new(ASKED_OR_WAITING)),
+            reads: Arc::new(Semaphore::new(DISK_WORK)),
+            writes: Arc::new(Semaphore::new(DISK_WORK)),
+            unwritten: Arc::new(Semaphore::new(MOST_UNWRITTEN)),
             tasks,
         })
     }
@@ -363,9 +378,22 @@ impl Index {
         if let Some(entry) = slot.state().entry.clone() {
             return Some(entry);
         }
-        let (entries, asked) = (Arc::clone(&self.entries), name.clone());
-        let read = tokio::task::spawn_blocking(move || entries.read(&asked));
-        let (entry, confirmed) = read.await.ok().flatten()?;
+        let _file = slot.file.lock().await;
+        {
+            let state = slot.state();
+            if state.entry.is_some() || matches!(state.known, Known::NotHere) {
+                return state.entry.clone();
+            }
+        }
+        let asked = name.clone();
+        let read = self.on_disk(&self.reads, move |entries| entries.read(&asked));
+        let Some((entry, confirmed)) = read.await? else {
+            let mut state = slot.state();
+            if matches!(state.known, Known::Nothing) {
+                state.known = Known::NotHere;
+            }
+            return None;
+        };
         let age = confirmed.elapsed().unwrap_or_default();
         let entry = Arc::new(entry);
         self.remember(slot, &entry, Instant::now().checked_sub(age));
@@ -374,12 +402,44 @@ impl Index {
 
     fn keep(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, entry: &Arc<Entry>) {
         self.remember(slot, entry, Some(Instant::now()));
-        let (index, name, entry) = (Arc::clone(self), name.clone(), Arc::clone(entry));
-        self.tasks.spawn_blocking(move || {
-            if let Err(error) = index.entries.write(&name, &entry) {
+        let (name, entry) = (name.clone(), Arc::clone(entry));
+        self.later(slot, move |entries| {
+            if let Err(error) = entries.write(&name, &entry) {
                 tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
             }
         });
+    }
+
+    /// Work on the file of a slot, for which nobody waits.
+    fn later(self: &Arc<Self>, slot: &Arc<Slot>, work: impl FnOnce(&Entries) + Send + 'static) {
+        let Ok(place) = Arc::clone(&self.unwritten).try_acquire_owned() else {
+            tracing::warn!(
+                "too many index entries wait for the disk: what is there of one stays as it is"
+            );
+            return;
+        };
+        let (index, slot) = (Arc::clone(self), Arc::clone(slot));
+        self.tasks.spawn(async move {
+            let _place = place;
+            let _file = slot.file.lock().await;
+            index.on_disk(&index.writes, work).await;
+        });
+    }
+
+    /// Work that blocks on the disk, in its turn. `None` where it failed.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        turns: &Arc<Semaphore>,
+        work: impl FnOnce(&Entries) -> T + Send + 'static,
+    ) -> Option<T> {
+        let turn = Arc::clone(turns).acquire_owned().await;
+        let entries = Arc::clone(&self.entries);
+        let done = tokio::task::spawn_blocking(move || {
+            // Until the disk has answered, whether or not somebody still waits for it.
+            let _turn = turn;
+            work(&entries)
+        });
+        done.await.ok()
     }
 
     fn remember(&self, slot: &Slot, entry: &Arc<Entry>, confirmed: Option<Instant>) {
@@ -418,18 +478,17 @@ impl Index {
         }
     }
 
-    fn confirmed(self: &Arc<Self>, name: &CrateName, slot: &Slot) {
+    fn confirmed(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>) {
         {
             let mut state = slot.state();
             state.known = Known::Entry;
             state.confirmed = Some(Instant::now());
         }
-        let (index, name) = (Arc::clone(self), name.clone());
-        self.tasks
-            .spawn_blocking(move || index.entries.confirm(&name));
+        let name = name.clone();
+        self.later(slot, move |entries| entries.confirm(&name));
     }
 
-    fn missing(self: &Arc<Self>, name: &CrateName, slot: &Slot, was_there: bool) {
+    fn missing(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, was_there: bool) {
         {
             let mut state = slot.state();
             state.known = Known::Missing(Instant::now());
@@ -439,9 +498,10 @@ impl Index {
             }
         }
         if was_there {
-            let (index, name) = (Arc::clone(self), name.clone());
-            self.tasks
-                .spawn_blocking(move || index.entries.remove(&name));
+            let name = name.clone();
+            self.later(slot, move |entries| {
+                entries.remove(&name);
+            });
         }
     }
 
@@ -497,14 +557,33 @@ impl Slot {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::path::Path;
+    use std::process::Command;
+    use std::sync::mpsc;
+
     use super::*;
     use crate::storage::Storage;
+
+    fn index_in(folder: &Path) -> Arc<Index> {
+        let entries = Entries::open(folder.join("x"), &Storage::new(1 << 20)).unwrap();
+        Index::new(entries, TaskTracker::new())
+    }
+
+    fn name(text: &str) -> CrateName {
+        CrateName::parse(text).unwrap()
+    }
+
+    fn entry(name: &str) -> Entry {
+        let text = format!("{{\"name\":\"{name}\",\"vers\":\"1.0.0\",\"cksum\":\"ab\"}}\n");
+        Entry::receive(name, Received::default(), text.into()).unwrap()
+    }
 
     #[test]
     fn what_somebody_uses_is_not_forgotten() {
         let folder = tempfile::tempdir().unwrap();
-        let entries = Entries::open(folder.path().join("x"), &Storage::new(1 << 20)).unwrap();
-        let index = Index::new(entries, TaskTracker::new());
+        let index = index_in(folder.path());
         let name = |number: usize| CrateName::parse(&format!("name{number}")).unwrap();
         let used = index.slot(&name(0));
         for number in 1..=MOST_SLOTS {
@@ -512,13 +591,74 @@ mod tests {
         }
         assert_eq!(index.slots().len(), 2, "it and the last one");
         // As what is read from disk meanwhile.
-        let text = "{\"name\":\"name0\",\"vers\":\"1.0.0\",\"cksum\":\"ab\"}\n";
-        let entry = Entry::receive("name0", Received::default(), text.into()).unwrap();
-        index.remember(&used, &Arc::new(entry), Some(Instant::now()));
+        index.remember(&used, &Arc::new(entry("name0")), Some(Instant::now()));
         let slots = index.slots();
         let entries = slots.values().filter_map(|slot| slot.state().entry.clone());
         let in_slots: usize = entries.map(|entry| entry.packed.len()).sum();
         assert!(in_slots > 0);
         assert_eq!(index.in_memory.load(Ordering::Relaxed), in_slots);
+    }
+
+    /// A pipe in place of a file, as of a disk that is slow: who reads it waits, and the content goes to one reader when
+    /// somebody takes its other end from the channel.
+    fn slow_file(folder: &Path, name: &CrateName, began: mpsc::Sender<(File, Vec<u8>)>) {
+        let path = folder.join("x").join(name.index_path());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let made = Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let content = entry(name.as_str()).to_file();
+        // Opened when somebody reads.
+        std::thread::spawn(move || {
+            let pipe = File::options().write(true).open(path).unwrap();
+            began.send((pipe, content))
+        });
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_reads_for_all_and_few_at_once() {
+        const NAMES: usize = 3 * DISK_WORK;
+        let folder = tempfile::tempdir().unwrap();
+        let index = index_in(folder.path());
+        let (began, reads) = mpsc::channel();
+        let mut asking = Vec::new();
+        for number in 0..NAMES {
+            let name = name(&format!("name{number}"));
+            slow_file(folder.path(), &name, began.clone());
+            for _ in 0..5 {
+                let (index, name) = (Arc::clone(&index), name.clone());
+                asking.push(tokio::spawn(async move {
+                    index.old(&name, &index.slot(&name)).await
+                }));
+            }
+        }
+        let mut read = 0;
+        while read < NAMES {
+            // As many as ever will have begun by then.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let begun: Vec<_> = reads.try_iter().collect();
+            assert!(begun.len() <= DISK_WORK, "{} at once", begun.len());
+            read += begun.len();
+            for (mut pipe, content) in begun {
+                pipe.write_all(&content).unwrap();
+            }
+        }
+        for asked in asking {
+            assert!(asked.await.unwrap().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_has_its_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = index_in(folder.path());
+        let all_turns = index.writes.acquire_many(DISK_WORK as u32).await.unwrap();
+        let (new, path) = (name("leaf"), folder.path().join("x/le/af/leaf"));
+        index.keep(&new, &index.slot(&new), &Arc::new(entry("leaf")));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!path.exists());
+        drop(all_turns);
+        index.tasks.close();
+        index.tasks.wait().await;
+        assert!(path.exists());
     }
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::client::{ClientOptions, HttpClient, HttpConnector};
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, RetryConfig};
+use object_store::{GetResult, ObjectStoreExt, RetryConfig};
 
 use super::BlobId;
 use crate::config::S3;
@@ -14,6 +14,20 @@ use crate::http_client::{self, Redirects};
 pub struct Bucket {
     store: AmazonS3,
     prefix: String,
+}
+
+/// A file that the bucket has begun to send.
+pub struct Object(GetResult);
+
+impl Object {
+    /// In bytes.
+    pub fn size(&self) -> u64 {
+        self.0.meta.size
+    }
+
+    pub async fn content(self) -> anyhow::Result<Bytes> {
+        Ok(self.0.bytes().await?)
+    }
 }
 
 impl Bucket {
@@ -43,11 +57,10 @@ impl Bucket {
         })
     }
 
-    /// The file; `None` where there is none, or one of more than `largest` bytes.
-    pub async fn get(&self, id: &BlobId, largest: u64) -> anyhow::Result<Option<Bytes>> {
+    /// The file, if there is one.
+    pub async fn get(&self, id: &BlobId) -> anyhow::Result<Option<Object>> {
         match self.store.get(&self.path(id)).await {
-            Ok(found) if found.meta.size > largest => Ok(None),
-            Ok(found) => Ok(Some(found.bytes().await?)),
+            Ok(found) => Ok(Some(Object(found))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -7,12 +7,24 @@ use crate::config::S3;
 
 pub enum Bucket {}
 
+pub enum Object {}
+
+impl Object {
+    pub fn size(&self) -> u64 {
+        match *self {}
+    }
+
+    pub async fn content(self) -> anyhow::Result<Bytes> {
+        match self {}
+    }
+}
+
 impl Bucket {
     pub fn new(_: &S3) -> anyhow::Result<Self> {
         anyhow::bail!("this warmdock was built without the cargo feature `s3`")
     }
 
-    pub async fn get(&self, _: &BlobId, _: u64) -> anyhow::Result<Option<Bytes>> {
+    pub async fn get(&self, _: &BlobId) -> anyhow::Result<Option<Object>> {
         match *self {}
     }
 

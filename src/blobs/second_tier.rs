@@ -10,7 +10,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,8 @@ use crate::config::Config;
 
 /// What is larger stays here alone: it is held in memory while it is checked.
 const LARGEST: u64 = 32 << 20;
+/// What files that are read from it may take of memory together, in bytes, until they are on disk here.
+const MEMORY: usize = 64 << 20;
 /// Files that wait to be written, also while the bucket cannot be reached: some 200 bytes of memory each. More are not
 /// written: the next warmdock asks the registry.
 const MOST_WAITING: usize = 8192;
@@ -40,6 +42,7 @@ pub struct SecondTier {
     bucket: Mutex<(Arc<Config>, Option<Arc<Bucket>>)>,
     /// For reading: a bucket that takes no files may still give some.
     breaker: Breaker,
+    memory: Arc<Semaphore>,
     waiting: mpsc::Sender<Offered>,
     results: Family<ResultLabel, Counter>,
 }
@@ -78,6 +81,18 @@ impl Offered {
     }
 }
 
+/// A file in memory. Gives its place back when nobody has it any more.
+struct InMemory {
+    bytes: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for InMemory {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
@@ -92,6 +107,7 @@ impl SecondTier {
             config,
             bucket: Mutex::new((current, bucket)),
             breaker: Breaker::default(),
+            memory: Arc::new(Semaphore::new(MEMORY)),
             waiting: sender,
             results: Family::default(),
         };
@@ -116,12 +132,7 @@ impl SecondTier {
         if !self.breaker.allows() {
             return None;
         }
-        let result = match timeout(PATIENCE, bucket.get(id, LARGEST)).await {
-            Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error)) => Err(format!("{error:#}")),
-            Err(_) => Err("it takes too long".into()),
-        };
-        match result {
+        match self.fetched(&bucket, id).await {
             Ok(None) => {
                 self.breaker.succeeded();
                 self.count("miss");
@@ -149,6 +160,30 @@ impl SecondTier {
                 None
             }
         }
+    }
+
+    /// The file as it is in the bucket, if it has one that may be held in memory.
+    ///
+    /// # Errors
+    /// What is wrong with the bucket.
+    async fn fetched(&self, bucket: &Bucket, id: &BlobId) -> Result<Option<Bytes>, String> {
+        let Some(object) = patient(bucket.get(id)).await? else {
+            return Ok(None);
+        };
+        if object.size() > LARGEST {
+            return Ok(None);
+        }
+        let memory = Arc::clone(&self.memory);
+        // Others hold theirs for no longer than this, but for a disk that is slow: the registry is asked then.
+        let place = timeout(PATIENCE, memory.acquire_many_owned(object.size() as u32)).await;
+        let Ok(Ok(place)) = place else {
+            return Ok(None);
+        };
+        let bytes = patient(object.content()).await?;
+        Ok(Some(Bytes::from_owner(InMemory {
+            bytes,
+            _place: place,
+        })))
     }
 
     /// Has a file written that is kept at `path`, when there is time.
@@ -208,16 +243,15 @@ impl SecondTier {
                     }
                 }
             };
-            let why = match timeout(PATIENCE, writing).await {
-                Ok(Ok(true)) => {
+            let why = match patient(writing).await {
+                Ok(true) => {
                     failures = 0;
                     written += 1;
                     self.count("written");
                     continue;
                 }
-                Ok(Ok(false)) => continue,
-                Ok(Err(error)) => format!("{error:#}"),
-                Err(_) => "it takes too long".into(),
+                Ok(false) => continue,
+                Err(why) => why,
             };
             self.failed("written", id, &why);
             if stopping.is_cancelled() {
@@ -255,6 +289,15 @@ impl SecondTier {
     fn failed(&self, what: &str, id: &BlobId, error: &str) {
         self.count("failed");
         tracing::warn!(blob = %id.digest, error, "storage.s3: a file could not be {what}; builds go on without it");
+    }
+}
+
+/// What the bucket answers, if it does in time.
+async fn patient<T>(answer: impl Future<Output = anyhow::Result<T>>) -> Result<T, String> {
+    match timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(format!("{error:#}")),
+        Err(_) => Err("it takes too long".into()),
     }
 }
 

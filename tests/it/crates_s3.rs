@@ -1,11 +1,17 @@
 //! The second tier, on a server that really speaks S3 and checks signatures: s3s-fs.
 
+use std::io::{BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::crates_cache::over;
+use crate::crates_cache::{memory_at_rest, over};
+use crate::support::http::Request;
 use crate::support::registry::{Fault, Of, Published, Registry, noise};
 use crate::support::warmdock::files_below;
 use crate::support::{Warmdock, http, wait_for};
@@ -66,15 +72,11 @@ impl S3 {
     }
 
     fn config(&self, secret: &str) -> Value {
-        let key = |name: &str, content: &str| {
-            let path = self.folder.path().join(name);
-            std::fs::write(&path, content).unwrap();
-            path
-        };
-        json!({
-            "bucket": "warm", "endpoint": format!("http://127.0.0.1:{}", self.port), "prefix": "team/dock",
-            "access_key_file": key("access", "access-id"), "secret_key_file": key(secret, secret),
-        })
+        config_at(
+            ([127, 0, 0, 1], self.port).into(),
+            self.folder.path(),
+            secret,
+        )
     }
 
     fn warmdock(&self, registry: &Registry) -> Warmdock {
@@ -82,6 +84,38 @@ impl S3 {
             .set("/storage", json!({ "s3": self.config("secret-3f7a") }))
             .start()
     }
+}
+
+/// A bucket at this address, with keys in files in `folder`.
+fn config_at(address: SocketAddr, folder: &Path, secret: &str) -> Value {
+    let key = |name: &str, content: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    json!({
+        "bucket": "warm", "endpoint": format!("http://{address}"), "prefix": "team/dock",
+        "access_key_file": key("access", "access-id"), "secret_key_file": key(secret, secret),
+    })
+}
+
+/// A server that says what no well-behaved one would. `answer` answers each request.
+fn ill_server(answer: impl Fn(&Request, &TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                while let Some(request) = Request::read(&mut reader) {
+                    answer(&request, &stream);
+                }
+            });
+        }
+    });
+    address
 }
 
 impl Drop for S3 {
@@ -274,4 +308,51 @@ fn its_failure_fails_no_build() {
             .is_some_and(|message| message.contains("storage.s3"))
     });
     assert!(s3.object(&file).is_none());
+}
+
+/// They are in memory until they are checked and on disk.
+#[test]
+fn files_of_a_bucket_have_a_bounded_part_of_memory() {
+    const FILES: usize = 16;
+    const SIZE: usize = 24 << 20;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let goes_on = Arc::new(AtomicBool::new(true));
+    let (counted, held) = (Arc::clone(&asked), Arc::clone(&goes_on));
+    // All but the end comes, and what comes is wrong.
+    let bucket = ill_server(move |request, mut stream| {
+        if request.method != "GET" {
+            return;
+        }
+        let date = "Tue, 01 Jan 2030 00:00:00 GMT";
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {SIZE}\r\netag: \"x\"\r\nlast-modified: {date}\r\n\r\n"
+        );
+        let sent = stream.write_all(head.as_bytes());
+        counted.fetch_add(1, Ordering::Relaxed);
+        // Nobody reads it any more, at the end.
+        let _ = sent.and_then(|()| stream.write_all(&vec![7; SIZE - 1]));
+        while held.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    });
+    let registry = Registry::start();
+    let files = (0..FILES as u64).map(|number| {
+        registry.publish_bytes(&format!("crate{number}"), "1.0.0", &[], noise(1000, number))
+    });
+    let files = Vec::from_iter(files);
+    let folder = crate::support::temporary_folder();
+    let s3 = config_at(bucket, folder.path(), "secret");
+    let warmdock = over(&registry).set("/storage", json!({ "s3": s3 })).start();
+    std::thread::scope(|scope| {
+        for file in &files {
+            scope.spawn(|| is_whole(&warmdock, file));
+        }
+        wait_for("the bucket to be asked for all", || {
+            (asked.load(Ordering::Relaxed) == FILES).then_some(())
+        });
+        let memory = memory_at_rest(&warmdock);
+        goes_on.store(false, Ordering::Relaxed);
+        assert!(memory < 200e6, "{memory} bytes");
+    });
 }

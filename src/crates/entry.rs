@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::blobs::Digest;
 
-/// The largest entries of crates.io have some 2 MB.
-pub const MOST_BYTES: u64 = 64 << 20;
+/// The largest entries of crates.io have some 2 MB. SECURITY: each question may hold this twice, packed and not.
+pub const MOST_BYTES: u64 = 8 << 20;
 
 /// An entry as a registry gave it.
 #[derive(Clone, Debug)]
@@ -207,6 +207,17 @@ mod tests {
         assert!(receive(TEXT, true).is_err());
         let packed = receive(TEXT, false).unwrap().packed;
         assert!(receive(&packed[..packed.len() - 9], true).is_err());
+    }
+
+    #[test]
+    fn refuses_what_is_larger_than_any_entry() {
+        let line = TEXT.split_inclusive(|byte| *byte == b'\n').next().unwrap();
+        let lines = |bytes: usize| line.repeat(bytes.div_ceil(line.len()));
+        let small = pack(&lines(7 << 20));
+        assert!(receive(&small, true).is_ok());
+        let large = pack(&lines(9 << 20));
+        let why = receive(&large, true).unwrap_err();
+        assert!(why.contains("too large"), "{why}");
     }
 
     #[test]

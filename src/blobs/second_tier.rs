@@ -32,6 +32,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 const TRIES: u32 = 3;
 /// After failures in a row the bucket is left alone for [`PAUSE`], twice as long after the next, and so on.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// For the beginning of an answer, with which it says whether it has a file. One that takes longer counts as failed: each
+/// file that nobody has here would wait for that.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
 /// For one file. A bucket that takes longer is no gain.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -167,19 +170,23 @@ impl SecondTier {
     /// # Errors
     /// What is wrong with the bucket.
     async fn fetched(&self, bucket: &Bucket, id: &BlobId) -> Result<Option<Bytes>, String> {
-        let Some(object) = patient(bucket.get(id)).await? else {
+        let Some(object) = within(FIRST_ANSWER, bucket.get(id)).await? else {
             return Ok(None);
         };
         if object.size() > LARGEST {
             return Ok(None);
         }
         let memory = Arc::clone(&self.memory);
-        // Others hold theirs for no longer than this, but for a disk that is slow: the registry is asked then.
-        let place = timeout(PATIENCE, memory.acquire_many_owned(object.size() as u32)).await;
+        // Where others hold all of it for longer, the registry is asked.
+        let place = timeout(
+            FIRST_ANSWER,
+            memory.acquire_many_owned(object.size() as u32),
+        )
+        .await;
         let Ok(Ok(place)) = place else {
             return Ok(None);
         };
-        let bytes = patient(object.content()).await?;
+        let bytes = within(PATIENCE, object.content()).await?;
         Ok(Some(Bytes::from_owner(InMemory {
             bytes,
             _place: place,
@@ -243,7 +250,7 @@ impl SecondTier {
                     }
                 }
             };
-            let why = match patient(writing).await {
+            let why = match within(PATIENCE, writing).await {
                 Ok(true) => {
                     failures = 0;
                     written += 1;
@@ -293,8 +300,11 @@ impl SecondTier {
 }
 
 /// What the bucket answers, if it does in time.
-async fn patient<T>(answer: impl Future<Output = anyhow::Result<T>>) -> Result<T, String> {
-    match timeout(PATIENCE, answer).await {
+async fn within<T>(
+    time: Duration,
+    answer: impl Future<Output = anyhow::Result<T>>,
+) -> Result<T, String> {
+    match timeout(time, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(format!("{error:#}")),
         Err(_) => Err("it takes too long".into()),

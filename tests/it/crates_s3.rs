@@ -356,3 +356,29 @@ fn files_of_a_bucket_have_a_bounded_part_of_memory() {
         assert!(memory < 200e6, "{memory} bytes");
     });
 }
+
+/// Each file that is not here would wait for that.
+#[test]
+fn a_bucket_that_answers_slowly_is_left_alone() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&asked);
+    let bucket = ill_server(move |request, mut stream| {
+        if request.method == "GET" {
+            counts.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_secs(4));
+        }
+        // It may be gone by now.
+        let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+    });
+    let registry = Registry::start();
+    let folder = crate::support::temporary_folder();
+    let s3 = config_at(bucket, folder.path(), "secret");
+    let warmdock = over(&registry).set("/storage", json!({ "s3": s3 })).start();
+    for number in 0..4 {
+        let version = format!("1.0.{number}");
+        let file = registry.publish_bytes("leaf", &version, &[], noise(1000, number));
+        is_whole(&warmdock, &file);
+    }
+    // After two that failed.
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+}

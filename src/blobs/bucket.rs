@@ -1,9 +1,14 @@
 //! One bucket of an S3-compatible store, as the cargo feature `s3` brings it.
 
+use std::pin::Pin;
+
 use anyhow::Context as _;
 use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::client::{ClientOptions, HttpClient, HttpConnector};
+use object_store::client::{
+    ClientOptions, HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService,
+};
 use object_store::path::Path;
 use object_store::{GetResult, ObjectStoreExt, RetryConfig};
 
@@ -98,6 +103,36 @@ impl HttpConnector for OurClient {
             store: "S3",
             source: error.into(),
         })?;
-        Ok(HttpClient::new(client))
+        Ok(HttpClient::new(OnlyStatuses(client)))
+    }
+}
+
+/// Of an error, what is read for the sake of the connection, which is used again when all has been read.
+const MOST_OF_AN_ERROR: usize = 16 << 10;
+
+/// SECURITY: gives the status of an error and not what the server writes about it, which is no secret's place: AWS answers
+/// wrong keys with the name of the key and all that was signed, and errors go to the log.
+#[derive(Debug)]
+struct OnlyStatuses(reqwest::Client);
+
+impl HttpService for OnlyStatuses {
+    fn call<'a, 'b>(
+        &'a self,
+        request: HttpRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'b>>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let response = self.0.call(request).await?;
+            let status = response.status();
+            if !status.is_client_error() && !status.is_server_error() {
+                return Ok(response);
+            }
+            let (head, body) = response.into_parts();
+            let _ = Limited::new(body, MOST_OF_AN_ERROR).collect().await;
+            Ok(HttpResponse::from_parts(head, Bytes::new().into()))
+        })
     }
 }

@@ -382,3 +382,36 @@ fn a_bucket_that_answers_slowly_is_left_alone() {
     // After two that failed.
     assert_eq!(asked.load(Ordering::Relaxed), 2);
 }
+
+/// As AWS answers: with the key's name and what was signed. Of that, the log has only the status.
+#[test]
+fn what_a_bucket_says_of_wrong_keys_is_not_logged() {
+    let bucket = ill_server(|request, mut stream| {
+        let signed = request.header("authorization").unwrap_or_default();
+        let body = format!(
+            "<Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>access-id</AWSAccessKeyId>\
+             <StringToSign>{signed}</StringToSign></Error>"
+        );
+        let length = body.len();
+        let head = format!("HTTP/1.1 403 Forbidden\r\ncontent-length: {length}\r\n\r\n");
+        // It may be gone by now.
+        let _ = stream.write_all((head + &body).as_bytes());
+    });
+    let registry = Registry::start();
+    let file = registry.publish_bytes("leaf", "1.0.0", &[], noise(1000, 1));
+    let folder = crate::support::temporary_folder();
+    let s3 = config_at(bucket, folder.path(), "secret-3f7a");
+    let warmdock = over(&registry).set("/storage", json!({ "s3": s3 })).start();
+    is_whole(&warmdock, &file);
+    for what in ["read", "written"] {
+        warmdock.wait_log(what, |event| {
+            let message = event["message"].as_str().unwrap_or_default();
+            let error = event["error"].as_str().unwrap_or_default();
+            message.contains(&format!("could not be {what}")) && error.contains("403 Forbidden")
+        });
+    }
+    let log = warmdock.log();
+    for word in ["access-id", "Signature", "AWS4", "<Error", "secret-3f7a"] {
+        assert!(!log.contains(word), "{word}: {log}");
+    }
+}

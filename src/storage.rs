@@ -109,8 +109,10 @@ pub struct Storage {
 /// Evicting goes on to this share of the limit, so that not every write has to evict.
 const EVICT_TO_PERCENT: u64 = 80;
 
-/// What is asked of one evictor before it is looked again which has the oldest.
+/// What is asked of one evictor before it is looked again which has the oldest: as much as this, or as this part of the
+/// limit. An evictor looks through all that it has each time.
 const SLICE: u64 = 64 << 20;
+const SLICES_OF_LIMIT: u64 = 50;
 
 thread_local! {
     /// Bytes that this thread gave back since it began. So it is known what an evictor gave, whatever others take and
@@ -271,7 +273,8 @@ impl Storage {
                 continue;
             };
             let before = GIVEN_BACK.get();
-            evictors[at].evict(missing.min(SLICE));
+            let slice = SLICE.max(self.limit() / SLICES_OF_LIMIT);
+            evictors[at].evict(missing.min(slice));
             let given = GIVEN_BACK.get() > before;
             some_given |= given;
             if !given {
@@ -450,6 +453,28 @@ mod tests {
         keeping.abort();
         assert_eq!(storage.used(Part::Answers), 70);
         assert!(storage.nothing(Part::Git).grow(101).is_err());
+    }
+
+    /// Counts how often it is asked, as each time takes as long as there is much.
+    struct Large(Holder, AtomicU64);
+
+    impl Evict for Large {
+        fn evict(&self, bytes: u64) {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.evict(bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_large_is_evicted_in_few_slices() {
+        const LIMIT: u64 = 100 << 30;
+        let storage = Storage::new(LIMIT);
+        let held = (0..1600).map(|_| storage.count(Part::Blobs, LIMIT / 1600));
+        let large = Arc::new(Large(Holder(Mutex::new(held.collect())), 0.into()));
+        add_evictor(&storage, &large);
+        storage.evict_down_to(storage.usual_share());
+        assert_eq!(storage.used_in_all(), LIMIT / 100 * 80);
+        assert_eq!(large.1.load(Ordering::Relaxed), 10);
     }
 
     fn add_evictor<T: Evict + 'static>(storage: &Storage, evictor: &Arc<T>) {

@@ -1,7 +1,7 @@
 //! What was not read for longest goes first, and never what is being read.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{BlobId, Blobs, Index};
@@ -46,19 +46,44 @@ impl Evict for Blobs {
 
 impl Blobs {
     fn evict_one(&self, id: &BlobId) -> bool {
-        let mut index = self.index();
-        if is_read(&index, id) {
-            return false;
-        }
-        index.open.remove(id);
-        // Under the lock, so that nobody opens or writes it meanwhile; removing a name is quick.
-        match fs::remove_file(self.path(id)) {
+        let (slot, open) = {
+            let mut index = self.index();
+            if is_read(&index, id) {
+                return false;
+            }
+            let Some(slot) = index.slots.remove(id) else {
+                return false;
+            };
+            index.leaving.insert(id.clone());
+            (slot, index.open.remove(id))
+        };
+        // Not under the lock: a disk at work may take its time, and whoever asks for any file waits for the lock.
+        drop(open);
+        let removed = match fs::remove_file(self.path(id)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::error!(blob = %id.digest, %error, "a kept file cannot be evicted");
                 false
             }
-            _ => index.forget(id),
+            _ => true,
+        };
+        let mut index = self.index();
+        index.leaving.remove(id);
+        // Who had opened it a moment before has counted it anew.
+        if removed || index.slots.contains_key(id) {
+            index.give_back(slot.size);
+        } else {
+            index.slots.insert(id.clone(), slot);
         }
+        drop(index);
+        self.left.notify_all();
+        removed
+    }
+
+    /// Waits until the file that had this name is removed, if that is being done. Blocks.
+    pub(super) fn wait_left(&self, id: &BlobId) {
+        let is_leaving = |index: &mut Index| index.leaving.contains(id);
+        let waited = self.left.wait_while(self.index(), is_leaving);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -57,6 +57,9 @@ impl Blobs {
             if let Some((kept, _)) = index.open.get(id) {
                 return Some(Arc::clone(kept));
             }
+            if index.leaving.contains(id) {
+                return None;
+            }
             // It was closed, but somebody still reads it.
             let open = index.slots.get(id).and_then(|slot| slot.open.upgrade());
             if let Some(kept) = open {

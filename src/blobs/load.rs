@@ -60,8 +60,8 @@ impl Blobs {
                 space: Arc::clone(space),
                 digest,
             };
-            // Somebody may have asked for it meanwhile.
-            if !index.slots.contains_key(&id) {
+            // Somebody may have asked for it meanwhile, or evicted it again.
+            if !index.slots.contains_key(&id) && !index.leaving.contains(&id) {
                 let counted = self.storage.count(Part::Blobs, slot.size);
                 index.reservation.absorb(counted);
                 index.slots.insert(id, slot);

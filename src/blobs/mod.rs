@@ -19,13 +19,13 @@ mod reader;
 mod second_tier;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::metrics::counter::Counter;
@@ -73,6 +73,8 @@ pub struct Blobs {
     root: PathBuf,
     storage: Arc<Storage>,
     index: Mutex<Index>,
+    /// One of [`Index::leaving`] has left.
+    left: Condvar,
     temporary: AtomicU64,
     disk: Arc<Semaphore>,
     hot: Arc<Hot>,
@@ -84,12 +86,14 @@ pub struct Blobs {
 
 struct Index {
     slots: HashMap<BlobId, Slot>,
+    /// Files that are being removed: nobody opens them any more, and nothing is put in their place before they are gone.
+    leaving: HashSet<BlobId>,
     /// What is being written, once for each source that somebody names.
     coming: HashMap<BlobId, Vec<Arc<Coming>>>,
     /// The files that stay open, with the moment of their last use as a count.
     open: HashMap<BlobId, (Arc<Kept>, u64)>,
     clock: u64,
-    /// Of all slots.
+    /// Of all slots, and what is leaving.
     reservation: Reservation,
     /// Everything on disk has a slot.
     loaded: bool,
@@ -130,12 +134,14 @@ impl Blobs {
             storage: Arc::clone(&storage),
             index: Mutex::new(Index {
                 slots: HashMap::new(),
+                leaving: HashSet::new(),
                 coming: HashMap::new(),
                 open: HashMap::new(),
                 clock: 0,
                 reservation,
                 loaded: false,
             }),
+            left: Condvar::new(),
             temporary: AtomicU64::new(0),
             disk: Arc::new(Semaphore::new(DISK_WORK)),
             hot: Hot::new(),
@@ -365,9 +371,13 @@ impl Index {
         let Some(slot) = self.slots.remove(id) else {
             return false;
         };
-        let left = self.reservation.bytes().saturating_sub(slot.size);
-        self.reservation.set(left);
+        self.give_back(slot.size);
         true
+    }
+
+    fn give_back(&mut self, bytes: u64) {
+        let left = self.reservation.bytes().saturating_sub(bytes);
+        self.reservation.set(left);
     }
 }
 

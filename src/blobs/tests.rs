@@ -331,6 +331,84 @@ async fn evicts_the_least_recently_used_and_nothing_that_is_read() {
     assert!(matches!(writer.expect(401), Err(Failed::Full)));
 }
 
+/// What is written anew while the old file is being removed.
+#[tokio::test]
+async fn what_leaves_takes_nothing_along() {
+    let store = store(1 << 30);
+    let bytes = content(1000);
+    let id = id(&bytes);
+    store.blobs.index().leaving.insert(id.clone());
+    let Found::New(mut writer, coming) = store.blobs.find(&id, "here").await else {
+        panic!("it is not to be found")
+    };
+    let writing = tokio::task::spawn_blocking(move || {
+        writer.write(&bytes).unwrap();
+        writer.finish()
+    });
+    coming.ended().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!store.has(&id));
+    store.blobs.index().leaving.remove(&id);
+    store.blobs.left.notify_all();
+    writing.await.unwrap().unwrap();
+    assert!(store.has(&id));
+}
+
+/// Whoever writes, reads and evicts at the same time: what is counted is there, and what is there is counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_written_and_evicted_at_once_is_counted_right() {
+    const ROUNDS: usize = 300;
+    let store = store(1 << 30);
+    let contents: Arc<[Vec<u8>]> = (0..4).map(|number| content(1000 + number)).collect();
+    let done = CancellationToken::new();
+    let (evicting, stop) = (Arc::clone(&store.blobs), done.clone());
+    let evicting = tokio::task::spawn_blocking(move || {
+        while !stop.is_cancelled() {
+            evicting.evict(1);
+        }
+    });
+    let working = (0..4).map(|first| {
+        let (blobs, contents) = (Arc::clone(&store.blobs), Arc::clone(&contents));
+        tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                let bytes = contents[(first + round) % contents.len()].clone();
+                match blobs.find(&id(&bytes), "here").await {
+                    Found::Kept(kept) => {
+                        let mut reader = BlobReader::kept(kept, 0..u64::MAX);
+                        assert!(read(&mut reader).await == bytes);
+                    }
+                    Found::Coming(coming) => coming.ended().await.unwrap(),
+                    Found::New(mut writer, _) => {
+                        let written = tokio::task::spawn_blocking(move || {
+                            writer.write(&bytes)?;
+                            writer.finish()
+                        });
+                        written.await.unwrap().unwrap();
+                    }
+                }
+            }
+        })
+    });
+    for worker in Vec::from_iter(working) {
+        worker.await.unwrap();
+    }
+    done.cancel();
+    evicting.await.unwrap();
+    let index = store.blobs.index();
+    assert!(index.leaving.is_empty());
+    let sizes = index.slots.iter().map(|(id, slot)| {
+        let metadata = store.blobs.path(id).metadata();
+        assert_eq!(metadata.expect("it is there").len(), slot.size);
+        slot.size
+    });
+    assert_eq!(index.reservation.bytes(), sizes.sum::<u64>());
+    let on_disk = |bytes: &Vec<u8>| store.has(&id(bytes));
+    assert_eq!(
+        contents.iter().filter(|bytes| on_disk(bytes)).count(),
+        index.slots.len()
+    );
+}
+
 #[tokio::test]
 async fn the_order_survives_a_restart_and_leftovers_do_not() {
     let mut store = store(1000);

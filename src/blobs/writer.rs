@@ -302,6 +302,7 @@ impl BlobWriter {
             return Ok(());
         }
         kept.file.sync_all()?;
+        self.blobs.wait_left(&self.id);
         let path = self.blobs.path(&self.id);
         let folder = path.parent().unwrap_or(&path);
         if !folder.exists() {

@@ -3,11 +3,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::stream::{Stream, unfold};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
 
 use super::counters::{CacheStatus, Kind};
 use super::name::CrateFile;
@@ -25,6 +27,9 @@ const BATCH: usize = 256 << 10;
 /// More than any crate should have: larger ones are passed on. SECURITY: for what a registry announces and sends, other
 /// files are evicted.
 const MOST_BYTES: u64 = 512 << 20;
+/// How long a file waits for a place among those that are passed on: shorter than the 30 s in which cargo wants the first
+/// byte. It asks again when it is told to.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a file that is found damaged is fetched again for one reader.
 const REPAIRS: usize = 2;
 
@@ -87,8 +92,7 @@ impl Crates {
     }
 
     async fn pass(&self, registry: &Registry, file: &CrateFile) -> Result<Passing, Failed> {
-        let place = Arc::clone(&registry.passing).acquire_owned().await;
-        let place = place.map_err(|_| Failed::Busy)?;
+        let place = place(&registry.passing).await?;
         // Not for as long as the client reads: one that stalls would take the place of others.
         let _turn = self.counters.turn(Kind::File, &registry.downloads).await;
         let passing = Passing::begin(Arc::clone(&registry.upstream), file, place).await;
@@ -367,6 +371,13 @@ impl Reading {
     }
 }
 
+/// A place among the files that are passed on. Clients that stop reading may have all of them for long: the others are
+/// told to come again, and do not wait for them without end.
+async fn place(passing: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failed> {
+    let place = timeout(PATIENCE, Arc::clone(passing).acquire_owned()).await;
+    place.map_err(|_| Failed::Busy)?.map_err(|_| Failed::Busy)
+}
+
 /// Work that blocks on the disk.
 pub(super) async fn on_disk<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -379,5 +390,21 @@ pub(super) fn of_trouble(trouble: Trouble) -> Failed {
     match trouble {
         Trouble::NotFound => Failed::NotFound,
         Trouble::Failed(why) => Failed::Source(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_place_without_end() {
+        let passing = Arc::new(Semaphore::new(1));
+        let taken = place(&passing).await.unwrap();
+        assert!(matches!(place(&passing).await, Err(Failed::Busy)));
+        let waiting = tokio::spawn(async move { place(&passing).await });
+        tokio::time::sleep(PATIENCE / 2).await;
+        drop(taken);
+        assert!(waiting.await.unwrap().is_ok());
     }
 }

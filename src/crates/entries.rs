@@ -26,12 +26,15 @@ pub struct Entries {
 }
 
 struct Files {
-    /// Bytes and seconds since 1970 of the last use.
+    /// Bytes on disk, and seconds since 1970 of the last use.
     sizes: HashMap<CrateName, (u64, u64)>,
     reservation: Reservation,
 }
 
 const TEMPORARY: &str = "tmp";
+
+/// What file systems give out, in bytes. Most entries are smaller, and there may be hundreds of thousands.
+const BLOCK: u64 = 4096;
 
 impl Entries {
     /// Opens the folder; what an earlier process left half-written is removed.
@@ -73,7 +76,8 @@ impl Entries {
                 let name = entry.file_name();
                 if let Some(name) = name.to_str().and_then(CrateName::parse) {
                     let used = metadata.modified().map_or(0, seconds_of);
-                    self.count(&mut self.files(), &name, metadata.len(), used);
+                    let size = on_disk(metadata.len());
+                    self.count(&mut self.files(), &name, size, used);
                 }
             }
         }
@@ -84,7 +88,7 @@ impl Entries {
         let path = self.path(name);
         let file = fs::read(&path).ok()?;
         let confirmed = path.metadata().and_then(|metadata| metadata.modified());
-        let size = file.len() as u64;
+        let size = on_disk(file.len() as u64);
         match Entry::from_file(file) {
             Some(entry) => {
                 self.count(&mut self.files(), name, size, seconds_of(SystemTime::now()));
@@ -104,7 +108,7 @@ impl Entries {
     /// What the file system says, or that there is no room.
     pub fn write(&self, name: &CrateName, entry: &Entry) -> io::Result<()> {
         let file = entry.to_file();
-        let size = file.len() as u64;
+        let size = on_disk(file.len() as u64);
         let mut reservation = self.storage.nothing(Part::Index);
         reservation
             .grow(size)
@@ -224,6 +228,11 @@ impl Evict for Entries {
     }
 }
 
+/// What a file of so many bytes takes.
+fn on_disk(length: u64) -> u64 {
+    length.next_multiple_of(BLOCK)
+}
+
 fn seconds_of(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -282,10 +291,9 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_at_the_byte_and_the_oldest_goes() {
+    fn whole_blocks_count_and_the_oldest_goes() {
         let folder = tempfile::tempdir().unwrap();
-        let size = |name: &str| entry(name).to_file().len() as u64;
-        let storage = Storage::new(size("aa") + size("bb").max(size("cc")));
+        let storage = Storage::new(2 * BLOCK);
         let entries = Entries::open(folder.path().join("x"), &storage).unwrap();
         entries.write(&name("aa"), &entry("aa")).unwrap();
         entries.write(&name("bb"), &entry("bb")).unwrap();
@@ -293,7 +301,8 @@ mod tests {
         entries.write(&name("cc"), &entry("cc")).unwrap();
         assert!(entries.read(&name("bb")).is_none());
         assert!(entries.read(&name("aa")).is_some() && entries.read(&name("cc")).is_some());
-        storage.set_limit(size("dd") - 1);
+        assert_eq!(storage.used(Part::Index), 2 * BLOCK);
+        storage.set_limit(BLOCK - 1);
         assert!(entries.write(&name("dd"), &entry("dd")).is_err());
         assert!(!folder.path().join("x/2/dd").exists());
     }
@@ -322,8 +331,7 @@ mod tests {
             use_it(&entries);
             // Those that are used meanwhile are no older for that.
             entries.load(&CancellationToken::new());
-            let lacks_one_byte = entry("cc").to_file().len() as u64 - 1;
-            storage.set_limit(storage.used_in_all() + lacks_one_byte);
+            storage.set_limit(storage.used_in_all() + BLOCK - 1);
             entries.write(&name("cc"), &entry("cc")).unwrap();
             assert!(entries.read(&name("bb")).is_none());
             assert!(entries.read(&name("aa")).is_some());

@@ -14,6 +14,7 @@ use reqwest::header::{
     IF_NONE_MATCH, LAST_MODIFIED,
 };
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::ASKED_OR_WAITING;
@@ -56,6 +57,7 @@ pub struct Index {
     writes: Arc<Semaphore>,
     unwritten: Arc<Semaphore>,
     tasks: TaskTracker,
+    stopping: CancellationToken,
 }
 
 #[derive(Default)]
@@ -122,7 +124,12 @@ pub struct Terms {
 }
 
 impl Index {
-    pub fn new(entries: Arc<Entries>, tasks: TaskTracker) -> Arc<Self> {
+    /// At `stopping` questions end; what `tasks` has on disk to do goes on.
+    pub fn new(
+        entries: Arc<Entries>,
+        tasks: TaskTracker,
+        stopping: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             entries,
             slots: Mutex::default(),
@@ -135,6 +142,7 @@ impl Index {
             writes: Arc::new(Semaphore::new(DISK_WORK)),
             unwritten: Arc::new(Semaphore::new(MOST_UNWRITTEN)),
             tasks,
+            stopping,
         })
     }
 
@@ -254,9 +262,10 @@ impl Index {
         let task = self.tasks.spawn(async move {
             let _place = place;
             let landing = Landing(slot);
-            index
-                .ask(&name, &landing.0, &upstream, max_age, &asking)
-                .await
+            let asked = index.ask(&name, &landing.0, &upstream, max_age, &asking);
+            // By then clients are served, or cut off.
+            let landed = index.stopping.run_until_cancelled(asked).await;
+            landed.unwrap_or_else(|| Err(failed("the service stops, please try again".into())))
         });
         let lands = task
             .map(|joined| joined.unwrap_or_else(|error| Err(failed(format!("{error}")))))
@@ -568,7 +577,7 @@ mod tests {
 
     fn index_in(folder: &Path) -> Arc<Index> {
         let entries = Entries::open(folder.join("x"), &Storage::new(1 << 20)).unwrap();
-        Index::new(entries, TaskTracker::new())
+        Index::new(entries, TaskTracker::new(), CancellationToken::new())
     }
 
     fn name(text: &str) -> CrateName {

@@ -276,7 +276,7 @@ impl Crates {
         let entries = Entries::open(self.root.join(&**space), &self.storage)?;
         let (loading, stopping) = (Arc::clone(&entries), self.stopping.clone());
         self.tasks.spawn_blocking(move || loading.load(&stopping));
-        let index = Index::new(entries, self.tasks.clone());
+        let index = Index::new(entries, self.tasks.clone(), self.stopping.clone());
         self.indexes().insert(Arc::clone(space), Arc::clone(&index));
         Ok(index)
     }

@@ -1064,6 +1064,29 @@ pub fn ask_and_forget(address: SocketAddr, path: &str) {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_a_registry_that_hangs() {
+    let registry = Registry::start();
+    let mut warmdock = over(&registry)
+        .set("/limits/upstream_idle_timeout", "10m")
+        .start();
+    registry.fail(Of::Index, Fault::Hang);
+    let mut client = http::connect(warmdock.address());
+    write!(
+        client,
+        "GET /crates/corp/le/af/leaf HTTP/1.1\r\nHost: x\r\n\r\n"
+    )
+    .unwrap();
+    wait_for("the question", || {
+        (registry.asked_for("leaf") == 1).then_some(())
+    });
+    // The question goes on for whoever asks next.
+    drop(client);
+    warmdock.stop();
+    let log = warmdock.log();
+    assert!(!log.contains("does not end, and is cut off"), "{log}");
+}
+
+#[test]
 fn the_least_recently_used_files_go_and_the_order_survives_a_restart() {
     let registry = Registry::start();
     let files: Vec<_> = (0..10)

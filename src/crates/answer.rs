@@ -47,29 +47,39 @@ impl Asked<'_> {
         self.headers.get(name)?.to_str().ok()
     }
 
+    /// What a header lists: several lines of it count as one (RFC 9110, section 5.2).
+    fn list(&self, name: HeaderName) -> impl Iterator<Item = &str> {
+        let lines = self.headers.get_all(name).into_iter();
+        let texts = lines.filter_map(|line| line.to_str().ok());
+        texts.flat_map(|text| text.split(',')).map(str::trim)
+    }
+
     /// `If-None-Match` counts before `If-Modified-Since` (RFC 9110, section 13.2.2).
     fn has(&self, etag: &str, last_modified: Option<&str>) -> bool {
         fn bare(tag: &str) -> &str {
-            tag.trim().trim_start_matches("W/")
+            tag.trim_start_matches("W/")
         }
-        match self.header(IF_NONE_MATCH) {
-            Some("*") => true,
-            Some(list) => list.split(',').any(|one| bare(one) == bare(etag)),
-            // Whoever has our answer has this very text.
-            None => last_modified.is_some() && self.header(IF_MODIFIED_SINCE) == last_modified,
+        if self.headers.contains_key(IF_NONE_MATCH) {
+            let mut tags = self.list(IF_NONE_MATCH);
+            return tags.any(|tag| tag == "*" || bare(tag) == bare(etag));
         }
+        // Whoever has our answer has this very text.
+        last_modified.is_some() && self.header(IF_MODIFIED_SINCE) == last_modified
     }
 
     fn takes_gzip(&self) -> bool {
-        let Some(accepted) = self.header(ACCEPT_ENCODING) else {
-            return false;
-        };
-        accepted.split(',').any(|one| {
+        let mut any = false;
+        for one in self.list(ACCEPT_ENCODING) {
             let mut parts = one.split(';').map(str::trim);
             let coding = parts.next().unwrap_or_default();
             let refused = parts.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"));
-            (coding.eq_ignore_ascii_case("gzip") || coding == "*") && !refused
-        })
+            if coding.eq_ignore_ascii_case("gzip") {
+                return !refused;
+            }
+            // Only of what is not named itself (RFC 9110, section 12.5.3).
+            any |= coding == "*" && !refused;
+        }
+        any
     }
 }
 
@@ -291,7 +301,7 @@ mod tests {
     fn asked<T>(pairs: &[(HeaderName, &str)], look: impl FnOnce(&Asked<'_>) -> T) -> T {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
-            headers.insert(name, HeaderValue::from_str(value).unwrap());
+            headers.append(name, HeaderValue::from_str(value).unwrap());
         }
         look(&Asked {
             method: &Method::GET,
@@ -307,6 +317,7 @@ mod tests {
         assert!(has(&[(IF_NONE_MATCH, "\"a\"")]));
         assert!(has(&[(IF_NONE_MATCH, "\"b\", W/\"a\"")]));
         assert!(has(&[(IF_NONE_MATCH, "*")]));
+        assert!(has(&[(IF_NONE_MATCH, "\"b\""), (IF_NONE_MATCH, "\"a\"")]));
         assert!(!has(&[(IF_NONE_MATCH, "\"b\"")]));
         assert!(has(&[(IF_MODIFIED_SINCE, at)]));
         assert!(!has(&[(IF_NONE_MATCH, "\"b\""), (IF_MODIFIED_SINCE, at)]));
@@ -324,9 +335,20 @@ mod tests {
             ("*", true),
             ("br, zstd", false),
             ("gzip;q=0", false),
+            ("gzip;q=0, *", false),
+            ("*, gzip; q=0.0", false),
+            ("*;q=0", false),
+            ("*;q=0, gzip", true),
+            ("br | gzip", true),
+            ("* | gzip;q=0", false),
             ("", false),
         ] {
-            let takes = asked(&[(ACCEPT_ENCODING, value)], |asked| asked.takes_gzip());
+            // What stands in lines of its own.
+            let lines: Vec<_> = value
+                .split(" | ")
+                .map(|line| (ACCEPT_ENCODING, line))
+                .collect();
+            let takes = asked(&lines, |asked| asked.takes_gzip());
             assert_eq!(takes, expected, "{value}");
         }
         assert!(!asked(&[], |asked| asked.takes_gzip()));

@@ -1,6 +1,6 @@
 //! The section `crates`.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use url::Url;
@@ -14,7 +14,7 @@ use crate::config::{Crates, Git, Registry};
 
 impl Validator<'_> {
     pub(super) fn crates(&mut self, file: &CratesFile, git: Option<&Git>) -> Option<Crates> {
-        let mut names = HashSet::new();
+        let mut names = HashMap::new();
         let registries: Vec<_> = indexed("crates.registries", &file.registries)
             .map(|(key, file)| self.registry(&key, file, &mut names))
             .collect();
@@ -35,7 +35,7 @@ impl Validator<'_> {
         &mut self,
         key: &str,
         file: &RegistryFile,
-        names: &mut HashSet<String>,
+        names: &mut HashMap<String, String>,
     ) -> Option<Registry> {
         let name = self.registry_name(&format!("{key}.name"), file.name.as_ref(), names);
         let url_key = format!("{key}.url");
@@ -66,7 +66,7 @@ impl Validator<'_> {
         &mut self,
         key: &str,
         given: Option<&Given<String>>,
-        names: &mut HashSet<String>,
+        names: &mut HashMap<String, String>,
     ) -> Option<String> {
         let expected =
             "a name of 1 to 64 letters, digits, `.`, `-` and `_` that does not begin with `.`";
@@ -79,9 +79,17 @@ impl Validator<'_> {
         if !is_name {
             return self.wrong(key, quote(&name), expected);
         }
-        if !names.insert(name.clone()) {
-            let found = format!("{} a second time", quote(&name));
-            return self.wrong(key, found, "each name once");
+        // What cargo calls it, in the configuration that clients get: it knows no names with dots, and no two tables of
+        // one name.
+        if let Some(other) = names.insert(name.replace('.', "-"), name.clone()) {
+            if other == name {
+                let found = format!("{} a second time", quote(&name));
+                return self.wrong(key, found, "each name once");
+            }
+            let found = format!("{} beside {}", quote(&name), quote(&other));
+            let expected =
+                "another name: cargo takes `-` in place of `.`, and so these two for one";
+            return self.wrong(key, found, expected);
         }
         Some(name)
     }

@@ -203,7 +203,7 @@ pub struct RegistryFile {
     #[schemars(required)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<Given<String>>,
-    /// Where its sparse index is. Without it, at the host `index` below its name.
+    /// Where its sparse index is. Only crates.io can be without: its index is at the host `index` below its name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<Given<HttpUrl>>,
     /// File with the token for a registry that wants one, as cargo sends it: alone, or with its scheme, as in

@@ -10,7 +10,7 @@ use crate::config::file::{CratesFile, RegistryFile};
 use crate::config::given::{Given, is_word};
 use crate::config::lock_file::LockFile;
 use crate::config::problem::quote;
-use crate::config::{Crates, Git, Registry};
+use crate::config::{CRATES_IO, Crates, Git, Registry};
 
 impl Validator<'_> {
     pub(super) fn crates(&mut self, file: &CratesFile, git: Option<&Git>) -> Option<Crates> {
@@ -43,7 +43,8 @@ impl Validator<'_> {
             (Some(given), _) => self.read(&url_key, given).map(|url| url.0),
             (None, None) => None,
             (None, Some(name)) => index_below(name).or_else(|| {
-                let expected = "the address of the sparse index, as the name is no public host";
+                let expected =
+                    "the address of the sparse index, which only crates.io can be without";
                 self.missing(&url_key, expected)
             }),
         };
@@ -124,8 +125,8 @@ fn is_credentials(text: &[u8]) -> bool {
     is_scheme && is_token(token)
 }
 
-/// Where the index of a public registry is that has the name of its host.
+/// Where the index of crates.io is. SECURITY: of no other registry, as its token would go to a host that was guessed.
 fn index_below(name: &str) -> Option<Url> {
-    name.contains('.')
-        .then(|| Url::parse(&format!("https://index.{name}/")).ok())?
+    let is_known = name == CRATES_IO;
+    is_known.then(|| Url::parse(&format!("https://index.{name}/")).ok())?
 }

@@ -138,7 +138,8 @@ crates.registries[0].name | [{"url": "https://x"}] | nothing | REGISTRY
 crates.registries[0].name | [{"name": "../x", "url": "https://x"}] | "../x" | REGISTRY
 crates.registries[1].name | [{"name": "x", "url": "https://x"}, {"name": "X", "url": "https://y"}] | "x" a second time | each name once
 crates.registries[1].name | [{"name": "a.b", "url": "https://x"}, {"name": "a-b", "url": "https://y"}] | "a-b" beside "a.b" | another name: cargo takes `-` in place of `.`, and so these two for one
-crates.registries[0].url | [{"name": "corp"}] | nothing | the address of the sparse index, as the name is no public host
+crates.registries[0].url | [{"name": "corp"}] | nothing | the address of the sparse index, which only crates.io can be without
+crates.registries[0].url | [{"name": "crates.corp.example"}] | nothing | the address of the sparse index, which only crates.io can be without
 crates.registries[0].url | [{"name": "x", "url": "https://me:hunter2@x"}] | a URL with a user name or password in it (not shown) | HTTP
 crates.registries[0].token_file | [{"name": "crates.io", "token_file": "hunter2"}] | text that is no absolute path (not shown, it may be a secret) | FILE
 crates.warm[0] | ["Cargo.lock"] | text that is no absolute path (not shown, it may be a secret) | LOCK

@@ -15,26 +15,41 @@ pub struct Locked {
 
 /// The crates of a lock file that come from registries. Crates in the workspace and from Git have no checksum.
 pub fn locked(text: &str) -> Vec<Locked> {
-    let packages = text.split("[[package]]").skip(1);
-    packages
+    packages(text)
         .filter_map(|package| {
-            // Behind the last package there may be another table.
-            let package = package.split("\n[").next()?;
-            let value = |key: &str| {
-                let mut lines = package.lines();
-                lines.find_map(|line| {
-                    let (found, value) = line.split_once(" = ")?;
-                    (found == key).then(|| value.trim().trim_matches('"').to_owned())
-                })
-            };
             Some(Locked {
-                name: value("name")?,
-                version: value("version")?,
-                source: value("source")?,
-                checksum: value("checksum")?,
+                name: value(package, "name")?,
+                version: value(package, "version")?,
+                source: value(package, "source")?,
+                checksum: value(package, "checksum")?,
             })
         })
         .collect()
+}
+
+/// How many crates from registries have no checksum: all, in files of version 1, which have them elsewhere.
+pub fn without_checksum(text: &str) -> usize {
+    let from_registry = |source: String| {
+        let kinds = ["registry+", "sparse+"];
+        kinds.iter().any(|kind| source.starts_with(kind))
+    };
+    packages(text)
+        .filter(|package| value(package, "source").is_some_and(from_registry))
+        .filter(|package| value(package, "checksum").is_none())
+        .count()
+}
+
+fn packages(text: &str) -> impl Iterator<Item = &str> {
+    let packages = text.split("[[package]]").skip(1);
+    // Behind the last package there may be another table.
+    packages.filter_map(|package| package.split("\n[").next())
+}
+
+fn value(package: &str, key: &str) -> Option<String> {
+    package.lines().find_map(|line| {
+        let (found, value) = line.split_once(" = ")?;
+        (found == key).then(|| value.trim().trim_matches('"').to_owned())
+    })
 }
 
 #[cfg(test)]
@@ -78,7 +93,31 @@ checksum = "cd"
             checksum: "ab".into(),
         };
         assert_eq!(locked(text), [expected]);
+        assert_eq!(without_checksum(text), 0);
         assert_eq!(locked(""), []);
+    }
+
+    #[test]
+    fn of_the_first_version() {
+        let text = r#"[[package]]
+name = "app"
+version = "0.1.0"
+
+[[package]]
+name = "from-git"
+version = "0.2.0"
+source = "git+https://git.example.test/x#0123"
+
+[[package]]
+name = "serde"
+version = "1.0.1"
+source = "registry+https://github.com/rust-lang/crates.io-index"
+
+[metadata]
+"checksum serde 1.0.1 (registry+https://github.com/rust-lang/crates.io-index)" = "ab"
+"#;
+        assert_eq!(locked(text), []);
+        assert_eq!(without_checksum(text), 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{StreamExt, iter};
 
-use super::cargo_lock::{Locked, locked};
+use super::cargo_lock::{Locked, locked, without_checksum};
 use super::download::{Opened, on_disk};
 use super::index::Terms;
 use super::name::{CrateFile, CrateName};
@@ -59,7 +59,17 @@ pub async fn keep_warm(crates: Arc<Crates>, pool: Arc<Pool>) {
             let digest = Digest::of(text.as_bytes());
             let mut warming = match known.remove(&shown) {
                 Some(warming) if warming.digest == digest => warming,
-                _ => Warming::new(digest, &text),
+                _ => {
+                    let crates = without_checksum(&text);
+                    if crates > 0 {
+                        tracing::warn!(
+                            lock_file = shown,
+                            crates,
+                            "crates of a lock file have no checksum with them, as in files of version 1: they are not fetched"
+                        );
+                    }
+                    Warming::new(digest, &text)
+                }
             };
             if warming.is_due(Instant::now()) {
                 let failed = warm(&crates, &config, &shown, warming.left.clone()).await;

@@ -130,6 +130,22 @@ fn of_a_lock_file_in_a_warm_repository() {
     assert_eq!(registry.asked_for("/files/one/1.0.0"), 1);
 }
 
+/// It looks as if it had no crates.
+#[test]
+fn a_lock_file_without_checksums_is_told() {
+    let registry = Registry::start();
+    let one = registry.publish_bytes("one", "1.0.0", &[], noise(3000, 1));
+    let folder = crate::support::temporary_folder();
+    let path = folder.path().join("Cargo.lock");
+    let checksum = format!("checksum = \"{}\"\n", one.checksum);
+    std::fs::write(&path, lock(&[(&one, CRATES_IO)]).replace(&checksum, "")).unwrap();
+    let warmdock = over(&registry).set("/crates/warm", json!([path])).start();
+    warmdock.wait_log("that it has none", |event| {
+        let message = event["message"].as_str().unwrap_or_default();
+        message.contains("have no checksum") && event["crates"] == 1
+    });
+}
+
 /// What cannot be fetched now is tried again.
 #[test]
 fn a_registry_that_is_away_at_start() {

@@ -608,6 +608,23 @@ mod tests {
         assert_eq!(index.in_memory.load(Ordering::Relaxed), in_slots);
     }
 
+    /// A crate that is published later is found soon, whatever `crates.max_age` is.
+    #[test]
+    fn that_there_is_none_is_remembered_for_a_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = index_in(folder.path());
+        let (missing, hour) = (name("leaf"), Duration::from_secs(3600));
+        let slot = index.slot(&missing);
+        let is_known = |age: Duration, max_age: Duration| {
+            let when = Instant::now().checked_sub(age).unwrap();
+            slot.state().known = Known::Missing(when);
+            matches!(index.fresh(&slot, max_age), Some(Ok(Answer::Missing)))
+        };
+        assert!(is_known(MISSING_AGE / 2, hour));
+        assert!(!is_known(MISSING_AGE, hour));
+        assert!(!is_known(MISSING_AGE / 2, MISSING_AGE / 2));
+    }
+
     /// A pipe in place of a file, as of a disk that is slow: who reads it waits, and the content goes to one reader when
     /// somebody takes its other end from the channel.
     fn slow_file(folder: &Path, name: &CrateName, began: mpsc::Sender<(File, Vec<u8>)>) {

@@ -155,6 +155,23 @@ fn builds(machine: &Machine, says: &str) {
     assert_eq!(said.text(), says);
 }
 
+/// Whichever way people get it.
+#[test]
+fn the_service_gives_the_configuration_that_the_command_prints() {
+    let registry = published();
+    let registries = json!([
+        { "name": "crates.io", "url": registry.url() },
+        { "name": "corp.internal", "url": registry.at("/corp/") },
+    ]);
+    let warmdock = as_crates_io(&registry)
+        .set("/crates/registries", registries)
+        .start();
+    let given = http::get(warmdock.address(), "/api/v1/client-config/cargo");
+    assert_eq!(given.status, 200);
+    assert_eq!(given.text().trim_end(), client_config(&warmdock).trim_end());
+    assert!(given.text().contains("[registries.warmdock-corp-internal]"));
+}
+
 #[test]
 fn builds_and_builds_again_without_the_registry() {
     let registry = published();

@@ -194,6 +194,27 @@ fn a_pack_that_was_damaged_while_stopped_is_fetched_again() {
     clones_become_whole(&upstream, &repo, &warmdock);
 }
 
+/// Nobody clones: it is looked for, also where the mirror is fetched at once.
+#[test]
+fn a_pack_that_was_damaged_while_stopped_is_found() {
+    let (upstream, repo) = Upstream::with_sample();
+    let mut warmdock = warm_service(&upstream);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    warmdock.stop();
+    damage_packs(&warmdock);
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    warmdock.start_again();
+    warmdock.wait_log("the damage", |event| {
+        event["level"] == "ERROR" && event.to_string().contains("damaged")
+    });
+    wait_for("a whole mirror", || {
+        let mirror = warmdock.mirror(SAMPLE);
+        let fsck = crate::support::client::git_at(&mirror, &["fsck", "--strict", "--full"], b"");
+        (fsck.status.success() && !fsck.stderr.contains("error")).then_some(())
+    });
+    warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
 #[test]
 fn a_pack_that_is_damaged_while_running_is_fetched_again() {
     let (upstream, repo) = Upstream::with_sample();

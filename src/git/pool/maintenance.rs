@@ -124,11 +124,7 @@ impl Pool {
             Ok(Err(trouble)) => {
                 tracing::warn!(repo = %entry.name, error = %trouble, elapsed_ms = elapsed_ms(), "packs were not consolidated");
                 if let Trouble::Objects(error) = &trouble {
-                    // Fetches that came meanwhile have not mended what is there.
-                    let now = entry
-                        .snapshot()
-                        .filter(|now| now.packs.has_all(&before.packs));
-                    self.report(entry, &now?, error).await;
+                    self.report(entry, &before, error).await;
                 }
                 None
             }

@@ -8,6 +8,8 @@ mod fetch;
 mod flight;
 mod load;
 mod maintenance;
+#[cfg(test)]
+mod over_files;
 mod prepare;
 mod refresh;
 mod status;

@@ -1,7 +1,5 @@
 //! What fetches do while a pack is being written, in every order, with git's own repository as upstream.
 
-use std::path::Path;
-use std::process::Command;
 use std::sync::Weak;
 
 use gix_hash::ObjectId;
@@ -12,6 +10,7 @@ use crate::config::environment::Environment;
 use crate::git::pool::entry::AtOnce;
 use crate::git::pool::fetch::{self, Surroundings};
 use crate::git::pool::flight::Flight;
+use crate::git::pool::over_files::git_at;
 use crate::git::upstream::Upstream;
 use crate::storage::{Evict, Storage};
 
@@ -157,26 +156,6 @@ impl Mirror {
         assert_eq!(self.entry.folder.has_garbage(), snapshot.has_garbage());
         assert!(!self.folder.path().join("new").exists());
     }
-}
-
-fn git_at(folder: &Path, args: &[&str]) -> String {
-    let identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"];
-    let mut command = Command::new("git");
-    command.args(identity).args(args).current_dir(folder);
-    // Nothing of the machine's, nor of a hook's that runs this.
-    for name in ["GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"] {
-        command.env_remove(name);
-    }
-    command
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
-        .env("GIT_CONFIG_NOSYSTEM", "1");
-    let output = command.output().expect("git, which the tests need");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "git {args:?}: {error}");
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .trim_end()
-        .to_owned()
 }
 
 /// Where nothing is kept that was dropped, a branch that moves on drops nothing.

@@ -67,14 +67,20 @@ pub(super) fn fetch(
         },
     );
     let fetched = fetched.map_err(hopeless_if_too_large)?;
-    let snapshot = match &before {
+    let made = match &before {
         Some(before) => update(&entry.folder, before, fetched, around, &mut reservation),
         None => create(&entry.folder, fetched, around, &mut reservation),
-    }?;
+    };
     let now = SystemTime::now();
-    entry.note_fetch(now);
+    if made.is_ok() {
+        entry.note_fetch(now);
+    }
     let bytes = entry.folder.bytes();
     let mut state = entry.state();
+    // Without the references that were replaced; and what a failure leaves in the folder is counted until it goes.
+    state.reservation.absorb(reservation);
+    state.reservation.set(bytes);
+    let snapshot = made?;
     match (&before, &state.snapshot) {
         (None, None) => {}
         (Some(before), Some(now)) if Arc::ptr_eq(before, now) => {}
@@ -85,9 +91,6 @@ pub(super) fn fetch(
             ));
         }
     }
-    state.reservation.absorb(reservation);
-    // Without the references that were replaced.
-    state.reservation.set(bytes);
     state.snapshot = Some(Arc::clone(&snapshot));
     state.on_disk = true;
     // The references are as old as the question.

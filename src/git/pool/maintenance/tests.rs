@@ -96,6 +96,10 @@ impl Mirror {
     }
 
     fn try_fetch(&self) -> Result<Arc<Snapshot>, UpstreamError> {
+        self.fetch_after(self.entry.snapshot())
+    }
+
+    fn fetch_after(&self, before: Option<Arc<Snapshot>>) -> Result<Arc<Snapshot>, UpstreamError> {
         let scratch = self.scratch("fetch");
         std::fs::create_dir_all(&scratch.0).unwrap();
         let around = Surroundings {
@@ -105,7 +109,6 @@ impl Mirror {
             keep_unreachable: self.keep_unreachable,
             stop: &self.stop,
         };
-        let before = self.entry.snapshot();
         let flight = Flight::new(before.is_none());
         fetch::fetch(&self.entry, before, &flight, &around)
     }
@@ -436,4 +439,35 @@ fn only_what_nobody_uses_is_closed() {
     assert!(is_open_after(now));
     drop(busy);
     assert!(!is_open_after(now));
+}
+
+/// Until the next consolidation, or the next first clone.
+#[test]
+fn what_a_fetch_that_fails_leaves_behind_is_counted() {
+    let mirror = Mirror::new();
+    let is_counted = || {
+        let counted = mirror.storage.used(Part::Git);
+        assert_eq!(counted, mirror.entry.folder.bytes());
+    };
+    let packs = || mirror.entry.folder.indices().unwrap().len();
+
+    mirror.commit("second");
+    let in_the_way = mirror.entry.folder.path().join("packed-refs.warmdock-new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let refused = mirror.try_fetch();
+    assert!(refused.is_err() && packs() == 2);
+    is_counted();
+    std::fs::remove_dir(in_the_way).unwrap();
+    mirror.fetch();
+    is_counted();
+
+    let before = mirror.entry.snapshot();
+    mirror.commit("third");
+    mirror.entry.state().snapshot = None;
+    let refused = mirror.fetch_after(before);
+    assert!(refused.is_err() && packs() == 3);
+    is_counted();
+    mirror.fetch();
+    is_counted();
+    mirror.is_whole();
 }

@@ -762,6 +762,23 @@ fn a_repository_that_can_never_fit_is_refused() {
 
 #[track_caller]
 fn warmdock_refuses(warmdock: &Warmdock, name: &str) {
+/// What is new does not fit, and is gone a moment later.
+#[test]
+fn a_short_lack_of_room_leaves_no_mirror_stale() {
+    let (_upstream, repo, warmdock) = mirrored(|builder| {
+        let builder = builder.set("/storage/max_size", "2MiB");
+        builder.set("/git/refresh", "1s")
+    });
+    let noise = crate::support::repo::Rng(3).bytes(4 << 20);
+    repo.commit("large", &[("large.bin", &noise)]);
+    warmdock.wait_log("the refusal", |event| {
+        event["message"] == "fetch failed" && event.to_string().contains("storage.max_size")
+    });
+    repo.git(&["branch", "--delete", "--force", "large"]);
+    repo.commit("main", &[("new.txt", b"new\n")]);
+    warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
     let output = Client::new(2)
         .clone(&warmdock.url(name), "ours", &["--bare"])
         .failed();

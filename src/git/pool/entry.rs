@@ -86,6 +86,8 @@ pub(super) struct Failure {
     pub when: Instant,
     pub error: UpstreamError,
     pub times: u32,
+    /// There is a mirror, which grows old meanwhile.
+    has_mirror: bool,
 }
 
 /// Packs of one repository that its upstream makes for clients at once. All of them and the first clone have to share the
@@ -96,7 +98,8 @@ const PASSING_AT_ONCE: usize = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What does not fit, takes too long, has objects of another format or was damaged twice is not tried again soon, and
-/// ever less often: each try may cost a whole clone, and all that is evicted for it.
+/// ever less often: each try may cost a whole clone, and all that is evicted for it. What is new of a mirror and does not
+/// fit costs less, and may be made room for in a moment: the pauses grow from the first to the first of these.
 const HOPELESS_PAUSE: Duration = Duration::from_secs(600);
 const LONGEST_HOPELESS_PAUSE: Duration = Duration::from_secs(6 * 3600);
 
@@ -107,12 +110,22 @@ const NOTE_PAUSE: Duration = Duration::from_secs(60);
 const REFS: &str = "packed-refs";
 
 impl Failure {
-    /// The failure that follows `before`. What does not get better by itself begins to count anew.
+    /// The failure that follows `before`, without a mirror. What does not get better by itself begins to count anew.
     pub fn after(before: Option<&Self>, error: UpstreamError) -> Self {
+        Self::following(before, error, false)
+    }
+
+    /// The same where there is a mirror.
+    pub fn of_mirror(before: Option<&Self>, error: UpstreamError) -> Self {
+        Self::following(before, error, true)
+    }
+
+    fn following(before: Option<&Self>, error: UpstreamError, has_mirror: bool) -> Self {
         let mut failure = Self {
             when: Instant::now(),
             error,
             times: 1,
+            has_mirror,
         };
         if let Some(before) = before
             && before.is_hopeless() == failure.is_hopeless()
@@ -124,7 +137,12 @@ impl Failure {
 
     /// Whether it is too early to try again.
     pub fn is_recent(&self) -> bool {
-        self.when.elapsed() < self.pause()
+        Instant::now() < self.until()
+    }
+
+    /// When it may be tried again.
+    pub fn until(&self) -> Instant {
+        self.when + self.pause()
     }
 
     /// Whether it is for want of room below the limit.
@@ -141,7 +159,7 @@ impl Failure {
     }
 
     fn is_hopeless(&self) -> bool {
-        self.is_for_room()
+        self.is_for_room() && !self.has_mirror
             || matches!(
                 self.error,
                 UpstreamError::Sha256 | UpstreamError::Hopeless(_)
@@ -154,6 +172,8 @@ impl Failure {
         }
         let (first, longest) = if self.is_hopeless() {
             (HOPELESS_PAUSE, LONGEST_HOPELESS_PAUSE)
+        } else if self.is_for_room() {
+            (FIRST_PAUSE, HOPELESS_PAUSE)
         } else {
             (FIRST_PAUSE, LONGEST_PAUSE)
         };
@@ -304,6 +324,24 @@ fn last_fetch(folder: &MirrorFolder) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mirror_does_not_grow_old_for_a_short_lack_of_room() {
+        let full = || {
+            UpstreamError::Storage(StorageFull::Limit {
+                wanted: 3,
+                used: 2,
+                limit: 4,
+            })
+        };
+        assert_eq!(Failure::after(None, full()).pause(), HOPELESS_PAUSE);
+        let mut failure = Failure::of_mirror(None, full());
+        assert_eq!(failure.pause(), FIRST_PAUSE);
+        for _ in 0..100 {
+            failure = Failure::of_mirror(Some(&failure), full());
+        }
+        assert_eq!(failure.pause(), HOPELESS_PAUSE);
+    }
 
     #[test]
     fn what_does_not_get_better_is_left_alone_for_longer() {

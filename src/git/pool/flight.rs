@@ -281,7 +281,12 @@ impl Pool {
                         tracing::warn!(repo = %entry.name, upstream.host = entry.name.host(), elapsed_ms, %error, "fetch failed")
                     }
                 }
-                state.failed = Some(Failure::after(state.failed.as_ref(), error.clone()));
+                let failure = if flight.first {
+                    Failure::after
+                } else {
+                    Failure::of_mirror
+                };
+                state.failed = Some(failure(state.failed.as_ref(), error.clone()));
                 FetchResult::Failed
             }
         };

@@ -242,6 +242,20 @@ fn warm_repositories_are_refreshed_by_themselves() {
     warmdock.wait_mirrored(SAMPLE, &repo);
 }
 
+/// As after a start at which the network comes up a moment later.
+#[test]
+fn a_warm_repository_is_tried_again_soon_after_a_failure() {
+    let (upstream, repo) = Upstream::with_sample();
+    upstream.fail(Fault::CutOff);
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+        .set("/git/refresh", "1h")
+        .start();
+    warmdock.wait_log("a failure", |event| event["message"] == "fetch failed");
+    upstream.release();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+}
+
 /// More of them than there are places for fetches at once, so that some wait for the slow answers to others.
 #[test]
 fn warm_repositories_are_refreshed_as_often_as_promised() {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::entry::Failure;
 use super::{Pool, PoolError};
 use crate::config;
 use crate::git::name::RepoName;
+
+/// It is looked so soon how a fetch ended, or whether it has.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Pool {
     /// Runs until the pool is stopped.
@@ -66,7 +68,7 @@ impl Pool {
     }
 
     /// Refreshes a mirror unless its upstream was asked within `refresh`. Returns when to look at it again: the question
-    /// may come later than the decision to ask, and others ask as well.
+    /// may come later than the decision to ask, others ask as well, and what fails is tried again after its pause.
     async fn keep_warm(
         self: &Arc<Self>,
         name: &RepoName,
@@ -77,17 +79,21 @@ impl Pool {
         let now = Instant::now();
         let (fresh, paused) = {
             let state = entry.state();
-            let paused = state.failed.as_ref().is_some_and(Failure::is_recent);
-            (state.fresh, paused)
+            let paused = state.failed.as_ref().map(|failed| failed.until());
+            (state.fresh, paused.filter(|until| *until > now))
         };
         if let Some(due) = fresh.map(|fresh| fresh + refresh)
             && due > now
         {
             return Ok(due);
         }
-        if !paused {
-            self.fly(&entry, upstream);
-        }
-        Ok(now + refresh)
+        let again = match paused {
+            Some(until) => until,
+            None => {
+                self.fly(&entry, upstream);
+                now + LOOK_AGAIN
+            }
+        };
+        Ok(again.min(now + refresh))
     }
 }

@@ -700,6 +700,28 @@ fn first_clones_wait_in_order() {
     warmdock.wait_mirrored("team/two", &two);
 }
 
+#[test]
+fn clients_are_served_while_many_warm_repositories_wait() {
+    let (upstream, _repo) = Upstream::with_sample();
+    upstream.sample("team/other");
+    let mut warm = vec![format!("{HOST}/{SAMPLE}")];
+    warm.extend((0..100).map(|number| format!("{HOST}/team/absent{number}")));
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", warm)
+        .set("/git/first_clones", 1)
+        // So nothing passes through: clients wait for the mirror.
+        .set("/git/allow_wants", "advertised")
+        .start();
+    upstream.wait_held();
+    wait_for("the others to wait", || {
+        let queue = |name: &str| name == "warmdock_git_queue_length{queue=\"first_clone\"}";
+        (warmdock.metric(queue) > 70.0).then_some(())
+    });
+    let response = advertisement(&warmdock, "team/other");
+    assert_eq!(response.status, 200, "{}", response.text());
+}
+
 fn bytes_below(folder: &Path) -> u64 {
     files_below(folder)
         .iter()

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
@@ -107,6 +107,16 @@ impl Pool {
         entry: &Arc<Entry>,
         upstream: Arc<Upstream>,
     ) -> Arc<Flight> {
+        self.fly_from(entry, upstream, None)
+    }
+
+    /// The same from a place in the queue, which is held until the fetch has its turn.
+    pub(super) fn fly_from(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: Arc<Upstream>,
+        waiting: Option<OwnedSemaphorePermit>,
+    ) -> Arc<Flight> {
         let flight = {
             let mut state = entry.state();
             if let Some(flight) = &state.flight {
@@ -120,7 +130,7 @@ impl Pool {
         self.tasks.spawn(async move {
             let started = Instant::now();
             let result = pool
-                .fetch_now(&entry, Arc::clone(&upstream), &under_way)
+                .fetch_now(&entry, Arc::clone(&upstream), &under_way, waiting)
                 .await;
             if let Err(UpstreamError::Failed(_)) = &result {
                 under_way.blame_if_it_hangs(&upstream);
@@ -141,13 +151,9 @@ impl Pool {
         entry: &Arc<Entry>,
         upstream: Arc<Upstream>,
         flight: &Arc<Flight>,
+        waiting: Option<OwnedSemaphorePermit>,
     ) -> Result<(Arc<Snapshot>, bool), UpstreamError> {
-        let queued = flight.first.then(|| {
-            (
-                self.metrics.queued(Queue::FirstClone),
-                Waiting::new(&self.waiting_clones),
-            )
-        });
+        let queued = flight.first.then(|| self.metrics.queued(Queue::FirstClone));
         let place = tokio::select! {
             place = self.turn(entry, &upstream, flight) => place?,
             () = self.stopping.cancelled() => return Err(UpstreamError::Stopped),
@@ -155,7 +161,7 @@ impl Pool {
         // From here on nobody else changes the mirror.
         let _busy = entry.busy.lock().await;
         flight.progress.begun.get_or_init(Instant::now);
-        drop(queued);
+        drop((queued, waiting));
         let limit = flight
             .first
             .then(|| self.config.borrow().limits.first_clone_timeout);
@@ -301,22 +307,6 @@ impl Pool {
         if let Some(snapshot) = self.maintain(entry).await {
             self.prepare_if_warm(entry, &snapshot).await;
         }
-    }
-}
-
-/// One first clone that waits for its place.
-struct Waiting<'p>(&'p AtomicUsize);
-
-impl<'p> Waiting<'p> {
-    fn new(count: &'p AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,7 +15,7 @@ mod refresh;
 mod status;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,8 @@ pub use status::RepoStatus;
 /// Names that were asked for and are no mirrors are forgotten beyond this many.
 const MOST_ENTRIES: usize = 10_000;
 
-/// First clones that wait for a place. Beyond that, requests only pass through, or are told to come back.
+/// First clones that clients began and that wait for a place. Beyond that, requests only pass through, or are told to
+/// come back. Those of `git.warm` do not count: they are as many as the operator says.
 const MOST_WAITING: usize = 64;
 
 /// Who may get stale references waits for fresh ones until somebody has waited this long for them; the fetch goes on.
@@ -81,7 +82,8 @@ pub struct Pool {
     unkept: Arc<Semaphore>,
     planning: Arc<Semaphore>,
     at_once: AtOnce,
-    waiting_clones: AtomicUsize,
+    /// Places in the queue for first clones that clients begin.
+    waiting_clones: Arc<Semaphore>,
     loaded: AtomicBool,
     scratch: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -172,7 +174,7 @@ impl Pool {
             entries: Mutex::default(),
             unkept: Arc::new(Semaphore::new(UNKEPT_AT_ONCE)),
             planning: Arc::new(Semaphore::new(planning)),
-            waiting_clones: AtomicUsize::new(0),
+            waiting_clones: Arc::new(Semaphore::new(MOST_WAITING)),
             loaded: AtomicBool::new(false),
             scratch: AtomicU64::new(0),
             stop: Arc::default(),
@@ -332,10 +334,12 @@ impl Pool {
             (Some(flight), _) => Ok(flight),
             // Each try costs the upstream a whole clone, and what is here its room.
             (None, Some(failure)) if failure.is_recent() => Err(failure.error.into()),
-            _ if self.waiting_clones.load(Ordering::Relaxed) >= MOST_WAITING => {
-                Err(PoolError::Busy)
+            _ => {
+                let waiting = Arc::clone(&self.waiting_clones).try_acquire_owned();
+                let waiting = waiting.map_err(|_| PoolError::Busy)?;
+                let upstream = Arc::clone(&cold.upstream);
+                Ok(self.fly_from(&cold.entry, upstream, Some(waiting)))
             }
-            _ => Ok(self.fly(&cold.entry, Arc::clone(&cold.upstream))),
         }
     }
 

@@ -346,7 +346,7 @@ pub struct LimitsFile {
     pub pack_threads: Given<usize>,
     /// Without a byte from the upstream.
     pub upstream_idle_timeout: Given<Span>,
-    /// For the first clone of a repository as a whole.
+    /// For the first clone of a repository as a whole, and for each later fetch.
     pub first_clone_timeout: Given<Span>,
 }
 

@@ -446,7 +446,7 @@ pub struct Limits {
     /// Without a byte from the upstream.
     #[serde(serialize_with = "units::write_duration")]
     pub upstream_idle_timeout: Duration,
-    /// For the first clone of a repository as a whole.
+    /// For the first clone of a repository as a whole, and for each later fetch.
     #[serde(serialize_with = "units::write_duration")]
     pub first_clone_timeout: Duration,
 }

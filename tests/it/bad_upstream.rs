@@ -358,6 +358,34 @@ fn survives(fault: Fault, seed: u64) {
     recovers(&upstream, &repo, &warmdock);
 }
 
+/// Both hold the repository, and one of the host's places: clients get what is older meanwhile.
+#[test]
+fn a_later_fetch_ends_as_well() {
+    for (fault, limit, said) in [
+        (Fault::HoldPackAfter(0), "10s", "limits.first_clone_timeout"),
+        (Fault::KeepAlive, "2h", "next to nothing"),
+    ] {
+        let (upstream, repo) = Upstream::with_sample();
+        let warmdock = builder(&upstream.url())
+            .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+            .set("/git/refresh", "1s")
+            .set("/limits/first_clone_timeout", limit)
+            .set(
+                "/limits/upstream_idle_timeout",
+                if limit == "2h" { "1s" } else { "10m" },
+            )
+            .start();
+        warmdock.wait_mirrored(SAMPLE, &repo);
+        upstream.fail(fault);
+        repo.commit("main", &[("new.txt", b"new\n")]);
+        warmdock.wait_log("the end of the fetch", |event| {
+            event["message"] == "fetch failed" && event.to_string().contains(said)
+        });
+        upstream.release();
+        warmdock.wait_mirrored(SAMPLE, &repo);
+    }
+}
+
 /// Each host has places of its own for fetches.
 #[test]
 fn a_host_that_hangs_makes_no_other_stale() {

@@ -162,9 +162,10 @@ impl Pool {
         let _busy = entry.busy.lock().await;
         flight.progress.begun.get_or_init(Instant::now);
         drop((queued, waiting));
-        let limit = flight
-            .first
-            .then(|| self.config.borrow().limits.first_clone_timeout);
+        let (first, limit) = (
+            flight.first,
+            self.config.borrow().limits.first_clone_timeout,
+        );
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let keep_unreachable = self.config.borrow().git.keep_unreachable;
@@ -190,23 +191,20 @@ impl Pool {
                 (now, is_new)
             })
         });
-        let limit = async {
-            match limit {
-                Some(limit) => tokio::time::sleep(limit).await,
-                None => std::future::pending().await,
-            }
-        };
         let too_long = tokio::select! {
             done = &mut work => return done.unwrap_or_else(|panic| Err(panicked(&panic))),
             () = self.stopping.cancelled() => false,
-            () = limit => true,
+            () = tokio::time::sleep(limit) => true,
         };
         // The thread looks at the flag between reads, and reads have a time limit of their own.
         stop.store(true, Ordering::Relaxed);
         let result = work.await.unwrap_or_else(|panic| Err(panicked(&panic)));
         match result {
-            Err(UpstreamError::Stopped) if too_long => Err(UpstreamError::Hopeless(
+            Err(UpstreamError::Stopped) if too_long && first => Err(UpstreamError::Hopeless(
                 "the first clone took longer than limits.first_clone_timeout".to_owned(),
+            )),
+            Err(UpstreamError::Stopped) if too_long => Err(UpstreamError::Failed(
+                "the fetch took longer than limits.first_clone_timeout".to_owned(),
             )),
             other => other,
         }

@@ -186,7 +186,11 @@ impl Exchange {
             let Some(mut response) = self.response.take() else {
                 break;
             };
-            match self.patience.wait("sent nothing", response.chunk()) {
+            let length = |chunk: &reqwest::Result<Option<Bytes>>| match chunk {
+                Ok(Some(chunk)) => chunk.len(),
+                _ => 0,
+            };
+            match self.patience.read(response.chunk(), length) {
                 Err(why) => return Err(self.failed(why.to_string())),
                 Ok(Err(error)) => return Err(self.failed(describe(&error))),
                 Ok(Ok(Some(chunk))) => {

@@ -34,6 +34,8 @@ pub enum Fault {
     CutPackAfter(usize),
     /// Packs stop after this many bytes until [`Upstream::release`].
     HoldPackAfter(usize),
+    /// Instead of a pack come the small packets by which git's server says that it is still there, until another fault.
+    KeepAlive,
     /// The byte at this place of a response with a pack is another one.
     DamagePackAt(usize),
     /// Requests for packs get an error status, all others work.
@@ -275,6 +277,15 @@ impl State {
                     "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
                 );
                 return stream.write_all(head.as_bytes());
+            }
+            Fault::KeepAlive if asks_for_pack => {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-result\r\nConnection: close\r\n\r\n";
+                stream.write_all(&[head.as_bytes(), b"000dpackfile\n"].concat())?;
+                while self.settings().fault == Fault::KeepAlive {
+                    stream.write_all(b"0005\x01")?;
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                return Ok(());
             }
             Fault::NoPacks if asks_for_pack => {
                 return respond(stream, 503, "text/plain", "no packs today\n");

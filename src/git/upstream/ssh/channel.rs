@@ -115,9 +115,15 @@ impl Ended {
 impl Reader {
     fn fill(&mut self) -> io::Result<()> {
         while self.chunk.is_empty() && !self.over {
+            let length = |message: &Option<ChannelMsg>| match message {
+                Some(ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. }) => {
+                    data.len()
+                }
+                _ => 0,
+            };
             let message = self
                 .patience
-                .wait("sent nothing", self.read.wait())
+                .read(self.read.wait(), length)
                 .map_err(|why| self.ended.fail(why.to_string()))?;
             let is_answer = match &message {
                 // What greets before anything is asked may stand before the host, and says nothing of it.

@@ -358,6 +358,24 @@ fn survives(fault: Fault, seed: u64) {
     recovers(&upstream, &repo, &warmdock);
 }
 
+#[test]
+fn references_that_never_end() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = builder(&upstream.url())
+        .set("/git/warm", json!([format!("{HOST}/{SAMPLE}")]))
+        .set("/git/refresh", "1s")
+        .start();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    upstream.fail(Fault::EndlessList);
+    warmdock.wait_log("the end of the fetch", |event| {
+        event["message"] == "fetch failed"
+            && event
+                .to_string()
+                .contains("list of references is longer than 256 MiB")
+    });
+    assert_eq!(advertisement(&warmdock).status, 200);
+}
+
 /// Both hold the repository, and one of the host's places: clients get what is older meanwhile.
 #[test]
 fn a_later_fetch_ends_as_well() {

@@ -10,22 +10,29 @@ use gix_transport::client::blocking_io::Transport;
 use gix_utils::progress::Discard;
 
 use super::pack::{last_cause, receive};
+use super::patience::Patience;
 use super::{FetchJob, Fetched, LONGEST_NAME, PackJob, UpstreamError, is_mirrored};
 use crate::git::refs::{Head, Refs, Target};
 
 /// Hosts of Git look at the beginning: what is no `git/` gets web pages from some.
 pub(super) const AGENT: &str = concat!("git/2 (warmdock ", env!("CARGO_PKG_VERSION"), ")");
 
-/// Fetches what the mirror lacks. A transport that stays open is told at the end that nothing more is asked.
+/// Fetches what the mirror lacks, with the `patience` of the transport. One that stays open is told at the end that nothing
+/// more is asked.
 ///
 /// # Errors
 /// [`UpstreamError`], without the name of the host.
 pub(super) fn fetch(
     mut transport: impl Transport,
+    patience: &Patience,
     namespaces: &[String],
     job: FetchJob<'_>,
 ) -> Result<Fetched, UpstreamError> {
-    let fetched = fetch_over(&mut transport, namespaces, job)?;
+    let fetched = fetch_over(&mut transport, patience, namespaces, job);
+    let fetched = fetched.map_err(|error| match patience.hopeless() {
+        Some(why) => UpstreamError::Hopeless(why),
+        None => error,
+    })?;
     // What was fetched is whole; that a peer does not hear our goodbye is no error.
     let _ = gix_protocol::indicate_end_of_interaction(&mut transport, false);
     Ok(fetched)
@@ -34,6 +41,7 @@ pub(super) fn fetch(
 fn fetch_over(
     // Behind a pointer, or gix's client would be in the binary once for each.
     mut transport: &mut dyn Transport,
+    patience: &Patience,
     namespaces: &[String],
     job: FetchJob<'_>,
 ) -> Result<Fetched, UpstreamError> {
@@ -68,6 +76,7 @@ fn fetch_over(
                 .map_err(failed)?
         }
     };
+    patience.has_listed();
     let refs = refs_of(listed, namespaces);
     (job.on_refs)(&refs);
 

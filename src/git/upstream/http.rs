@@ -198,8 +198,9 @@ impl HttpUpstream {
         job: FetchJob<'_>,
     ) -> Result<Fetched, UpstreamError> {
         let url = gix_url::parse(self.repository(path).as_str()).map_err(client::failed)?;
+        let patience = http.patience.clone();
         let transport = Transport::new_http(http, url, gix_transport::Protocol::V2, false);
-        client::fetch(transport, namespaces, job)
+        client::fetch(transport, &patience, namespaces, job)
     }
 }
 

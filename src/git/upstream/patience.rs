@@ -15,13 +15,26 @@ const LOOK_FOR_STOP: Duration = Duration::from_millis(200);
 /// is still there; it tells how it gets on as well, and for large repositories it counts for minutes.
 const DRIBBLES: u32 = 10;
 
-/// How one fetch waits. Blocks the calling thread, which must not be an async worker.
+/// All that comes before the list of references has ended, in bytes. It is in memory several times over. A million
+/// references of usual names take a quarter of that.
+const LONGEST_LIST: u64 = 256 << 20;
+
+/// How one fetch waits, and how much it takes. Blocks the calling thread, which must not be an async worker.
 #[derive(Clone)]
 pub(super) struct Patience {
     runtime: Handle,
     idle: Duration,
     stop: Arc<AtomicBool>,
-    progress: Arc<Mutex<Progress>>,
+    reading: Arc<Mutex<Reading>>,
+}
+
+/// How far an upstream is with what it sends.
+#[derive(Default)]
+struct Reading {
+    progress: Progress,
+    /// Bytes so far of the list of references.
+    list: u64,
+    has_listed: bool,
 }
 
 /// Why there was nothing to wait for any more, in words for [`super::UpstreamError::Failed`].
@@ -29,6 +42,8 @@ pub(super) struct Patience {
 pub(super) enum Impatience {
     #[error("it {what} for {}", humantime::format_duration(*idle))]
     Silence { what: &'static str, idle: Duration },
+    #[error("its list of references is longer than {} MiB", LONGEST_LIST >> 20)]
+    EndlessList,
     #[error("the service is stopping")]
     Stopped,
 }
@@ -40,21 +55,21 @@ impl Patience {
             runtime: Handle::current(),
             idle,
             stop,
-            progress: Arc::default(),
+            reading: Arc::default(),
         }
     }
 
     /// Blocks until `work` gives the next piece of what the upstream sends, of this `length` in bytes.
     ///
     /// # Errors
-    /// [`Impatience`], also where it has sent next to nothing for long.
+    /// [`Impatience`], also where it has sent next to nothing for long, or a list without end.
     pub fn read<T>(
         &self,
         work: impl Future<Output = T>,
         length: impl Fn(&T) -> usize,
     ) -> Result<T, Impatience> {
         let (begin, most) = (Instant::now(), DRIBBLES * self.idle);
-        let left = self.reading().left(most);
+        let left = self.reading().progress.left(most);
         let piece = self.wait("sent nothing", async {
             tokio::time::timeout(left, work).await
         })?;
@@ -62,8 +77,27 @@ impl Patience {
             what: "sent next to nothing",
             idle: most,
         })?;
-        self.reading().arrived(length(&piece), begin.elapsed());
+        let (length, mut reading) = (length(&piece), self.reading());
+        reading.progress.arrived(length, begin.elapsed());
+        if !reading.has_listed {
+            reading.list += length as u64;
+            if reading.list > LONGEST_LIST {
+                return Err(Impatience::EndlessList);
+            }
+        }
         Ok(piece)
+    }
+
+    /// The list of references has ended. A pack may be as long as there is room for it.
+    pub fn has_listed(&self) {
+        self.reading().has_listed = true;
+    }
+
+    /// Why what failed would fail again, where that is known.
+    pub fn hopeless(&self) -> Option<String> {
+        let reading = self.reading();
+        let is_endless = !reading.has_listed && reading.list > LONGEST_LIST;
+        is_endless.then(|| format!("the upstream: {}", Impatience::EndlessList))
     }
 
     /// Blocks until `work` is done. `what` says what the upstream failed to do if that takes too long.
@@ -90,7 +124,7 @@ impl Patience {
         })
     }
 
-    fn reading(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

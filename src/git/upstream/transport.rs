@@ -16,7 +16,7 @@ use crate::http_client::describe;
 pub(super) struct Blocking {
     client: reqwest::Client,
     headers: reqwest::header::HeaderMap,
-    patience: Patience,
+    pub patience: Patience,
     health: Arc<Health>,
     /// Where the last GET ended up, without what was asked below it.
     redirected: Option<String>,

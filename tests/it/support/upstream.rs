@@ -34,6 +34,8 @@ pub enum Fault {
     CutPackAfter(usize),
     /// Packs stop after this many bytes until [`Upstream::release`].
     HoldPackAfter(usize),
+    /// References that never end, one like the other.
+    EndlessList,
     /// Instead of a pack come the small packets by which git's server says that it is still there, until another fault.
     KeepAlive,
     /// The byte at this place of a response with a pack is another one.
@@ -277,6 +279,15 @@ impl State {
                     "HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
                 );
                 return stream.write_all(head.as_bytes());
+            }
+            Fault::EndlessList if request.method == "POST" && !asks_for_pack => {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-result\r\nConnection: close\r\n\r\n";
+                stream.write_all(head.as_bytes())?;
+                let line = format!("{} refs/heads/{}\n", "1".repeat(40), "x".repeat(60_000));
+                let line = format!("{:04x}{line}", line.len() + 4);
+                loop {
+                    stream.write_all(line.as_bytes())?;
+                }
             }
             Fault::KeepAlive if asks_for_pack => {
                 let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-result\r\nConnection: close\r\n\r\n";

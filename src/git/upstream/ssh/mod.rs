@@ -81,7 +81,7 @@ impl SshUpstream {
             .map_err(|why| UpstreamError::Failed(why.to_string()))?
             .map_err(UpstreamError::Failed)?;
         let (reader, writer, ended) =
-            channel::blocking(running, patience, Arc::clone(&self.health));
+            channel::blocking(running, patience.clone(), Arc::clone(&self.health));
         let transport = Connection::new(
             reader,
             writer,
@@ -91,7 +91,7 @@ impl SshUpstream {
             ConnectMode::Process,
             false,
         );
-        client::fetch(transport, namespaces, job).map_err(|error| match error {
+        client::fetch(transport, &patience, namespaces, job).map_err(|error| match error {
             // What the host said tells more than that its answer ended early.
             UpstreamError::Failed(what) => reason(&ended).unwrap_or(UpstreamError::Failed(what)),
             other => other,

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::git::name::RepoName;
 use crate::git::pool::{Passing, PoolError};
 use crate::git::upload_pack::pktline::{self, Packet, PacketError, Packets};
+use crate::git::upstream::ending::Ending;
 use crate::git::upstream::http::HttpUpstream;
 use crate::http_client::describe;
 use crate::ops::metrics::{AnswerKind, Metrics};
@@ -48,49 +49,23 @@ pub async fn relay(
     headers: &HeaderMap,
     metrics: Arc<Metrics>,
 ) -> Result<Option<Response>, PoolError> {
-    let mut outgoing = upstream.request(request.method, name.path(), request.tail);
-    for header in [GIT_PROTOCOL, CONTENT_TYPE, CONTENT_ENCODING] {
-        if let Some(value) = headers.get(&header) {
-            outgoing = outgoing.header(header, value);
+    let [first, second] = upstream.endings();
+    let asked = match ask(upstream, name, first, &request, headers).await {
+        Err(PoolError::NotFound) => {
+            let asked = ask(upstream, name, second, &request, headers).await;
+            if let Ok(Some(_)) = asked {
+                upstream.found(second);
+            }
+            // To the other it may answer with a page for people.
+            asked.map_err(|_| PoolError::NotFound)
         }
-    }
-    let failed = |error: reqwest::Error| {
-        PoolError::Upstream(format!("{}: {}", upstream.name(), describe(&error)))
+        asked => asked,
+    };
+    let Some(incoming) = asked? else {
+        return Ok(None);
     };
     let idle = upstream.idle();
-    let (client, outgoing) = outgoing.body(request.body).build_split();
-    let outgoing = outgoing.map_err(failed)?;
-    let asked = outgoing.url().clone();
-    let answered = timeout(idle, client.execute(outgoing)).await;
-    let silent = || {
-        format!(
-            "{}: it sent nothing for {}",
-            upstream.name(),
-            humantime::format_duration(idle)
-        )
-    };
-    let incoming = answered
-        .map_err(|_| PoolError::Upstream(silent()))?
-        .map_err(failed)?;
-    if *incoming.url() != asked {
-        return Ok(None);
-    }
-    if !incoming.status().is_success() {
-        let refusal = upstream.refusal(incoming.status(), incoming.headers());
-        return Err(refusal.into());
-    }
     let kind = incoming.headers().get(CONTENT_TYPE).cloned();
-    if !kind.as_ref().is_some_and(|kind| {
-        kind.as_bytes()
-            .starts_with(b"application/x-git-upload-pack-")
-    }) {
-        return Err(PoolError::Upstream(format!(
-            "{}: expected an answer of Git's protocol, found {:?}: is the upstream's URL right?",
-            upstream.name(),
-            kind.unwrap_or_else(|| HeaderValue::from_static("no content type"))
-        )));
-    }
-
     let counted = Counted {
         metrics,
         bytes: 0,
@@ -115,6 +90,63 @@ pub async fn relay(
         .headers_mut()
         .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(Some(response))
+}
+
+/// Asks for the repository by one of the ends that its path may have.
+async fn ask(
+    upstream: &HttpUpstream,
+    name: &RepoName,
+    ending: Ending,
+    request: &Relayed,
+    headers: &HeaderMap,
+) -> Result<Option<reqwest::Response>, PoolError> {
+    let method = request.method.clone();
+    let is_get = method == Method::GET;
+    let mut outgoing = upstream.request(method, name.path(), ending, request.tail);
+    for header in [GIT_PROTOCOL, CONTENT_TYPE, CONTENT_ENCODING] {
+        if let Some(value) = headers.get(&header) {
+            outgoing = outgoing.header(header, value);
+        }
+    }
+    let failed = |error: reqwest::Error| {
+        PoolError::Upstream(format!("{}: {}", upstream.name(), describe(&error)))
+    };
+    let idle = upstream.idle();
+    let (client, outgoing) = outgoing.body(request.body.clone()).build_split();
+    let outgoing = outgoing.map_err(failed)?;
+    let asked = outgoing.url().clone();
+    let answered = timeout(idle, client.execute(outgoing)).await;
+    let silent = || {
+        format!(
+            "{}: it sent nothing for {}",
+            upstream.name(),
+            humantime::format_duration(idle)
+        )
+    };
+    let incoming = answered
+        .map_err(|_| PoolError::Upstream(silent()))?
+        .map_err(failed)?;
+    let is_refused = !incoming.status().is_success();
+    // A GET that is sent on to nothing asked for nothing.
+    if *incoming.url() != asked && !(is_refused && is_get) {
+        return Ok(None);
+    }
+    if is_refused {
+        let refusal = upstream.refusal(incoming.status(), incoming.headers());
+        return Err(refusal.into());
+    }
+    let kind = incoming.headers().get(CONTENT_TYPE);
+    if !kind.is_some_and(|kind| {
+        kind.as_bytes()
+            .starts_with(b"application/x-git-upload-pack-")
+    }) {
+        return Err(PoolError::Upstream(format!(
+            "{}: expected an answer of Git's protocol, found {:?}: is the upstream's URL right?",
+            upstream.name(),
+            kind.unwrap_or(&HeaderValue::from_static("no content type"))
+        )));
+    }
+    Ok(Some(incoming))
 }
 
 /// Counts what went through, also when the client leaves early.

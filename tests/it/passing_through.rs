@@ -187,6 +187,59 @@ fn references_that_are_not_mirrored_are_not_listed_before_there_is_a_mirror() {
     }
 }
 
+/// As Azure DevOps and AWS CodeCommit do. It is asked as it knows its repositories from the first answer on.
+#[test]
+fn a_host_that_knows_no_names_with_git_at_their_end() {
+    for protocol in [0, 2] {
+        let (upstream, repo) = Upstream::with_sample();
+        upstream.sample("team/other");
+        upstream.without_git();
+        let warmdock = warmdock::over_http(&upstream);
+        for name in [SAMPLE, "team/other"] {
+            let client = Client::new(protocol);
+            client.clone(&warmdock.url(name), "ours", &["--bare"]).ok();
+            client
+                .clone(&upstream.direct(name), "direct", &["--bare"])
+                .ok();
+            assert_same(&client, "ours", "direct", Objects::Reachable);
+        }
+        warmdock.wait_mirrored(SAMPLE, &repo);
+        repo.commit("main", &[("new.txt", b"new\n")]);
+        let client = Client::new(protocol);
+        client.git(&["ls-remote", &warmdock.url(SAMPLE)]).ok();
+        warmdock.wait_mirrored(SAMPLE, &repo);
+        let asked = upstream.asked().into_iter();
+        let in_vain = asked.filter(|asked| asked.request.path.contains(".git/"));
+        assert_eq!(in_vain.count(), 1);
+        let absent = warmdock.url("team/absent");
+        let output = Client::new(protocol).clone(&absent, "ours", &[]).failed();
+        assert!(output.stderr.contains("not found"), "{}", output.describe());
+    }
+}
+
+/// A folder of which some have `.git` at their end, and some have not.
+#[test]
+fn a_host_with_names_of_both_kinds() {
+    for protocol in [0, 2] {
+        let (upstream, repo) = Upstream::with_sample();
+        let plain = Repo::sample(&upstream.root().join("team/plain"), 2);
+        let warmdock = warmdock::over_http(&upstream);
+        for (name, repo) in [(SAMPLE, &repo), ("team/plain", &plain)] {
+            let client = Client::new(protocol);
+            client.clone(&warmdock.url(name), "ours", &["--bare"]).ok();
+            let tip = client.git_in("ours", &["rev-parse", "main"]).ok().text();
+            assert_eq!(tip, repo.id("main"));
+            warmdock.wait_mirrored(name, repo);
+        }
+        for (name, repo) in [(SAMPLE, &repo), ("team/plain", &plain)] {
+            repo.commit("main", &[("new.txt", b"new\n")]);
+            let url = warmdock.url(name);
+            Client::new(protocol).git(&["ls-remote", &url]).ok();
+            warmdock.wait_mirrored(name, repo);
+        }
+    }
+}
+
 /// Git asks where its first request was sent on to from then on. A POST that is sent on comes there without its body.
 #[test]
 fn a_repository_that_was_renamed() {

@@ -383,6 +383,20 @@ fn what_is_not_there_is_not_found() {
     assert!(output.stderr.contains("not found"), "{}", output.describe());
 }
 
+/// Git's own server looks for a folder of just that name, or with more behind it.
+#[test]
+fn a_name_without_git_at_its_end() {
+    let setup = Setup::new();
+    let plain = Repo::sample(&setup.upstream.root().join("team/plain"), 2);
+    let warmdock = setup.start();
+    let client = Client::new(2);
+    let url = warmdock.url("team/plain");
+    client.clone(&url, "ours", &["--bare"]).ok();
+    let tip = client.git_in("ours", &["rev-parse", "main"]).ok().text();
+    assert_eq!(tip, plain.id("main"));
+    setup.clones(&warmdock);
+}
+
 #[test]
 fn a_server_that_is_killed_in_the_middle_of_a_pack() {
     let setup = Setup::new();

@@ -13,6 +13,7 @@ use reqwest::StatusCode;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 
 use super::client::{self, AGENT};
+use super::ending::{Ending, Endings};
 use super::health::Health;
 use super::patience::Patience;
 use super::transport::{Blocking, Failure};
@@ -33,6 +34,7 @@ pub struct HttpUpstream {
     has_token: bool,
     idle: Duration,
     health: Arc<Health>,
+    endings: Endings,
     /// Until when it is left alone since it was asked too often, and how it said so.
     too_often: Mutex<Option<(Instant, StatusCode)>>,
 }
@@ -65,13 +67,25 @@ impl HttpUpstream {
             has_token: upstream.token.is_some(),
             idle,
             health,
+            endings: Endings::default(),
             too_often: Mutex::default(),
         })
     }
 
-    /// The URL of a repository, with `.git` at its end.
-    pub fn repository(&self, path: &str) -> String {
-        format!("{}/{path}.git", self.base.as_str().trim_end_matches('/'))
+    /// The URL of a repository.
+    fn repository(&self, path: &str, ending: Ending) -> String {
+        let base = self.base.as_str().trim_end_matches('/');
+        format!("{base}/{path}{}", ending.text())
+    }
+
+    /// The ends of repositories' paths, the likeliest first: where there is none by that, the other one is to be tried.
+    pub fn endings(&self) -> [Ending; 2] {
+        self.endings.in_order()
+    }
+
+    /// There was a repository by this.
+    pub fn found(&self, ending: Ending) {
+        self.endings.found(ending);
     }
 
     /// A request below the repository's URL, with our credentials and without the client's.
@@ -79,9 +93,10 @@ impl HttpUpstream {
         &self,
         method: reqwest::Method,
         path: &str,
+        ending: Ending,
         tail: &str,
     ) -> reqwest::RequestBuilder {
-        let url = format!("{}/{tail}", self.repository(path));
+        let url = format!("{}/{tail}", self.repository(path, ending));
         self.client
             .request(method, url)
             .headers(self.headers.clone())
@@ -157,6 +172,16 @@ impl HttpUpstream {
         &self,
         path: &str,
         namespaces: &[String],
+        mut job: FetchJob<'_>,
+    ) -> Result<Fetched, UpstreamError> {
+        self.endings
+            .ask(|ending| self.fetch_by(&self.repository(path, ending), namespaces, job.again()))
+    }
+
+    fn fetch_by(
+        &self,
+        url: &str,
+        namespaces: &[String],
         job: FetchJob<'_>,
     ) -> Result<Fetched, UpstreamError> {
         if let Some(error) = self.asked_too_often() {
@@ -170,38 +195,36 @@ impl HttpUpstream {
         );
         let failure = Arc::clone(&http.failure);
         let stop = Arc::clone(job.stop);
-        self.fetch_over(http, path, namespaces, job)
-            .map_err(|error| {
-                let seen = failure
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone();
-                match (error, seen) {
-                    (UpstreamError::Failed(_), _) if stop.load(Ordering::Relaxed) => {
-                        UpstreamError::Stopped
-                    }
-                    (_, Some(Failure::Status(status, headers))) => self.refusal(status, &headers),
-                    (UpstreamError::Failed(_), Some(Failure::Transport(what)))
-                    | (UpstreamError::Failed(what), None) => {
-                        UpstreamError::Failed(format!("{}: {what}", self.name()))
-                    }
-                    (other, _) => other,
+        fetch_over(http, url, namespaces, job).map_err(|error| {
+            let seen = failure
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            match (error, seen) {
+                (UpstreamError::Failed(_), _) if stop.load(Ordering::Relaxed) => {
+                    UpstreamError::Stopped
                 }
-            })
+                (_, Some(Failure::Status(status, headers))) => self.refusal(status, &headers),
+                (UpstreamError::Failed(_), Some(Failure::Transport(what)))
+                | (UpstreamError::Failed(what), None) => {
+                    UpstreamError::Failed(format!("{}: {what}", self.name()))
+                }
+                (other, _) => other,
+            }
+        })
     }
+}
 
-    fn fetch_over(
-        &self,
-        http: Blocking,
-        path: &str,
-        namespaces: &[String],
-        job: FetchJob<'_>,
-    ) -> Result<Fetched, UpstreamError> {
-        let url = gix_url::parse(self.repository(path).as_str()).map_err(client::failed)?;
-        let patience = http.patience.clone();
-        let transport = Transport::new_http(http, url, gix_transport::Protocol::V2, false);
-        client::fetch(transport, &patience, namespaces, job)
-    }
+fn fetch_over(
+    http: Blocking,
+    url: &str,
+    namespaces: &[String],
+    job: FetchJob<'_>,
+) -> Result<Fetched, UpstreamError> {
+    let url = gix_url::parse(url).map_err(client::failed)?;
+    let patience = http.patience.clone();
+    let transport = Transport::new_http(http, url, gix_transport::Protocol::V2, false);
+    client::fetch(transport, &patience, namespaces, job)
 }
 
 /// GitHub says with either of these that it was asked too often, also where the status is 403.

@@ -3,6 +3,7 @@
 //! Everything here blocks, and runs on threads made for that.
 
 mod client;
+pub mod ending;
 pub mod file;
 mod health;
 pub mod http;
@@ -55,6 +56,24 @@ pub struct FetchJob<'a> {
     /// Where the pack goes; `None` where the references are all that is asked for.
     pub pack: Option<PackJob<'a>>,
     pub stop: &'a Arc<AtomicBool>,
+}
+
+impl FetchJob<'_> {
+    /// The same job, for one of several tries.
+    fn again(&mut self) -> FetchJob<'_> {
+        let pack = self.pack.as_mut().map(|pack| PackJob {
+            local: pack.local,
+            haves: pack.haves.clone(),
+            folder: pack.folder,
+            progress: pack.progress,
+            reservation: pack.reservation,
+        });
+        FetchJob {
+            on_refs: self.on_refs,
+            pack,
+            stop: self.stop,
+        }
+    }
 }
 
 /// What a fetch is given for its pack.

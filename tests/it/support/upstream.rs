@@ -76,6 +76,8 @@ struct Settings {
     authorization: Option<String>,
     /// Behaves like a server from before protocol v2.
     only_v0: bool,
+    /// Knows its repositories by paths without `.git` alone.
+    without_git: bool,
     stopped: bool,
 }
 
@@ -89,6 +91,7 @@ impl Upstream {
             fault: Fault::None,
             authorization: None,
             only_v0: false,
+            without_git: false,
             stopped: false,
         };
         let state = Arc::new(State {
@@ -166,6 +169,11 @@ impl Upstream {
         self.state.settings().only_v0 = true;
     }
 
+    /// Knows its repositories by paths without `.git` alone from now on.
+    pub fn without_git(&self) {
+        self.state.settings().without_git = true;
+    }
+
     /// Every request so far.
     pub fn asked(&self) -> Vec<Asked> {
         self.state.asked.lock().unwrap().clone()
@@ -221,16 +229,25 @@ impl State {
         let _ = stream.shutdown(Shutdown::Both);
     }
 
-    fn answer(&self, request: Request, mut stream: &TcpStream) -> std::io::Result<()> {
-        let (fault, authorization, only_v0) = {
+    fn answer(&self, mut request: Request, mut stream: &TcpStream) -> std::io::Result<()> {
+        let (fault, authorization, only_v0, without_git) = {
             let settings = self.settings();
             (
                 settings.fault.clone(),
                 settings.authorization.clone(),
                 settings.only_v0,
+                settings.without_git,
             )
         };
         let number = self.record(&request);
+        if without_git {
+            if request.path.contains(".git/") {
+                return respond(stream, 404, "text/plain", "Not Found");
+            }
+            for tail in ["/info/refs", "/git-upload-pack"] {
+                request.path = request.path.replace(tail, &format!(".git{tail}"));
+            }
+        }
         let asks_for_pack =
             request.method == "POST" && !contains(&request.decoded_body(), b"command=ls-refs");
         match fault {

@@ -12,6 +12,7 @@ use gix_transport::client::git::ConnectMode;
 use gix_transport::client::git::blocking_io::Connection;
 
 use super::client;
+use super::ending::{Ending, Endings};
 use super::health::Health;
 use super::patience::Patience;
 use super::{FetchJob, Fetched, UpstreamError};
@@ -28,6 +29,7 @@ pub struct SshUpstream {
     connections: Connections,
     idle: Duration,
     health: Arc<Health>,
+    endings: Endings,
 }
 
 impl SshUpstream {
@@ -43,6 +45,7 @@ impl SshUpstream {
             connections: Connections::new(ssh.clone()),
             idle,
             health,
+            endings: Endings::default(),
         }
     }
 
@@ -55,10 +58,11 @@ impl SshUpstream {
         &self,
         path: &str,
         namespaces: &[String],
-        job: FetchJob<'_>,
+        mut job: FetchJob<'_>,
     ) -> Result<Fetched, UpstreamError> {
         let stop = Arc::clone(job.stop);
-        self.fetch_over(path, namespaces, job)
+        self.endings
+            .ask(|ending| self.fetch_over(&self.repository(path, ending), namespaces, job.again()))
             .map_err(|error| match error {
                 UpstreamError::Failed(_) if stop.load(Ordering::Relaxed) => UpstreamError::Stopped,
                 UpstreamError::Failed(what) => {
@@ -75,7 +79,7 @@ impl SshUpstream {
         job: FetchJob<'_>,
     ) -> Result<Fetched, UpstreamError> {
         let patience = Patience::new(self.idle, Arc::clone(job.stop));
-        let command = format!("git-upload-pack {}", quoted(&self.repository(path)));
+        let command = format!("git-upload-pack {}", quoted(path));
         let running = patience
             .wait("did not answer", self.connections.run(&command))
             .map_err(|why| UpstreamError::Failed(why.to_string()))?
@@ -99,8 +103,8 @@ impl SshUpstream {
     }
 
     /// The path that the host knows a repository by. `/~user/…` is `~user/…`, as git sends it.
-    fn repository(&self, path: &str) -> String {
-        let path = format!("{}/{path}.git", self.root);
+    fn repository(&self, path: &str, ending: Ending) -> String {
+        let path = format!("{}/{path}{}", self.root, ending.text());
         match path.strip_prefix('/') {
             Some(home) if home.starts_with('~') => home.to_owned(),
             _ => path,

@@ -27,7 +27,13 @@ pub struct Snapshot {
     all_live: bool,
     garbage: bool,
     live_objects: OnceLock<ObjectSet>,
+    memory: u64,
 }
+
+/// About what a commit takes in memory, an object by its place in a pack, and a reference.
+const COMMIT_BYTES: u64 = 150;
+const OBJECT_BYTES: u64 = 16;
+const REF_BYTES: u64 = 300;
 
 impl Snapshot {
     /// Reads the history that `refs` reach into `commits`, which may be that of the snapshot before. Kept tips that a
@@ -80,6 +86,9 @@ impl Snapshot {
         refs.kept
             .retain(|kept, _| !history.number(kept).is_some_and(|kept| live.contains(kept)));
         let all_live = !garbage && refs.kept.is_empty() && live.len() == history.len();
+        let memory = history.len() as u64 * COMMIT_BYTES
+            + u64::from(packs.room()) * OBJECT_BYTES
+            + refs.names.len() as u64 * REF_BYTES;
         drop(history);
         Ok(Self {
             packs,
@@ -91,7 +100,13 @@ impl Snapshot {
             peeled,
             advertisements: Advertisements::default(),
             live_objects: OnceLock::new(),
+            memory,
         })
+    }
+
+    /// About how many bytes of memory it takes as long as it is open.
+    pub fn memory(&self) -> u64 {
+        self.memory
     }
 
     pub fn commits(&self) -> RwLockReadGuard<'_, Commits> {

@@ -30,10 +30,26 @@ impl Process {
     }
 }
 
+/// Bytes of memory that this process may take: of its container, or of the machine.
+pub fn memory_limit() -> Option<u64> {
+    let read = |path| std::fs::read_to_string(path).ok();
+    // Of version 2 and of version 1 of control groups; without a limit there stands no number, or one beyond all memory.
+    let groups = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limits = groups.map(|path| read(path)?.trim().parse().ok());
+    let machine = read("/proc/meminfo").and_then(|text| kilobytes(&text, "MemTotal:"));
+    limits.into_iter().chain([machine]).flatten().min()
+}
+
 fn resident(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    kilobytes(status, "VmRSS:")
+}
+
+/// The bytes that the line of this name tells.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -70,5 +86,7 @@ mod tests {
         assert!(now.resident_bytes.is_some_and(|bytes| bytes > 0), "{now:?}");
         assert!(now.cpu_seconds.is_some(), "{now:?}");
         assert!(now.open_fds.is_some_and(|fds| fds > 0), "{now:?}");
+        let limit = memory_limit();
+        assert!(limit > now.resident_bytes, "{limit:?} {now:?}");
     }
 }

@@ -139,6 +139,9 @@ impl Pool {
             let result = result.map(|(snapshot, _)| snapshot);
             under_way.finish(result.clone());
             if let Ok(snapshot) = result {
+                if under_way.first {
+                    pool.more_open.notify_one();
+                }
                 pool.after_fetch(&entry, snapshot).await;
             }
         });

@@ -4,15 +4,28 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use super::entry::Entry;
 use super::{Pool, PoolError};
 use crate::git::name::RepoName;
 use crate::git::objects::ObjectError;
 use crate::git::snapshot::Snapshot;
+use crate::ops::process;
 use crate::storage::Part;
 
 /// A mirror that nobody asked for this long is closed.
 const IDLE: Duration = Duration::from_secs(3600);
+
+/// Where open mirrors take more than their part of memory, one that nobody asked for this long: a clone is several requests.
+const IDLE_IN_NEED: Duration = Duration::from_secs(10);
+
+/// How often it is looked for mirrors to close.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// The part of memory that open mirrors may take: with the 512 MiB of the files that are shipped, 128 MiB.
+const MEMORY_SHARE: u64 = 4;
+const MEMORY_IF_UNKNOWN: u64 = 512 << 20;
 
 impl Pool {
     /// Finds the mirrors on disk. They are opened when they are first needed.
@@ -67,6 +80,7 @@ impl Pool {
                         state.snapshot = Some(Arc::clone(&snapshot));
                         state.verified
                     };
+                    pool.more_open.notify_one();
                     if !verified {
                         pool.verify_in_background(&entry, &snapshot);
                     }
@@ -92,17 +106,54 @@ impl Pool {
     /// every pack is an open file.
     pub(super) async fn close_idle(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(IDLE).await;
-            let warm = self.config.borrow().git.warm.clone();
-            let mut entries: Vec<_> = self.entries().values().cloned().collect();
-            entries.retain(|entry| !warm.contains(&entry.name));
-            self.tasks.spawn_blocking(move || {
-                for entry in entries {
+            let _ = timeout(LOOK, self.more_open.notified()).await;
+            let pool = Arc::clone(&self);
+            let closing = self.tasks.spawn_blocking(move || {
+                for entry in pool.open_and_not_warm() {
                     entry.close_if_idle(IDLE);
                 }
+                pool.close_down_to(pool.memory_for_mirrors, IDLE_IN_NEED);
             });
+            if let Err(error) = closing.await {
+                tracing::error!(%error, "closing mirrors failed");
+            }
         }
     }
+
+    /// Closes mirrors that nobody has used within `idle`, the least recently used first, until all that are open take no
+    /// more than so many bytes of memory. Blocks.
+    pub(super) fn close_down_to(&self, bytes: u64, idle: Duration) {
+        let open = |entry: &Entry| entry.state().snapshot.as_ref().map(|open| open.memory());
+        let all: Vec<_> = self.entries().values().cloned().collect();
+        let mut taken: u64 = all.iter().filter_map(|entry| open(entry)).sum();
+        if taken <= bytes {
+            return;
+        }
+        let mut entries = self.open_and_not_warm();
+        entries.sort_by_cached_key(|entry| entry.state().used);
+        for entry in entries {
+            let before = open(&entry).unwrap_or(0);
+            entry.close_if_idle(idle);
+            taken -= before.saturating_sub(open(&entry).unwrap_or(0)).min(taken);
+            if taken <= bytes {
+                return;
+            }
+        }
+    }
+
+    fn open_and_not_warm(&self) -> Vec<Arc<Entry>> {
+        let warm = self.config.borrow().git.warm.clone();
+        let entries = self.entries();
+        let open = entries
+            .values()
+            .filter(|entry| entry.state().snapshot.is_some() && !warm.contains(&entry.name));
+        open.cloned().collect()
+    }
+}
+
+/// Bytes of memory for all open mirrors.
+pub(super) fn memory_for_mirrors() -> u64 {
+    process::memory_limit().unwrap_or(MEMORY_IF_UNKNOWN) / MEMORY_SHARE
 }
 
 /// What an error says of the files, rather than of the machine.
@@ -127,5 +178,51 @@ fn find_mirrors(root: &Path, folder: &Path, found: &mut Vec<RepoName>) {
         } else {
             find_mirrors(root, &path, found);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::git::pool::over_files::{OverFiles, name, wait_for};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_not_used_for_longest_is_closed_first() {
+        let paths = ["team/old", "team/new", "team/used", "team/warm"];
+        let over = OverFiles::new(&paths).set("warm", vec!["git.test/team/warm"]);
+        let pool = over.start();
+        let mut entries = Vec::new();
+        for path in ["team/warm", "team/old", "team/used", "team/new"] {
+            entries.push(over.mirrored(&pool, path).await);
+        }
+        let [warm, old, used, new] = &entries[..] else {
+            unreachable!()
+        };
+        wait_for("their first clones to be over", || {
+            let is_over = |entry: &Arc<Entry>| {
+                let state = entry.state();
+                state
+                    .snapshot
+                    .as_ref()
+                    .is_some_and(|open| Arc::strong_count(open) == 1)
+            };
+            entries.iter().all(is_over)
+        })
+        .await;
+        let somebody_reads = used.snapshot().unwrap();
+        let is_open = |entry: &Entry| entry.snapshot().is_some();
+        let each = somebody_reads.memory();
+
+        pool.close_down_to(4 * each, Duration::ZERO);
+        assert!(entries.iter().all(|entry| is_open(entry)));
+        pool.close_down_to(0, Duration::from_secs(3600));
+        assert!(entries.iter().all(|entry| is_open(entry)), "all are in use");
+        pool.close_down_to(4 * each - 1, Duration::ZERO);
+        assert!(!is_open(old) && is_open(used) && is_open(new));
+        pool.close_down_to(0, Duration::ZERO);
+        assert!(is_open(warm) && is_open(used) && !is_open(new));
+        pool.fresh(&name("team/old")).await.unwrap();
+        assert!(is_open(old), "it is opened again");
+        pool.shutdown().await;
     }
 }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -84,6 +84,10 @@ pub struct Pool {
     at_once: AtOnce,
     /// Places in the queue for first clones that clients begin.
     waiting_clones: Arc<Semaphore>,
+    /// One more mirror is open.
+    more_open: Notify,
+    /// Bytes that open mirrors may take.
+    memory_for_mirrors: u64,
     loaded: AtomicBool,
     scratch: AtomicU64,
     stop: Arc<AtomicBool>,
@@ -175,6 +179,8 @@ impl Pool {
             unkept: Arc::new(Semaphore::new(UNKEPT_AT_ONCE)),
             planning: Arc::new(Semaphore::new(planning)),
             waiting_clones: Arc::new(Semaphore::new(MOST_WAITING)),
+            more_open: Notify::new(),
+            memory_for_mirrors: load::memory_for_mirrors(),
             loaded: AtomicBool::new(false),
             scratch: AtomicU64::new(0),
             stop: Arc::default(),

@@ -79,6 +79,7 @@ pub struct Metrics {
     fetch_duration: Histogram,
     queues: Family<QueueLabel, Gauge>,
     damaged_packs: Counter,
+    mirrors_evicted: Counter,
     stale_served: Mutex<StaleServed>,
 }
 
@@ -159,6 +160,7 @@ impl Metrics {
             fetch_duration: Histogram::new(FETCH_BUCKETS),
             queues: Family::default(),
             damaged_packs: Counter::default(),
+            mirrors_evicted: Counter::default(),
             stale_served: Mutex::default(),
         };
         for kind in [
@@ -267,6 +269,11 @@ impl Metrics {
     /// Counts a pack whose bytes on disk do not fit its checksums.
     pub fn damaged_pack(&self) {
         self.damaged_packs.inc();
+    }
+
+    /// Counts a mirror that was removed to make room.
+    pub fn mirror_evicted(&self) {
+        self.mirrors_evicted.inc();
     }
 
     /// What is counted here, to be written out.
@@ -379,6 +386,11 @@ impl Metrics {
             "git_damaged_packs",
             "Packs whose bytes did not fit their checksums",
             self.damaged_packs.clone(),
+        );
+        r.register(
+            "git_mirrors_evicted",
+            "Mirrors that were removed to stay below storage.max_size",
+            self.mirrors_evicted.clone(),
         );
         self
     }

@@ -298,6 +298,7 @@ mod tests {
                 "warmdock_git_queue_length{queue=\"first_clone\"} 0",
                 "warmdock_git_queue_length{queue=\"fetch\"} 0",
                 "warmdock_git_damaged_packs_total 0",
+                "warmdock_git_mirrors_evicted_total 0",
                 "warmdock_http_connections 0",
                 // A first clone has no mirror yet, and takes room all the same.
                 "warmdock_storage_bytes{part=\"git\"} 22",
@@ -392,7 +393,7 @@ mod tests {
         let repos = [status("h/a", 1, false), evicted];
         let text = text(&Metrics::new(), &repos, &|_| true);
         has(&text, &["warmdock_git_mirrors 1"]);
-        assert!(!text.contains("evicted"), "{text}");
+        assert!(!text.contains("h/evicted"), "{text}");
     }
 
     #[test]

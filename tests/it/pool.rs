@@ -768,6 +768,8 @@ fn the_data_limit_holds_and_the_least_recently_used_goes_first() {
         !warmdock.mirror(&names[1]).is_dir(),
         "the one that was not used for longest is gone"
     );
+    let evicted = warmdock.metric(|name| name == "warmdock_git_mirrors_evicted_total");
+    assert!(evicted >= 1.0);
     let text = warmdock.metrics();
     assert!(text.contains(&staleness_of(&names[9])), "{text}");
     assert!(!text.contains(&staleness_of(&names[1])), "{text}");
@@ -796,8 +798,6 @@ fn a_repository_that_can_never_fit_is_refused() {
     clone_is_whole(2, &upstream, &warmdock, SAMPLE);
 }
 
-#[track_caller]
-fn warmdock_refuses(warmdock: &Warmdock, name: &str) {
 /// What is new does not fit, and is gone a moment later.
 #[test]
 fn a_short_lack_of_room_leaves_no_mirror_stale() {
@@ -815,6 +815,8 @@ fn a_short_lack_of_room_leaves_no_mirror_stale() {
     warmdock.wait_mirrored(SAMPLE, &repo);
 }
 
+#[track_caller]
+fn warmdock_refuses(warmdock: &Warmdock, name: &str) {
     let output = Client::new(2)
         .clone(&warmdock.url(name), "ours", &["--bare"])
         .failed();

@@ -76,6 +76,7 @@ impl Evict for Pool {
                 pack.unlinked(&mut reservation);
             }
             freed += bytes;
+            self.metrics.mirror_evicted();
             tracing::info!(repo = %entry.name, bytes, "evicted the mirror to stay below storage.max_size");
         }
     }

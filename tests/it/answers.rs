@@ -5,10 +5,13 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use crate::support::client::git_at;
 use crate::support::compare::{Objects, assert_same};
 use crate::support::repo::Rng;
 use crate::support::warmdock::{builder, files_below, target};
-use crate::support::{Client, HOST, SAMPLE, Upstream, Warmdock, http, pkt, wait_for, warmdock};
+use crate::support::{
+    Client, HOST, Repo, SAMPLE, Upstream, Warmdock, http, pkt, wait_for, warmdock,
+};
 
 /// How many answers there were so far: of a whole repository, from what was kept, and made.
 #[track_caller]
@@ -198,4 +201,51 @@ fn a_reference_that_is_not_there_is_asked_for_once() {
     let (is_there, asked) = asked_for("main");
     assert!(is_there);
     assert_eq!(asked_for("absent"), (false, asked));
+}
+
+/// Neither one that goes as it is stored, nor a delta whose base a client wants to be named by its id.
+#[test]
+fn a_large_object_is_not_in_memory_as_a_whole() {
+    const LARGE: usize = 48 << 20;
+    let upstream = Upstream::start();
+    let repo = Repo::empty(&upstream.path(SAMPLE));
+    // The deltas of what is imported stay.
+    repo.git(&["config", "fastimport.unpackLimit", "1"]);
+    let base = Rng(1).bytes(LARGE);
+    let version = [&base[..1 << 20], &Rng(2).bytes(LARGE)].concat();
+    let files: [(&str, &[u8]); 2] = [("base.bin", &base), ("version.bin", &version)];
+    let tip = repo.commit("main", &files);
+    let mut warmdock = warmdock::over_files(&upstream);
+    Client::new(2)
+        .git(&["ls-remote", &warmdock.url(SAMPLE)])
+        .ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    let [pack] = &warmdock.packs(SAMPLE)[..] else {
+        panic!("one pack");
+    };
+    let pack = pack.to_str().unwrap();
+    let entries = git_at(&upstream.path(SAMPLE), &["verify-pack", "-v", pack], b"");
+    let entries = entries.ok().text();
+    let (base, version) = (repo.id("main:base.bin"), repo.id("main:version.bin"));
+    let is_delta = |line: &str| line.starts_with(&version) && line.ends_with(&base);
+    assert!(entries.lines().any(is_delta), "{entries}");
+
+    warmdock.stop();
+    warmdock.start_again();
+    let before = warmdock.peak_memory();
+    let response = http::request(
+        warmdock.address(),
+        "POST",
+        &format!("{}/git-upload-pack", target(SAMPLE)),
+        &[
+            ("Git-Protocol", "version=2"),
+            ("Content-Type", "application/x-git-upload-pack-request"),
+        ],
+        &pkt::v2("fetch", &[&format!("want {tip}"), "done"]),
+    );
+    let grown = warmdock.peak_memory() - before;
+    let pack = pkt::pack_of(&response.body);
+    assert!(pack.len() > 2 * LARGE);
+    git_at(&upstream.path(SAMPLE), &["index-pack", "--stdin"], &pack).ok();
+    assert!(grown < LARGE as u64 / 2, "{grown} bytes");
 }

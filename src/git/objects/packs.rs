@@ -148,12 +148,8 @@ impl Pack {
     pub fn verify(&self) -> Result<(), ObjectError> {
         let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
         let mut window = Window::over(self, LARGE_WINDOW);
-        let end = self.data.pack_end() as u64;
-        let mut at = 0;
-        while at < end {
-            let next = (at + LARGE_WINDOW as u64).min(end);
-            sum.update(window.bytes(at..next)?);
-            at = next;
+        for piece in pieces(0..self.data.pack_end() as u64) {
+            sum.update(window.bytes(piece)?);
         }
         if sum.finish().as_ref() != self.data.checksum().as_slice() {
             return Err(self.damaged("its content does not have its checksum"));
@@ -182,11 +178,7 @@ impl Pack {
     }
 
     /// The entry whose bytes begin with its header, and which starts at `offset`.
-    pub(super) fn parse_entry(
-        &self,
-        bytes: &[u8],
-        offset: u64,
-    ) -> Result<gix_pack::data::Entry, ObjectError> {
+    fn parse_entry(&self, bytes: &[u8], offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
         gix_pack::data::Entry::from_bytes(bytes, offset, HashKind::Sha1)
             .map_err(|err| self.damaged(&err.to_string()))
     }
@@ -266,29 +258,40 @@ impl<'p> Window<'p> {
     }
 
     /// The entry that starts at `offset`, as far as its header tells.
-    fn head(&mut self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
+    pub fn head(&mut self, offset: u64) -> Result<gix_pack::data::Entry, ObjectError> {
         let pack = self.pack;
         let end = (offset + LONGEST_HEADER).min(pack.data.pack_end() as u64);
         pack.parse_entry(self.bytes(offset..end)?, offset)
     }
 
-    /// The bytes of the `nth` entry by offset, header and compressed data, after comparing their CRC-32 with the index.
-    pub fn checked_entry(&mut self, nth: usize) -> Result<&[u8], ObjectError> {
+    /// Where the `nth` entry by offset lies, header and compressed data, after comparing their CRC-32 with the index.
+    pub fn checked_entry(&mut self, nth: usize) -> Result<Range<u64>, ObjectError> {
         let pack = self.pack;
         let order = pack.by_offset();
         let (start, position) = order[nth];
         let end = order
             .get(nth + 1)
             .map_or(pack.data.pack_end() as u64, |(next, _)| *next);
-        let bytes = self.bytes(start..end)?;
-        let expected = pack.index.crc32_at_index(position);
-        if expected.is_some_and(|expected| expected != crc32fast::hash(bytes)) {
-            return Err(pack.damaged(&format!(
-                "the entry at byte {start} does not have its CRC-32"
-            )));
+        if let Some(expected) = pack.index.crc32_at_index(position) {
+            let mut sum = crc32fast::Hasher::new();
+            for piece in pieces(start..end) {
+                sum.update(self.bytes(piece)?);
+            }
+            if sum.finalize() != expected {
+                return Err(pack.damaged(&format!(
+                    "the entry at byte {start} does not have its CRC-32"
+                )));
+            }
         }
-        Ok(bytes)
+        Ok(start..end)
     }
+}
+
+/// An entry in pieces, each of which a window takes: a large one need not be in memory as a whole.
+pub(super) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let end = range.end;
+    let starts = range.step_by(LARGE_WINDOW);
+    starts.map(move |start| start..(start + LARGE_WINDOW as u64).min(end))
 }
 
 fn name_of(path: &Path) -> String {

@@ -6,7 +6,7 @@ use aws_lc_rs::digest;
 
 use super::ObjectError;
 use super::encoding::NewPack;
-use super::packs::{LARGE_WINDOW, Reader, SMALL_WINDOW, Window};
+use super::packs::{LARGE_WINDOW, Reader, SMALL_WINDOW, Window, pieces};
 use super::set::ObjectSet;
 use super::walk::Walked;
 
@@ -63,24 +63,25 @@ pub fn write_pack(
             if !objects.contains(number) {
                 continue;
             }
-            let bytes = window.checked_entry(nth)?;
-            let entry = pack.parse_entry(bytes, *offset)?;
+            let mut range = window.checked_entry(nth)?;
+            let length = (range.end - range.start) as usize;
+            let entry = window.head(*offset)?;
             new_pack.starts(number, out.written);
             let stored = new_pack.stored(at, pack, &entry, out.written)?;
-            let anew = new_pack.anew(reader, number, &stored, bytes.len(), cancelled)?;
+            let anew = new_pack.anew(reader, number, &stored, length, cancelled)?;
             if let Some(anew) = anew {
                 out.write(&anew)?;
                 reencoded += 1;
                 continue;
             }
-            match stored.header {
-                None => out.write(bytes)?,
-                Some(header) => {
-                    let mut head = Vec::with_capacity(32);
-                    header.write_to(entry.decompressed_size, &mut head)?;
-                    out.write(&head)?;
-                    out.write(&bytes[entry.header_size()..])?;
-                }
+            if let Some(header) = stored.header {
+                let mut head = Vec::with_capacity(32);
+                header.write_to(entry.decompressed_size, &mut head)?;
+                out.write(&head)?;
+                range.start += entry.header_size() as u64;
+            }
+            for piece in pieces(range) {
+                out.write(window.bytes(piece)?)?;
             }
         }
     }
@@ -92,7 +93,7 @@ pub fn write_pack(
     })
 }
 
-/// Hashes what is written, and writes it in larger parts than entries are.
+/// Hashes what is written, and writes it in larger parts than most entries are.
 struct HashedOut<'o> {
     out: &'o mut dyn Write,
     sum: digest::Context,
@@ -108,19 +109,22 @@ impl<'o> HashedOut<'o> {
         Self {
             out,
             sum: digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY),
-            pending: Vec::with_capacity(2 * PART),
+            pending: Vec::with_capacity(PART),
             written: 0,
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.written += bytes.len() as u64;
-        self.pending.extend_from_slice(bytes);
-        if self.pending.len() >= PART {
-            self.pass_on()
-        } else {
-            Ok(())
+        if self.pending.len() + bytes.len() >= PART {
+            self.pass_on()?;
         }
+        if bytes.len() < PART {
+            self.pending.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.sum.update(bytes);
+        self.out.write_all(bytes)
     }
 
     fn pass_on(&mut self) -> std::io::Result<()> {

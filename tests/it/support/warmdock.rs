@@ -324,6 +324,15 @@ impl Warmdock {
             .sum()
     }
 
+    /// The most bytes that it has ever had in memory since it was started.
+    #[track_caller]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+        kib.expect("a peak").parse::<u64>().unwrap() << 10
+    }
+
     pub fn signal(&self, name: &str) {
         signal(name, &self.child.id().to_string());
     }

@@ -1,6 +1,7 @@
 //! Request bodies: read within a limit, unpacked within the same limit.
 
 use std::io::Read;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,6 +13,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::Error;
+use crate::server::body::Progress;
 
 /// How a body is packed. Git packs what is longer than 1 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// SECURITY: for a whole body, so that nobody keeps room for hours with a few bytes now and then. The largest that the
 /// default of `limits.request_body` allows takes this long at 2 Mbit/s.
 pub(super) const LONGEST_READ: Duration = Duration::from_secs(300);
+/// SECURITY: while others wait for a place or for room, whoever has some may keep us waiting for so long without getting
+/// further, so that few who dribble do not keep out all who do not.
+const WHILE_OTHERS_WAIT: Duration = Duration::from_secs(2);
 /// What is unpacked between two looks at the room.
 const PIECE: usize = 16 << 10;
 
@@ -69,6 +74,9 @@ pub struct Place {
     room: Option<SemaphorePermit<'static>>,
     /// Whoever has it needs no room.
     beyond: Option<SemaphorePermit<'static>>,
+    /// How many bytes it was last to have room for.
+    bytes: usize,
+    progress: Progress,
 }
 
 impl Place {
@@ -82,6 +90,9 @@ impl Place {
     /// # Errors
     /// [`Error::Busy`] when there is none for [`LONGEST_WAIT`], or too many wait already.
     pub async fn make_room_for(&mut self, bytes: usize) -> Result<(), Error> {
+        let more = bytes.saturating_sub(self.bytes);
+        self.progress.arrived(more, Duration::ZERO);
+        self.bytes = bytes;
         if self.has_room_for(bytes) {
             return Ok(());
         }
@@ -101,6 +112,42 @@ impl Place {
             }
         });
         found.await.ok().and_then(Result::ok).ok_or(BUSY)
+    }
+
+    /// Waits for more bytes to come, which [`Self::make_room_for`] then hears of.
+    ///
+    /// # Errors
+    /// [`Error::RequestTimeout`] when they do not come and others wait for what this has.
+    pub async fn keep_while<T>(&mut self, more: impl Future<Output = T>) -> Result<T, Error> {
+        let mut more = pin!(more);
+        loop {
+            let mut next_look = self.progress.left(WHILE_OTHERS_WAIT);
+            if next_look.is_zero() && !self.is_wanted() {
+                next_look = WHILE_OTHERS_WAIT;
+            }
+            let since = Instant::now();
+            if let Ok(came) = timeout(next_look, &mut more).await {
+                self.waited(since);
+                return Ok(came);
+            }
+            self.waited(since);
+            if self.progress.left(WHILE_OTHERS_WAIT).is_zero() && self.is_wanted() {
+                return Err(Error::RequestTimeout);
+            }
+        }
+    }
+
+    fn waited(&mut self, since: Instant) {
+        if self.small.is_some() {
+            self.progress.arrived(0, since.elapsed());
+        }
+    }
+
+    /// Whether others wait for what this has. Whoever waits for room is given it bit by bit, so that none is left.
+    fn is_wanted(&self) -> bool {
+        let has_room = self.room.is_some() || self.beyond.is_some();
+        self.small.is_some() && PLACES.available_permits() == 0
+            || has_room && FREE.available_permits() == 0
     }
 
     /// Whether there is room for `bytes` in all without waiting, which is taken then.
@@ -170,8 +217,8 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
     let mut bytes = BytesMut::new();
     let mut place = Place::none();
     loop {
-        let frame = timeout_at(until, body.frame()).await;
-        let Some(frame) = frame.map_err(|_| Error::RequestTimeout)? else {
+        let frame = timeout_at(until, place.keep_while(body.frame())).await;
+        let Some(frame) = frame.map_err(|_| Error::RequestTimeout)?? else {
             break;
         };
         let frame = frame.map_err(|error| Error::from_body(&error))?;
@@ -248,6 +295,8 @@ const BUSY: Error = Error::Busy {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use futures_util::StreamExt;
 
     use super::*;
 
@@ -370,6 +419,51 @@ mod tests {
         let refused = read(body, 8 << 20).await;
         assert!(matches!(refused, Err(Error::RequestTimeout)));
         assert_eq!(FREE.available_permits(), ROOM / UNIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_dribbles_gives_its_place_to_whoever_waits() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let all = u32::try_from(PLACES.available_permits()).unwrap();
+        let second = Duration::from_secs(1);
+        for (length, pause, is_kept) in [
+            // As little as nobody minds where there are places.
+            (1024, second * 10, false),
+            (64, second, false),
+            (1024, second, true),
+            (2048, second * 3 / 2, true),
+        ] {
+            let dribbles = async || read(pieces(20, length, pause), 8 << 20).await.is_ok();
+            assert!(dribbles().await);
+            let _taken = PLACES.try_acquire_many(all - 1).unwrap();
+            let waits = async {
+                tokio::time::sleep(second * 12).await;
+                read(Body::from("x"), 10).await
+            };
+            let (dribbled, served) = tokio::join!(dribbles(), waits);
+            assert_eq!(dribbled, is_kept, "{length} bytes");
+            assert_eq!(served.unwrap().bytes(), b"x");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_dribbles_gives_its_room_to_whoever_waits() {
+        let _alone = ONE_AT_A_TIME.lock().await;
+        let dribbles = async {
+            let large = Body::from(vec![b'x'; ROOM - MIB]).into_data_stream();
+            let rest = pieces(20, 1024, Duration::from_secs(10)).into_data_stream();
+            let body = Body::from_stream(large.chain(rest));
+            read(body, ROOM as u64).await
+        };
+        let _beyond = BEYOND.try_acquire().unwrap();
+        let large = vec![b'x'; 2 * MIB];
+        let waits = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            read(Body::from(large.clone()), 8 << 20).await
+        };
+        let (dribbled, served) = tokio::join!(dribbles, waits);
+        assert!(matches!(dribbled, Err(Error::RequestTimeout)));
+        assert_eq!(served.unwrap().bytes(), large);
     }
 
     #[tokio::test]

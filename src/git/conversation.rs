@@ -96,7 +96,7 @@ impl<C: Client> Line<'_, C> {
                 Ok(None) => {}
                 Err(refusal) => return self.refuse(&refusal).await,
             }
-            match self.client.receive().await {
+            match self.place.keep_while(self.client.receive()).await? {
                 Some(bytes) => {
                     self.stream.push(&bytes);
                     self.place.make_room_for(self.stream.len()).await?;

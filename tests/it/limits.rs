@@ -2,6 +2,9 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tokio::runtime::Runtime;
@@ -11,7 +14,7 @@ use crate::support::pkt;
 use crate::support::repo::Rng;
 use crate::support::tmpfs::Tmpfs;
 use crate::support::warmdock::{Builder, builder, files_below, target};
-use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for};
+use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, Warmdock, wait_for, warmdock};
 
 /// More than the system keeps for a connection whose reader sleeps.
 const LARGE: usize = 12 << 20;
@@ -426,4 +429,53 @@ fn readers_that_stall_have_a_bounded_part_of_memory() {
     // They are cut off for whoever waits, long before a reader would be else.
     clones_whole(&warmdock, &repo);
     drop(unread);
+}
+
+/// Over HTTP/2 a few connections have requests enough for all places.
+#[test]
+fn bodies_that_dribble_keep_nobody_out() {
+    const CONNECTIONS: usize = 6;
+    const STREAMS: usize = 90;
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_files(&upstream);
+    Client::new(2)
+        .git(&["ls-remote", &warmdock.url(SAMPLE)])
+        .ok();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+
+    // reqwest wants one for plain HTTP as well.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let url = format!("{}/git-upload-pack", warmdock.url(SAMPLE));
+    let begun = Arc::new(AtomicUsize::new(0));
+    let runtime = Runtime::new().unwrap();
+    for _ in 0..CONNECTIONS {
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        let client = client.http2_prior_knowledge().build().unwrap();
+        for _ in 0..STREAMS {
+            let begun = Arc::clone(&begun);
+            let pieces = futures_util::stream::unfold(0, move |piece| {
+                let begun = Arc::clone(&begun);
+                async move {
+                    if piece == 1 {
+                        begun.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if piece > 0 {
+                        tokio::time::sleep(Duration::from_secs(10)).await;
+                    }
+                    Some((Ok::<_, std::io::Error>(vec![b'0'; 1024]), piece + 1))
+                }
+            });
+            let request = client
+                .post(&url)
+                .header("content-type", "application/x-git-upload-pack-request")
+                .header("git-protocol", "version=2")
+                .body(reqwest::Body::wrap_stream(pieces));
+            runtime.spawn(request.send());
+        }
+    }
+    wait_for("all of them to have begun", || {
+        (begun.load(Ordering::Relaxed) == CONNECTIONS * STREAMS).then_some(())
+    });
+    clones_whole(&warmdock, &repo);
+    runtime.shutdown_background();
 }

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::git::name::RepoName;
 use crate::git::pool::{Passing, PoolError};
+use crate::git::upload_pack::advertise::{VERSION_2, in_common};
 use crate::git::upload_pack::pktline::{self, Packet, PacketError, Packets};
 use crate::git::upstream::ending::Ending;
 use crate::git::upstream::http::HttpUpstream;
@@ -162,8 +163,8 @@ impl Drop for Counted {
     }
 }
 
-/// Leaves out of an upstream's list of references what the mirror will not have: it may be there when the client comes
-/// back for what it has seen. Takes the answer to `info/refs` or to `ls-refs`, and passes it on as it comes.
+/// Leaves out of an upstream's lists of references and capabilities what the mirror will not have: it may be there when the
+/// client comes back for what it has seen. Takes the answer to `info/refs` or to `ls-refs`, and passes it on as it comes.
 pub fn only_mirrored(
     list: Response,
     is_mirrored: impl Fn(&[u8]) -> bool + Send + 'static,
@@ -177,11 +178,13 @@ pub fn only_mirrored(
     })
 }
 
-/// A list of references, of which some stay.
+/// A list of references, or of capabilities of version 2, of which some stay.
 #[derive(Default)]
 struct References {
     /// The beginning of a packet.
     begun: Vec<u8>,
+    /// It is one of capabilities.
+    is_version_2: bool,
     /// Up to version 1 they stand behind the first name. Where that is left out, they belong behind the next.
     capabilities: Option<Vec<u8>>,
 }
@@ -214,6 +217,13 @@ impl References {
                 continue;
             };
             let line = pktline::text(data);
+            if self.is_version_2 {
+                if let Some(common) = in_common(line) {
+                    pktline::write_data(&mut kept, &[&common, b"\n".as_slice()].concat())?;
+                }
+                continue;
+            }
+            self.is_version_2 = line == VERSION_2.as_bytes();
             let (line, capabilities) = match line.split_once_str("\0") {
                 Some((line, capabilities)) => (line, Some(capabilities)),
                 None => (line, None),
@@ -307,9 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn of_version_2_only_references_are_left_out() {
-        let capabilities = ["version 2", "agent=git/2", "fetch=shallow filter", "flush"];
-        assert_eq!(kept(&capabilities), capabilities);
+    fn of_version_2_references_are_left_out() {
         assert_eq!(
             kept(&[
                 "ID HEAD symref-target:refs/heads/main",
@@ -329,6 +337,41 @@ mod tests {
         );
         let nothing = ["unborn HEAD symref-target:refs/heads/main", "flush"];
         assert_eq!(kept(&nothing), nothing);
+    }
+
+    #[test]
+    fn of_version_2_what_is_implemented_stays() {
+        let list = |lines: &[&'static str]| kept(&[&["version 2"], lines, &["flush"]].concat());
+        let expected = |lines: &[&'static str]| [&["version 2"], lines, &["flush"]].concat();
+        let common = [
+            "agent=git/2",
+            "ls-refs=unborn",
+            "fetch=shallow filter",
+            "server-option",
+            "object-format=sha256",
+        ];
+        assert_eq!(list(&common), expected(&common));
+        assert_eq!(
+            list(&[
+                "agent=git/2",
+                "ls-refs=unborn peel-all",
+                "fetch=shallow sideband-all filter packfile-uris",
+                "server-option",
+                "object-info",
+                "bundle-uri",
+                "session-id=1",
+                "promisor-remote=url=x",
+            ]),
+            expected(&[
+                "agent=git/2",
+                "ls-refs=unborn",
+                "fetch=shallow filter",
+                "server-option",
+            ])
+        );
+        let plain = ["ls-refs", "fetch"];
+        assert_eq!(list(&plain), expected(&plain));
+        assert_eq!(list(&["fetch=sideband-all"]), expected(&["fetch="]));
     }
 
     #[test]

@@ -110,3 +110,33 @@ fn v1_depth_1() {
 fn v2_depth_1() {
     depth_1(2);
 }
+
+/// What an upstream can do and the service cannot is not offered to a client that may be served by either.
+#[test]
+fn a_fetch_that_begins_before_there_is_a_mirror_and_goes_on_with_it() {
+    let (upstream, repo) = Upstream::with_sample();
+    for setting in [
+        "uploadpack.allowSidebandAll",
+        "uploadpack.advertiseBundleURIs",
+        "transfer.advertiseObjectInfo",
+    ] {
+        repo.git(&["config", setting, "true"]);
+    }
+    let warmdock = warmdock::over_http(&upstream);
+    let client = Client::new(2);
+    // The reqwest in gix takes whichever TLS the process has chosen, also for plain HTTP.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let ours = gix::init_bare(client.path("ours")).unwrap();
+    let remote = ours.remote_at(warmdock.url(SAMPLE)).unwrap();
+    let remote = remote
+        .with_refspecs(["+refs/heads/*:refs/heads/*"], Direction::Fetch)
+        .unwrap();
+    let connection = remote.connect(Direction::Fetch).unwrap();
+    let prepared = connection
+        .prepare_fetch(Discard, gix::remote::ref_map::Options::default())
+        .unwrap();
+    warmdock.wait_mirrored(SAMPLE, &repo);
+    prepared.receive(Discard, &AtomicBool::new(false)).unwrap();
+    let tip = client.git_in("ours", &["rev-parse", "main"]).ok().text();
+    assert_eq!(tip, repo.id("main"));
+}

@@ -142,22 +142,44 @@ fn bytes_kept(kept: &HashMap<LsRefs, Bytes>) -> usize {
         .sum()
 }
 
+/// The first line of an advertisement of version 2.
+pub const VERSION_2: &str = "version 2";
+
+/// What is implemented of version 2.
+const CAPABILITIES: [&str; 5] = [
+    AGENT,
+    "ls-refs=unborn",
+    "fetch=shallow wait-for-done filter ref-in-want",
+    // Taken and ignored, as by git's own server: clients refuse to send them elsewhere.
+    "server-option",
+    "object-format=sha1",
+];
+
 /// The capability advertisement of version 2. It names no reference, so it is the same for every repository.
 pub fn advertise_v2() -> Vec<u8> {
     let mut out = Vec::new();
-    for line in [
-        "version 2",
-        AGENT,
-        "ls-refs=unborn",
-        "fetch=shallow wait-for-done filter ref-in-want",
-        // Taken and ignored, as by git's own server: clients refuse to send them elsewhere.
-        "server-option",
-        "object-format=sha1",
-    ] {
+    for line in [VERSION_2].iter().chain(&CAPABILITIES) {
         pktline::write_line(&mut out, line);
     }
     out.extend_from_slice(FLUSH);
     out
+}
+
+/// What of a capability that another server has in version 2 is implemented here as well; `None` where nothing of it is.
+pub fn in_common(capability: &[u8]) -> Option<Vec<u8>> {
+    let parts = |capability| -> (&[u8], Option<&[u8]>) {
+        <[u8]>::split_once_str(capability, "=")
+            .map_or((capability, None), |(name, values)| (name, Some(values)))
+    };
+    let (name, theirs) = parts(capability);
+    let mut all = CAPABILITIES.iter().map(|ours| parts(ours.as_bytes()));
+    let (_, ours) = all.find(|(ours, _)| *ours == name)?;
+    let (Some(theirs), Some(ours), b"ls-refs" | b"fetch") = (theirs, ours, name) else {
+        return Some(capability.to_vec());
+    };
+    let is_ours = |value: &&[u8]| ours.split_str(" ").any(|ours| ours == *value);
+    let values: Vec<_> = theirs.split_str(" ").filter(is_ours).collect();
+    Some([name, b"=", &values.join(&b" "[..])].concat())
 }
 
 fn advertise_v0(refs: &Refs, version: Version, policy: WantPolicy) -> Vec<u8> {

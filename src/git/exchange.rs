@@ -172,41 +172,15 @@ async fn answer_fetch(
     came: Instant,
     fetch: Fetch,
 ) -> Result<Reply, Error> {
-    let mut snapshot = snapshot;
-    let mut answer = respond(app, &entry, fetch.clone(), &snapshot).await?;
-    let is_worth_asking = match answer {
-        Err(Refusal::NotOurRef(_)) => true,
-        // Not where that was asked for this request.
-        Err(Refusal::UnknownRef(_)) => entry.fresh(came, Duration::ZERO).is_none(),
-        _ => false,
-    };
-    if is_worth_asking {
-        // The upstream may have it by now.
-        snapshot = app
-            .pool
-            .ask_again(&entry, snapshot)
-            .await
-            .map_err(refused)?;
-        answer = respond(app, &entry, fetch, &snapshot).await?;
-    }
+    let (snapshot, answer) = respond(app, &entry, snapshot, came, fetch).await?;
     let Answer { head, pack } = match answer {
         Ok(answer) => answer,
-        Err(refusal) => {
-            report(app, &entry, &snapshot, &refusal).await;
-            return Ok(refusal_reply(&refusal));
-        }
+        Err(refusal) => return Ok(refusal_reply(&refusal)),
     };
     let Some(pack) = pack else {
         return Ok(Reply::Whole(head.into()));
     };
     send(app, &entry, &snapshot, head, pack)
-}
-
-/// Tells the pool of a mirror that cannot be read.
-async fn report(app: &App, entry: &Arc<Entry>, snapshot: &Arc<Snapshot>, refusal: &Refusal) {
-    if let Refusal::Mirror(error) = refusal {
-        app.pool.report(entry, snapshot, error).await;
-    }
 }
 
 /// Answers from a mirror that is not there yet: with progress where that takes long and the response's beginning is
@@ -230,20 +204,15 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
     );
     let rest: serve::Respond = Box::new(move |snapshot| {
         Box::pin(async move {
-            let answer = respond(&app, &entry, fetch, &snapshot)
-                .await
-                .map_err(|error| {
-                    error.log();
-                    error.to_string()
-                })?;
-            let pack = match answer {
-                Ok(answer) => answer.pack,
-                Err(refusal) => {
-                    report(&app, &entry, &snapshot, &refusal).await;
-                    return Err(refusal.to_string());
-                }
-            };
-            let pack = pack.ok_or_else(|| "nothing was asked for".to_owned())?;
+            let responded = respond(&app, &entry, snapshot, came, fetch).await;
+            let (snapshot, answer) = responded.map_err(|error| {
+                error.log();
+                error.to_string()
+            })?;
+            let answer = answer.map_err(|refusal| refusal.to_string())?;
+            let pack = answer
+                .pack
+                .ok_or_else(|| "nothing was asked for".to_owned())?;
             serve::prepare(&app.pool, &entry, &snapshot, pack).map_err(|Busy| busy().to_string())
         })
     });
@@ -285,8 +254,39 @@ pub async fn first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Snapshot>, E
     flight.wait().await.map_err(|error| refused(error.into()))
 }
 
-/// Negotiates and plans.
+/// Negotiates and plans, with `snapshot` or, where that lacks what is wanted, with what the upstream has by now. Tells which
+/// it was.
+///
+/// # Errors
+/// That the upstream could not be asked, where a stale mirror may not be served.
 async fn respond(
+    app: &App,
+    entry: &Arc<Entry>,
+    snapshot: Arc<Snapshot>,
+    came: Instant,
+    fetch: Fetch,
+) -> Result<(Arc<Snapshot>, Result<Answer, Refusal>), Error> {
+    let mut snapshot = snapshot;
+    let mut answer = respond_from(app, entry, fetch.clone(), &snapshot).await?;
+    let is_worth_asking = match answer {
+        Err(Refusal::NotOurRef(_)) => true,
+        // Not where that was asked for this request.
+        Err(Refusal::UnknownRef(_)) => entry.fresh(came, Duration::ZERO).is_none(),
+        _ => false,
+    };
+    if is_worth_asking {
+        // The upstream may have it by now.
+        let asked = app.pool.ask_again(entry, snapshot).await;
+        snapshot = asked.map_err(refused)?;
+        answer = respond_from(app, entry, fetch, &snapshot).await?;
+    }
+    if let Err(Refusal::Mirror(error)) = &answer {
+        app.pool.report(entry, &snapshot, error).await;
+    }
+    Ok((snapshot, answer))
+}
+
+async fn respond_from(
     app: &App,
     entry: &Arc<Entry>,
     fetch: Fetch,

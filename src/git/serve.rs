@@ -288,12 +288,17 @@ pub fn send_after_first_clone(
     } = beginning;
     tokio::spawn(async move {
         let mut next = Bytes::from(head);
-        let landed = loop {
+        // Also while the upstream is asked for what came after the clone began.
+        let mut rest = pin!(async {
+            let landed = flight.wait().await.map_err(|error| error.to_string());
+            respond(landed?).await
+        });
+        let prepared = loop {
             if sender.send(Ok(next)).await.is_err() {
                 return;
             }
-            match timeout(PULSE, flight.wait()).await {
-                Ok(landed) => break landed.map_err(|error| error.to_string()),
+            match timeout(PULSE, &mut rest).await {
+                Ok(prepared) => break prepared,
                 Err(_) => {
                     let far = progress.then(|| flight.progress.describe());
                     next = pulse(
@@ -302,10 +307,6 @@ pub fn send_after_first_clone(
                     );
                 }
             }
-        };
-        let prepared = match landed {
-            Ok(snapshot) => respond(snapshot).await,
-            Err(error) => Err(error),
         };
         match prepared {
             Ok(prepared) => send_pack(&sender, prepared, &name, &metrics).await,

@@ -1,9 +1,11 @@
 //! Clients that come before the mirror is there: they get what a clone straight from the upstream gets, of all that is
 //! mirrored.
 
+use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Child;
 
 use serde_json::json;
 
@@ -374,6 +376,99 @@ fn many_at_once_wait_for_the_mirror() {
             "untagged",
             Objects::Reachable,
         );
+    }
+}
+
+/// A commit that comes after the first clone began is not in what that brings. Lists are passed through, and have it.
+#[test]
+fn what_is_pushed_during_a_first_clone_is_had_from_it() {
+    let (upstream, repo) = Upstream::with_sample();
+    let warmdock = warmdock::over_http(&upstream);
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let url = warmdock.url(SAMPLE);
+    let client = Client::new(0);
+    let early = all_passed_through(&client, &upstream, &url);
+    let pushed = repo.commit("main", &[("new.txt", b"new\n")]);
+    let others = Client::new(2);
+    others.git(&["init", "--quiet", "--bare", "by-id"]).ok();
+    let by_id = ["-C", "by-id", "fetch", "--progress", &url, &pushed];
+    let late = [
+        Waiting::begin(
+            &client,
+            "clone",
+            &["clone", "--progress", "--bare", &url, "clone"],
+        ),
+        Waiting::begin(&others, "by-id", &by_id),
+    ];
+    late.iter().for_each(Waiting::is_told);
+    upstream.release();
+    for mut clone in early {
+        assert!(clone.wait().unwrap().success());
+    }
+    for waiting in late {
+        waiting.ends_well();
+    }
+    let tip = client.git_in("clone", &["rev-parse", "main"]).ok();
+    assert_eq!(tip.text(), pushed);
+    others
+        .git_in("by-id", &["cat-file", "-e", &format!("{pushed}^{{tree}}")])
+        .ok();
+}
+
+/// As many clones as are passed through while the first clone is under way, which the upstream holds.
+fn all_passed_through(client: &Client, upstream: &Upstream, url: &str) -> Vec<Child> {
+    let clone = |number: usize| {
+        let into = format!("passed-{number}");
+        let mut command = client.command(&["clone", "--quiet", "--bare", url, &into]);
+        command.spawn().unwrap()
+    };
+    // The first one makes the service begin to clone.
+    let mut clones = vec![clone(0)];
+    wait_for("the first clone to begin", || {
+        (upstream.packs_for_mirror() == 1).then_some(())
+    });
+    clones.extend((1..4).map(clone));
+    wait_for("all places to be taken", || {
+        (upstream.packs() == 5).then_some(())
+    });
+    clones
+}
+
+/// A client that waits for the mirror, and sees so.
+struct Waiting {
+    said: PathBuf,
+    command: Child,
+}
+
+impl Waiting {
+    #[track_caller]
+    fn begin(client: &Client, name: &str, args: &[&str]) -> Self {
+        let said = client.path(&format!("{name}.log"));
+        let mut command = client.command(args);
+        let command = command
+            .stderr(File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        Self { said, command }
+    }
+
+    #[track_caller]
+    fn is_told(&self) {
+        wait_for("word that it waits", || {
+            let said = self.said();
+            said.contains("first clone of this repository")
+                .then_some(())
+        });
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.said).unwrap()
+    }
+
+    #[track_caller]
+    fn ends_well(mut self) {
+        let status = wait_for("a client to end", || self.command.try_wait().unwrap());
+        assert!(status.success(), "{}", self.said());
     }
 }
 

@@ -64,6 +64,9 @@ pub(super) const LONGEST_READ: Duration = Duration::from_secs(300);
 /// SECURITY: while others wait for a place or for room, whoever has some may keep us waiting for so long without getting
 /// further, so that few who dribble do not keep out all who do not.
 const WHILE_OTHERS_WAIT: Duration = Duration::from_secs(2);
+/// Bytes of small bodies that are kept at once while their clients wait for a first clone: of hundreds, which take minutes.
+const KEPT: usize = 16 << 20;
+static FREE_TO_KEEP: Semaphore = Semaphore::const_new(KEPT / UNIT);
 /// What is unpacked between two looks at the room.
 const PIECE: usize = 16 << 10;
 
@@ -235,6 +238,24 @@ pub async fn read(mut body: Body, limit: u64) -> Result<Whole, Error> {
         bytes: bytes.freeze(),
         place,
     })
+}
+
+/// A small body that is kept for long, apart from those that are worked on.
+pub struct Kept {
+    pub bytes: Bytes,
+    _room: SemaphorePermit<'static>,
+}
+
+impl Kept {
+    /// None for a large body, and where too many are kept.
+    pub fn new(bytes: Bytes) -> Option<Self> {
+        let units = bytes.len().div_ceil(UNIT) as u32;
+        let room = (bytes.len() <= SMALL).then(|| FREE_TO_KEEP.try_acquire_many(units));
+        Some(Self {
+            bytes,
+            _room: room?.ok()?,
+        })
+    }
 }
 
 impl Whole {

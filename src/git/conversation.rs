@@ -147,7 +147,7 @@ async fn hold_v2(line: &mut Line<'_, impl Client>, name: &RepoName) -> Result<()
             Err(refusal) => return line.refuse(&refusal).await,
         };
         let found = exchange::look_up(line.app, name, Version::V2).await?;
-        let reply = exchange::answer(line.app, name, found, command).await?;
+        let reply = exchange::answer(line.app, name, found, command, None).await?;
         line.reply(reply).await?;
     }
     Ok(())
@@ -180,7 +180,7 @@ async fn hold_v0(
         if next == End::Done {
             // Nothing was negotiated: as whole as over HTTP.
             let command = Command::Fetch(Fetch::V0(Arc::new(request)));
-            let reply = exchange::answer(line.app, name, found, command).await?;
+            let reply = exchange::answer(line.app, name, found, command, None).await?;
             return line.reply(reply).await;
         }
         batch = Some(next);

@@ -14,11 +14,11 @@ use axum::routing::any;
 use crate::app::App;
 use crate::config::{AllowWants, USUAL_REFS};
 use crate::error::Error;
-use crate::git::body::{self, Encoding};
-use crate::git::exchange::{self, Command, Reply, refused, work};
+use crate::git::body::{self, Encoding, Kept};
+use crate::git::exchange::{self, Command, Otherwise, Reply, refused, work};
 use crate::git::name::RepoName;
-use crate::git::pool::{Cold, Found, PoolError};
-use crate::git::relay::{Relayed, only_mirrored, relay};
+use crate::git::pool::{Cold, Found, Passing, PoolError};
+use crate::git::relay::{Relayed, behind, only_mirrored, outgoing, relay};
 use crate::git::upload_pack::pktline::{self, FLUSH};
 use crate::git::upload_pack::{Refusal, Version};
 
@@ -198,20 +198,18 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
     let parsed = parsed.await?;
     // What is no request for us may be one for the upstream, whose capabilities the client may have seen.
     let can_wait = parsed.as_ref().is_ok_and(|(command, _)| command.can_wait());
-    if let Some((cold, packed)) = packed
-        && let Some(place) = cold.entry.pass_through(can_wait)
-    {
-        let request = Relayed {
-            method: Method::POST,
-            tail: "git-upload-pack",
-            body: packed,
-            place: Some(place),
-        };
-        if let Some(answer) = pass_through(app, cold, request, &headers).await? {
-            return Ok(match parsed {
-                Ok((Command::LsRefs(_), _)) => as_of_mirror(cold, answer),
-                _ => answer,
-            });
+    let mut otherwise = None;
+    if let Some((cold, packed)) = packed {
+        if let Some(place) = cold.entry.pass_through(can_wait) {
+            let request = question(packed, place);
+            if let Some(answer) = pass_through(app, cold, request, &headers).await? {
+                return Ok(match parsed {
+                    Ok((Command::LsRefs(_), _)) => as_of_mirror(cold, answer),
+                    _ => answer,
+                });
+            }
+        } else {
+            otherwise = pass_through_later(app, &name, packed, &headers);
         }
     }
     let (command, _room) = match parsed {
@@ -219,9 +217,45 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
         Err(Parsing::Refusal(refusal)) => return Ok(result(exchange::refusal_reply(&refusal))),
         Ok((command, body)) => (command, body.if_large()),
     };
-    exchange::answer(app, &name, found, command)
+    exchange::answer(app, &name, found, command, otherwise)
         .await
         .map(result)
+}
+
+/// A request with a body, for the upstream.
+fn question(body: Bytes, place: Passing) -> Relayed {
+    Relayed {
+        method: Method::POST,
+        tail: "git-upload-pack",
+        body,
+        place: Some(place),
+    }
+}
+
+/// Hands on a request that waits for a mirror, should that not be made. None where the request is not kept for so long.
+fn pass_through_later(
+    app: &Arc<App>,
+    name: &RepoName,
+    body: Bytes,
+    headers: &HeaderMap,
+) -> Option<Otherwise> {
+    let body = Kept::new(body)?;
+    let (app, name, headers) = (Arc::clone(app), name.clone(), outgoing(headers));
+    let ask = async move |head: Vec<u8>| {
+        let found = app.pool.present(&name).await.map_err(refused)?;
+        let Some(cold) = to_pass_through(&app, &found) else {
+            return Ok(None);
+        };
+        let Some(place) = cold.entry.pass_through(false) else {
+            return Ok(None);
+        };
+        let request = question(body.bytes.clone(), place);
+        let Some(answer) = pass_through(&app, cold, request, &headers).await? else {
+            return Ok(None);
+        };
+        behind(&head, answer).await.map(Some).map_err(refused)
+    };
+    Some(Box::new(|head| Box::pin(async move { ask(head).await })))
 }
 
 enum Parsing {

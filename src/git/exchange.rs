@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::time::timeout;
 
 use crate::app::App;
@@ -12,13 +13,14 @@ use crate::error::Error;
 use crate::git::name::RepoName;
 use crate::git::pool::{Cold, Entry, Flight, Found, Pool, PoolError};
 use crate::git::refs::Refs;
-use crate::git::serve::{self, Busy, Chunks};
+use crate::git::serve::{self, Busy, Chunks, Passed, Rest};
 use crate::git::snapshot::Snapshot;
 use crate::git::upload_pack::advertise::{Advertisements, LsRefs, WantPolicy, advertise_v2};
 use crate::git::upload_pack::request::FetchRequest;
 use crate::git::upload_pack::{
     PackResponse, Refusal, Response as Answer, Version, error_packet, v0, v2,
 };
+use crate::git::upstream::UpstreamError;
 use crate::ops::metrics::Queue;
 
 /// What is sent to the client.
@@ -117,6 +119,11 @@ pub async fn advertise(app: &Arc<App>, found: &Found, version: Version) -> Resul
     }
 }
 
+/// Asks an upstream the same as the service was asked, where a first clone failed. Gives what of its answer follows the given
+/// beginning, which the client has been sent; `None` where it is not to be asked.
+pub type Otherwise =
+    Box<dyn FnOnce(Vec<u8>) -> BoxFuture<'static, Result<Option<Passed>, Error>> + Send>;
+
 /// Answers a request. References that it names are as fresh as those in a list; `found` is what there is for any other.
 ///
 /// # Errors
@@ -126,6 +133,7 @@ pub async fn answer(
     name: &RepoName,
     found: Found,
     command: Command,
+    otherwise: Option<Otherwise>,
 ) -> Result<Reply, Error> {
     match command {
         Command::Nothing => Ok(Reply::Whole(Bytes::new())),
@@ -141,7 +149,7 @@ pub async fn answer(
                 Found::Mirror(entry, snapshot) => {
                     answer_fetch(app, entry, snapshot, came, fetch).await
                 }
-                Found::Cold(cold) => answer_cold(app, cold, fetch).await,
+                Found::Cold(cold) => answer_cold(app, cold, fetch, otherwise).await,
             }
         }
     }
@@ -185,7 +193,12 @@ async fn answer_fetch(
 
 /// Answers from a mirror that is not there yet: with progress where that takes long and the response's beginning is
 /// known, else when the first clone is done.
-async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, Error> {
+async fn answer_cold(
+    app: &Arc<App>,
+    cold: Cold,
+    fetch: Fetch,
+    otherwise: Option<Otherwise>,
+) -> Result<Reply, Error> {
     let came = Instant::now();
     let flight = app.pool.first_clone(&cold).map_err(refused)?;
     let entry = cold.entry;
@@ -194,31 +207,64 @@ async fn answer_cold(app: &Arc<App>, cold: Cold, fetch: Fetch) -> Result<Reply, 
         Err(_) => early_head(app, &flight, fetch.clone()).await?,
     };
     let Some(beginning) = beginning else {
-        let snapshot = flight.wait().await.map_err(|error| refused(error.into()))?;
-        return answer_fetch(app, entry, snapshot, came, fetch).await;
+        return match flight.wait().await {
+            Ok(snapshot) => answer_fetch(app, entry, snapshot, came, fetch).await,
+            Err(error) => match without_mirror(&error, otherwise, Vec::new()).await? {
+                Some(passed) => Ok(Reply::Streamed(serve::pass(passed))),
+                None => Err(refused(error.into())),
+            },
+        };
     };
     let (name, metrics, app) = (
         entry.name.clone(),
         Arc::clone(&app.metrics),
         Arc::clone(app),
     );
-    let rest: serve::Respond = Box::new(move |snapshot| {
+    let head = beginning.head.clone();
+    let rest: serve::Respond = Box::new(move |landed| {
+        let rest = async move {
+            let snapshot = match landed {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    let passed = without_mirror(&error, otherwise, head).await?;
+                    return Ok(passed.map(Rest::Passed).ok_or(error.to_string()));
+                }
+            };
+            let (snapshot, answer) = respond(&app, &entry, snapshot, came, fetch).await?;
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(refusal) => return Ok(Err(refusal.to_string())),
+            };
+            let Some(pack) = answer.pack else {
+                return Ok(Err("nothing was asked for".to_owned()));
+            };
+            let prepared = serve::prepare(&app.pool, &entry, &snapshot, pack);
+            prepared
+                .map(|pack| Ok(Rest::Pack(pack)))
+                .map_err(|Busy| busy())
+        };
         Box::pin(async move {
-            let responded = respond(&app, &entry, snapshot, came, fetch).await;
-            let (snapshot, answer) = responded.map_err(|error| {
+            rest.await.unwrap_or_else(|error: Error| {
                 error.log();
-                error.to_string()
-            })?;
-            let answer = answer.map_err(|refusal| refusal.to_string())?;
-            let pack = answer
-                .pack
-                .ok_or_else(|| "nothing was asked for".to_owned())?;
-            serve::prepare(&app.pool, &entry, &snapshot, pack).map_err(|Busy| busy().to_string())
+                Err(error.to_string())
+            })
         })
     });
     Ok(Reply::Streamed(serve::send_after_first_clone(
         beginning, flight, name, metrics, rest,
     )))
+}
+
+/// What follows `head` where a first clone failed: the upstream's answer, if it is to be asked for that.
+async fn without_mirror(
+    error: &UpstreamError,
+    otherwise: Option<Otherwise>,
+    head: Vec<u8>,
+) -> Result<Option<Passed>, Error> {
+    match otherwise {
+        Some(otherwise) if !matches!(error, UpstreamError::Stopped) => otherwise(head).await,
+        _ => Ok(None),
+    }
 }
 
 /// What the answer begins with, where that is known before the first clone has ended.

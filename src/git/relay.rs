@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::response::Response;
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use gix_hash::ObjectId;
 use gix_object::bstr::ByteSlice;
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use crate::git::name::RepoName;
 use crate::git::pool::{Passing, PoolError};
+use crate::git::serve::Passed;
 use crate::git::upload_pack::advertise::{VERSION_2, in_common};
 use crate::git::upload_pack::pktline::{self, Packet, PacketError, Packets};
 use crate::git::upstream::ending::Ending;
@@ -103,20 +104,16 @@ async fn ask(
 ) -> Result<Option<reqwest::Response>, PoolError> {
     let method = request.method.clone();
     let is_get = method == Method::GET;
-    let mut outgoing = upstream.request(method, name.path(), ending, request.tail);
-    for header in [GIT_PROTOCOL, CONTENT_TYPE, CONTENT_ENCODING] {
-        if let Some(value) = headers.get(&header) {
-            outgoing = outgoing.header(header, value);
-        }
-    }
+    let question = upstream.request(method, name.path(), ending, request.tail);
+    let question = question.headers(outgoing(headers));
     let failed = |error: reqwest::Error| {
         PoolError::Upstream(format!("{}: {}", upstream.name(), describe(&error)))
     };
     let idle = upstream.idle();
-    let (client, outgoing) = outgoing.body(request.body.clone()).build_split();
-    let outgoing = outgoing.map_err(failed)?;
-    let asked = outgoing.url().clone();
-    let answered = timeout(idle, client.execute(outgoing)).await;
+    let (client, question) = question.body(request.body.clone()).build_split();
+    let question = question.map_err(failed)?;
+    let asked = question.url().clone();
+    let answered = timeout(idle, client.execute(question)).await;
     let silent = || {
         format!(
             "{}: it sent nothing for {}",
@@ -160,6 +157,55 @@ struct Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.metrics.answer(AnswerKind::Relayed, self.bytes);
+    }
+}
+
+/// What of a client's request goes up with it.
+pub fn outgoing(headers: &HeaderMap) -> HeaderMap {
+    let given = |header| headers.get(&header).map(|value| (header, value.clone()));
+    [GIT_PROTOCOL, CONTENT_TYPE, CONTENT_ENCODING]
+        .into_iter()
+        .filter_map(given)
+        .collect()
+}
+
+/// What of an answer follows the packets of `head`, which the client has been sent already.
+///
+/// # Errors
+/// That it begins otherwise.
+pub async fn behind(head: &[u8], answer: Response) -> Result<Passed, PoolError> {
+    let failed = |what: &str| PoolError::Upstream(format!("the upstream's answer {what}"));
+    let mut answer = answer.into_body().into_data_stream();
+    let mut begun = BytesMut::new();
+    let mut ours = Packets::new(head);
+    while let Ok(Some(expected)) = ours.next_packet() {
+        let length = loop {
+            let mut theirs = Packets::new(&begun);
+            match theirs.next_packet() {
+                Ok(Some(found)) if is_same(expected, found) => {
+                    break begun.len() - theirs.rest().len();
+                }
+                Ok(Some(Packet::Data(found))) if found.starts_with(b"ERR ") => {
+                    let text = pktline::text(&found[4..]).to_str_lossy();
+                    return Err(failed(&format!("is an error: {text}")));
+                }
+                Ok(None) | Err(PacketError::Truncated { .. }) => match answer.next().await {
+                    Some(Ok(more)) => begun.extend_from_slice(&more),
+                    _ => return Err(failed("broke off")),
+                },
+                _ => return Err(failed("does not begin as expected")),
+            }
+        };
+        begun.advance(length);
+    }
+    let begun = futures_util::stream::iter([Ok(begun.freeze())]);
+    Ok(begun.chain(answer).boxed())
+}
+
+fn is_same(ours: Packet<'_>, theirs: Packet<'_>) -> bool {
+    match (ours, theirs) {
+        (Packet::Data(ours), Packet::Data(theirs)) => pktline::text(ours) == pktline::text(theirs),
+        (ours, theirs) => ours == theirs,
     }
 }
 
@@ -414,6 +460,36 @@ mod tests {
             expected(&[nothing, "shallow ID"])
         );
         assert_eq!(list(&[nothing]), expected(&[nothing]));
+    }
+
+    #[tokio::test]
+    async fn what_the_client_has_is_not_sent_again() {
+        let behind = async |head: &[u8], pieces: &[&'static str]| {
+            let pieces: Vec<_> = pieces.iter().copied().map(Ok::<_, BoxError>).collect();
+            let body = Body::from_stream(futures_util::stream::iter(pieces));
+            let rest = behind(head, Response::new(body)).await;
+            let rest = rest.map_err(|error| error.to_string())?;
+            let rest: Vec<Bytes> = rest.map(Result::unwrap).collect().await;
+            Ok::<_, String>(String::from_utf8(rest.concat()).unwrap())
+        };
+        let head = b"0010wanted-refs\n0001000dpackfile\n";
+        for answer in [
+            &["0010wanted-refs\n0001000dpackfile\n0007\x01PA", "CK"][..],
+            &["00", "10wanted-refs\n000", "1000cpackfile0007", "\x01PACK"],
+        ] {
+            let rest = behind(head, answer).await.unwrap();
+            assert_eq!(rest, "0007\x01PACK", "{answer:?}");
+        }
+        assert_eq!(behind(b"", &["all ", "of it"]).await.unwrap(), "all of it");
+        for (answer, expected) in [
+            (&["0010wanted-refs\n0001"][..], "broke off"),
+            (&["000dpackfile\n"], "does not begin as expected"),
+            (&["<html>"], "does not begin as expected"),
+            (&["0013ERR not our ref"], "not our ref"),
+        ] {
+            let error = behind(head, answer).await.unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

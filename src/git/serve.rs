@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{sleep, timeout};
 
@@ -18,6 +20,7 @@ use crate::git::snapshot::Snapshot;
 use crate::git::upload_pack::PackResponse;
 use crate::git::upload_pack::request::Band;
 use crate::git::upload_pack::sideband::{self, Reframe};
+use crate::git::upstream::UpstreamError;
 use crate::ops::metrics::{AnswerKind, Metrics, Queue};
 
 /// How often a client that waits for its pack hears of us. Cargo's client gives up where less than 10 bytes come per
@@ -239,6 +242,30 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
     metrics.answer(kind, sent);
 }
 
+/// Sends what the upstream answers.
+pub fn pass(passed: Passed) -> Chunks {
+    let (sender, chunks) = mpsc::channel(READ_AHEAD);
+    tokio::spawn(async move { send_passed(&sender, passed).await });
+    chunks
+}
+
+async fn send_passed(sender: &Sender, mut passed: Passed) {
+    loop {
+        let next = tokio::select! {
+            next = passed.next() => next,
+            () = sender.closed() => None,
+        };
+        let Some(next) = next else {
+            return;
+        };
+        let is_last = next.is_err();
+        let sent = sender.send(next.map_err(std::io::Error::other)).await;
+        if is_last || sent.is_err() {
+            return;
+        }
+    }
+}
+
 /// A block in the form of another band. It takes the place of the block among the buffers, of which there are so many.
 struct Reframed {
     bytes: Vec<u8>,
@@ -260,9 +287,21 @@ fn pulse(band: Band, far: Option<String>) -> Bytes {
     packets.into()
 }
 
-/// Makes the rest of a response, once there is a mirror. An error is a sentence for the client.
-pub type Respond =
-    Box<dyn FnOnce(Arc<Snapshot>) -> BoxFuture<'static, Result<Prepared, String>> + Send>;
+/// The bytes of an upstream's answer as they come.
+pub type Passed = BoxStream<'static, Result<Bytes, axum::Error>>;
+
+/// What follows the beginning of a response.
+pub enum Rest {
+    Pack(Prepared),
+    /// The upstream's, in the same form.
+    Passed(Passed),
+}
+
+/// Makes the rest of a response, once the first clone has ended in whichever way. An error is a sentence for the client.
+pub type Respond = Box<
+    dyn FnOnce(Result<Arc<Snapshot>, UpstreamError>) -> BoxFuture<'static, Result<Rest, String>>
+        + Send,
+>;
 
 /// With what a response begins in any case, and how its pack is wrapped.
 pub struct Beginning {
@@ -289,16 +328,13 @@ pub fn send_after_first_clone(
     tokio::spawn(async move {
         let mut next = Bytes::from(head);
         // Also while the upstream is asked for what came after the clone began.
-        let mut rest = pin!(async {
-            let landed = flight.wait().await.map_err(|error| error.to_string());
-            respond(landed?).await
-        });
-        let prepared = loop {
+        let mut rest = pin!(async { respond(flight.wait().await).await });
+        let rest = loop {
             if sender.send(Ok(next)).await.is_err() {
                 return;
             }
             match timeout(PULSE, &mut rest).await {
-                Ok(prepared) => break prepared,
+                Ok(rest) => break rest,
                 Err(_) => {
                     let far = progress.then(|| flight.progress.describe());
                     next = pulse(
@@ -308,8 +344,9 @@ pub fn send_after_first_clone(
                 }
             }
         };
-        match prepared {
-            Ok(prepared) => send_pack(&sender, prepared, &name, &metrics).await,
+        match rest {
+            Ok(Rest::Pack(prepared)) => send_pack(&sender, prepared, &name, &metrics).await,
+            Ok(Rest::Passed(passed)) => send_passed(&sender, passed).await,
             Err(error) => {
                 let _ = sender
                     .send(Ok(

@@ -415,6 +415,40 @@ fn what_is_pushed_during_a_first_clone_is_had_from_it() {
         .ok();
 }
 
+/// Who waits for a mirror that cannot be made gets the rest of the answer from the upstream, as whoever comes later does.
+#[test]
+fn who_waits_for_a_mirror_that_does_not_fit_is_passed_through() {
+    let upstream = Upstream::start();
+    let repo = Repo::large(&upstream.path(SAMPLE), 4 << 20);
+    let config = warmdock::builder(&upstream.url());
+    let warmdock = config.set("/storage/max_size", "2MiB").start();
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let url = warmdock.url(SAMPLE);
+    let clients = [0, 2].map(Client::new);
+    let early = all_passed_through(&clients[1], &upstream, &url);
+    let clones: Vec<_> = (0..6)
+        .map(|number: usize| {
+            let (client, into) = (&clients[number % 2], format!("waiting-{number}"));
+            let args = ["clone", "--progress", "--bare", &url, &into];
+            (client, Waiting::begin(client, &into, &args), into)
+        })
+        .collect();
+    clones.iter().for_each(|(_, waiting, _)| waiting.is_told());
+    assert_eq!(upstream.packs(), 5);
+    upstream.release();
+    for mut clone in early {
+        assert!(clone.wait().unwrap().success());
+    }
+    for (client, waiting, into) in clones {
+        waiting.ends_well();
+        client.git_in(&into, &["fsck", "--strict"]).ok();
+        let tip = client.git_in(&into, &["rev-parse", "main"]).ok();
+        assert_eq!(tip.text(), repo.id("main"));
+    }
+    assert_eq!((upstream.packs(), upstream.packs_for_mirror()), (11, 1));
+    assert!(!warmdock.mirror(SAMPLE).exists());
+}
+
 /// As many clones as are passed through while the first clone is under way, which the upstream holds.
 fn all_passed_through(client: &Client, upstream: &Upstream, url: &str) -> Vec<Child> {
     let clone = |number: usize| {

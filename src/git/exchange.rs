@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use gix_hash::ObjectId;
 use tokio::time::timeout;
 
 use crate::app::App;
@@ -12,7 +13,6 @@ use crate::config::AllowWants;
 use crate::error::Error;
 use crate::git::name::RepoName;
 use crate::git::pool::{Cold, Entry, Flight, Found, Pool, PoolError};
-use crate::git::refs::Refs;
 use crate::git::serve::{self, Busy, Chunks, Passed, Rest};
 use crate::git::snapshot::Snapshot;
 use crate::git::upload_pack::advertise::{Advertisements, LsRefs, WantPolicy, advertise_v2};
@@ -109,7 +109,7 @@ pub async fn advertise(app: &Arc<App>, found: &Found, version: Version) -> Resul
         }
         Found::Cold(cold) => {
             // They also tell whether there is such a repository.
-            let refs = refs_of_first_clone(app, cold).await?;
+            let refs = app.pool.first_refs(cold).await.map_err(refused)?;
             Box::new(move || Advertisements::default().v0(&refs, version, policy))
         }
     };
@@ -165,7 +165,7 @@ async fn ls_refs(app: &Arc<App>, name: &RepoName, arguments: LsRefs) -> Result<B
                 Box::new(move || snapshot.advertisements.ls_refs(&snapshot.refs, &arguments))
             }
             Found::Cold(cold) => {
-                let refs = refs_of_first_clone(app, &cold).await?;
+                let refs = app.pool.first_refs(&cold).await.map_err(refused)?;
                 Box::new(move || Advertisements::default().ls_refs(&refs, &arguments))
             }
         };
@@ -201,12 +201,12 @@ async fn answer_cold(
 ) -> Result<Reply, Error> {
     let came = Instant::now();
     let flight = app.pool.first_clone(&cold).map_err(refused)?;
-    let entry = cold.entry;
     let beginning = match timeout(SILENCE, flight.wait()).await {
         Ok(_) => None,
-        Err(_) => early_head(app, &flight, fetch.clone()).await?,
+        Err(_) => early_head(app, &cold, &flight, fetch.clone()).await?,
     };
-    let Some(beginning) = beginning else {
+    let entry = cold.entry;
+    let Some((beginning, told)) = beginning else {
         return match flight.wait().await {
             Ok(snapshot) => answer_fetch(app, entry, snapshot, came, fetch).await,
             Err(error) => match without_mirror(&error, otherwise, Vec::new()).await? {
@@ -230,6 +230,7 @@ async fn answer_cold(
                     return Ok(passed.map(Rest::Passed).ok_or(error.to_string()));
                 }
             };
+            let snapshot = with_all(&app, &entry, snapshot, told).await?;
             let (snapshot, answer) = respond(&app, &entry, snapshot, came, fetch).await?;
             let answer = match answer {
                 Ok(answer) => answer,
@@ -267,28 +268,53 @@ async fn without_mirror(
     }
 }
 
-/// What the answer begins with, where that is known before the first clone has ended.
+/// What the answer begins with, where that is known before the first clone has ended, and the objects that it tells of.
 async fn early_head(
     app: &Arc<App>,
+    cold: &Cold,
     flight: &Flight,
     fetch: Fetch,
-) -> Result<Option<serve::Beginning>, Error> {
-    // The mirror will have these. Where one is force-pushed while the clone waits for its turn, git finds that what it was
-    // told did not come, and the next try gets it.
-    let refs = flight.refs().await.map_err(|error| refused(error.into()))?;
+) -> Result<Option<(serve::Beginning, Vec<ObjectId>)>, Error> {
+    let refs = if fetch.request().names_references() {
+        app.pool.first_refs(cold).await
+    } else {
+        let told = flight.told().await;
+        told.map(|told| told.refs).map_err(PoolError::from)
+    };
+    let refs = refs.map_err(refused)?;
     work(&app.pool, move || {
-        let head = match &fetch {
+        let (head, told) = match &fetch {
             Fetch::V2(request) => v2::certain_head(request, &refs)?,
-            Fetch::V0(request) => v0::certain_head(request)?,
+            Fetch::V0(request) => (v0::certain_head(request)?, Vec::new()),
         };
         let request = fetch.request();
-        Some(serve::Beginning {
+        let beginning = serve::Beginning {
             head,
             band: request.band,
             progress: !request.no_progress,
-        })
+        };
+        Some((beginning, told))
     })
     .await
+}
+
+/// A mirror with what a client was `told` of: `snapshot`, or what the upstream has by now. Where a reference was
+/// force-pushed meanwhile, git finds that what it was told did not come, and the next try gets it.
+async fn with_all(
+    app: &App,
+    entry: &Arc<Entry>,
+    snapshot: Arc<Snapshot>,
+    told: Vec<ObjectId>,
+) -> Result<Arc<Snapshot>, Error> {
+    let packs = Arc::clone(&snapshot);
+    let has_all = in_turn(&app.pool, entry, move || {
+        told.iter().all(|id| packs.packs.contains(id))
+    });
+    if has_all.await? {
+        return Ok(snapshot);
+    }
+    let asked = app.pool.ask_again(entry, snapshot).await;
+    asked.map_err(refused)
 }
 
 /// The mirror once its first clone is done.
@@ -440,10 +466,4 @@ fn busy() -> Error {
     Error::Busy {
         retry_after: RETRY_AFTER,
     }
-}
-
-/// The references of a repository whose first clone is under way: they come long before the pack.
-async fn refs_of_first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Refs>, Error> {
-    let flight = app.pool.first_clone(cold).map_err(refused)?;
-    flight.refs().await.map_err(|error| refused(error.into()))
 }

@@ -415,6 +415,56 @@ fn what_is_pushed_during_a_first_clone_is_had_from_it() {
         .ok();
 }
 
+/// Lists are as fresh while a first clone is under way as those of a mirror, and so is what is wanted by name.
+#[test]
+fn what_is_pushed_during_a_first_clone_is_listed() {
+    for protocol in [0, 2] {
+        let (upstream, repo) = Upstream::with_sample();
+        // Nobody is passed through.
+        let config = warmdock::builder(&upstream.url());
+        let warmdock = config.set("/git/allow_wants", "advertised").start();
+        upstream.fail(Fault::HoldPackAfter(2000));
+        let (client, url) = (Client::new(protocol), warmdock.url(SAMPLE));
+        client.git(&["ls-remote", &url]).ok();
+        upstream.wait_held();
+        let pushed = repo.commit("new", &[("new.txt", b"new\n")]);
+        let clone = [
+            "clone",
+            "--progress",
+            "--bare",
+            "--branch=new",
+            &url,
+            "clone",
+        ];
+        let clone = Waiting::begin(&client, "clone", &clone);
+        clone.is_told();
+        upstream.release();
+        clone.ends_well();
+        let tip = client.git_in("clone", &["rev-parse", "new"]).ok();
+        assert_eq!(tip.text(), pushed);
+    }
+}
+
+/// Where the upstream does not tell it any more, there is the list of the clone's beginning.
+#[test]
+fn the_first_list_does_while_there_is_none_newer() {
+    let (upstream, repo) = Upstream::with_sample();
+    let config = warmdock::builder(&upstream.url());
+    let warmdock = config.set("/git/allow_wants", "advertised").start();
+    upstream.fail(Fault::HoldPackAfter(2000));
+    let (client, url) = (Client::new(2), warmdock.url(SAMPLE));
+    let before = client.git(&["ls-remote", &url]).ok().text();
+    upstream.wait_held();
+    repo.commit("new", &[("new.txt", b"new\n")]);
+    upstream.require("Bearer something-else");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| assert_eq!(client.git(&["ls-remote", &url]).ok().text(), before));
+        }
+    });
+    upstream.release();
+}
+
 /// Who waits for a mirror that cannot be made gets the rest of the answer from the upstream, as whoever comes later does.
 #[test]
 fn who_waits_for_a_mirror_that_does_not_fit_is_passed_through() {

@@ -603,8 +603,12 @@ fn a_first_clone_that_waits_for_its_turn() {
             said.contains("waiting for its turn").then_some(())
         });
     }
-    // What was told is what the clients get, and what is there by then is what is mirrored.
+    // What was told is what the clients get, and what is there by then is what is listed and mirrored.
     let after = setup.repo.commit("main", &[("new.txt", b"new\n")]);
+    for host in [HOST, folder] {
+        let listed = client.git(&["ls-remote", &url(host, SAMPLE)]).ok().text();
+        assert!(listed.contains(&after), "{listed}");
+    }
     slow.release();
     for (host, said, mut clone) in clones {
         let status = wait_for("a clone to end", || clone.try_wait().unwrap());

@@ -55,7 +55,7 @@ pub(super) fn fetch(
     let fetched = around.upstream.fetch(
         entry.name.path(),
         FetchJob {
-            on_refs: &|refs| flight.set_refs(refs.clone()),
+            on_refs: &|refs| flight.set_refs(asked, refs.clone()),
             pack: Some(PackJob {
                 local,
                 haves: before.as_deref().map(haves).unwrap_or_default(),
@@ -99,8 +99,7 @@ pub(super) fn fetch(
     Ok(snapshot)
 }
 
-/// Asks for the references alone, on behalf of those who wait for `flight`. When that has its turn they may have changed:
-/// it asks for itself.
+/// Asks for the references alone, on behalf of those who wait for `flight`, which asks for itself when it begins.
 ///
 /// # Errors
 /// [`UpstreamError`].
@@ -110,12 +109,9 @@ pub(super) fn list(
     upstream: &Upstream,
     stop: &Arc<AtomicBool>,
 ) -> Result<(), UpstreamError> {
+    let asked = Instant::now();
     let job = FetchJob {
-        on_refs: &|refs| {
-            if flight.progress.begun.get().is_none() {
-                flight.set_refs(refs.clone());
-            }
-        },
+        on_refs: &|refs| flight.set_refs(asked, refs.clone()),
         pack: None,
         stop,
     };

@@ -3,13 +3,14 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::time::timeout;
 
 use super::entry::{Entry, Failure};
 use super::fetch::{self, Surroundings};
-use super::{Pool, data_dir};
+use super::{Cold, PATIENCE, Pool, PoolError, data_dir, slow};
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
 use crate::git::upstream::{HANGS_AFTER, Progress, Upstream, UpstreamError};
@@ -23,8 +24,25 @@ pub struct Flight {
     /// It was counted against its upstream.
     blamed: AtomicBool,
     refs_wanted: Notify,
-    refs: watch::Sender<Option<Arc<Refs>>>,
+    refs: watch::Sender<Option<Told>>,
+    /// Held by whoever asks for them once more, with the time of the last such question.
+    asked_again: tokio::sync::Mutex<Option<Instant>>,
     end: watch::Sender<Option<Result<Arc<Snapshot>, UpstreamError>>>,
+}
+
+/// The upstream's references.
+#[derive(Clone)]
+pub struct Told {
+    /// When it was asked for them.
+    asked: Instant,
+    pub refs: Arc<Refs>,
+}
+
+impl Told {
+    /// Whether they were at most `max_age` old when a client `came`.
+    fn is_fresh(&self, came: Instant, max_age: Duration) -> bool {
+        came.saturating_duration_since(self.asked) <= max_age
+    }
 }
 
 impl Flight {
@@ -35,6 +53,7 @@ impl Flight {
             blamed: AtomicBool::new(false),
             refs_wanted: Notify::new(),
             refs: watch::Sender::new(None),
+            asked_again: tokio::sync::Mutex::default(),
             end: watch::Sender::new(None),
         })
     }
@@ -44,29 +63,39 @@ impl Flight {
         self.refs_wanted.notified().await;
     }
 
-    /// The upstream told its references.
-    pub(super) fn set_refs(&self, refs: Refs) {
-        self.refs.send_replace(Some(Arc::new(refs)));
+    /// The upstream told its references, when it was `asked`.
+    pub(super) fn set_refs(&self, asked: Instant, refs: Refs) {
+        self.refs.send_if_modified(|told| {
+            let is_newer = told.as_ref().is_none_or(|told| told.asked <= asked);
+            if is_newer {
+                let refs = Arc::new(refs);
+                *told = Some(Told { asked, refs });
+            }
+            is_newer
+        });
     }
 
     pub(super) fn finish(&self, result: Result<Arc<Snapshot>, UpstreamError>) {
         self.end.send_replace(Some(result));
     }
 
-    /// The upstream's references, which come long before the pack. A first clone that waits for its turn asks for them
-    /// again when it begins.
+    /// The upstream's references as it was last asked for them. They come long before the pack.
     ///
     /// # Errors
     /// Why the fetch failed.
-    pub async fn refs(&self) -> Result<Arc<Refs>, UpstreamError> {
+    pub async fn told(&self) -> Result<Told, UpstreamError> {
         self.refs_wanted.notify_one();
         let mut refs = self.refs.subscribe();
         tokio::select! {
+            biased;
             found = refs.wait_for(Option::is_some) => match found.ok().and_then(|found| found.clone()) {
                 Some(found) => Ok(found),
                 None => Err(UpstreamError::Stopped),
             },
-            end = self.wait() => end.map(|snapshot| Arc::new(snapshot.refs.clone())),
+            end = self.wait() => end.map(|snapshot| Told {
+                asked: Instant::now(),
+                refs: Arc::new(snapshot.refs.clone()),
+            }),
         }
     }
 
@@ -146,6 +175,83 @@ impl Pool {
             }
         });
         flight
+    }
+
+    /// The references of a repository whose first clone is under way. That takes long, and what it brings is as old as its
+    /// beginning: these are no older than those of a mirror would be, and what they name comes with the fetch that follows.
+    ///
+    /// # Errors
+    /// As [`Pool::first_clone`], and why that failed; that the upstream does not tell them now, where stale ones may not be
+    /// served.
+    pub async fn first_refs(self: &Arc<Self>, cold: &Cold) -> Result<Arc<Refs>, PoolError> {
+        let came = Instant::now();
+        let flight = self.first_clone(cold)?;
+        let told = flight.told().await?;
+        let max_age = self.config.borrow().git.max_age;
+        if told.is_fresh(came, max_age) {
+            return Ok(told.refs);
+        }
+        let again = self.told_again(cold, &flight, came, max_age);
+        let result = if self.may_be_stale() {
+            timeout(PATIENCE, again)
+                .await
+                .unwrap_or_else(|_| Err(slow()))
+        } else {
+            again.await
+        };
+        match result {
+            Ok(told) => Ok(told.refs),
+            Err(error) if self.may_be_stale() => {
+                self.serves_stale(&cold.entry, &error);
+                Ok(told.refs)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks the upstream for its references, once for all who wait for newer ones.
+    async fn told_again(
+        self: &Arc<Self>,
+        cold: &Cold,
+        flight: &Arc<Flight>,
+        came: Instant,
+        max_age: Duration,
+    ) -> Result<Told, UpstreamError> {
+        let mut asked_again = flight.asked_again.lock().await;
+        let told = flight.told().await?;
+        if told.is_fresh(came, max_age) {
+            return Ok(told);
+        }
+        if asked_again.is_some_and(|asked| asked >= came) {
+            return Err(slow());
+        }
+        *asked_again = Some(Instant::now());
+        let place = Arc::clone(&cold.upstream.fetches).acquire_owned().await;
+        let place = place.map_err(|_| UpstreamError::Stopped)?;
+        self.list(&cold.entry, &cold.upstream, flight, place)
+            .await?;
+        flight.told().await
+    }
+
+    /// Asks for the references alone, on behalf of those who wait for `flight`.
+    async fn list(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        upstream: &Arc<Upstream>,
+        flight: &Arc<Flight>,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(), UpstreamError> {
+        let (pool, entry, upstream, flight) = (
+            Arc::clone(self),
+            Arc::clone(entry),
+            Arc::clone(upstream),
+            Arc::clone(flight),
+        );
+        let listed = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            fetch::list(&entry, &flight, &upstream, &pool.stop)
+        });
+        listed.await.unwrap_or_else(|panic| Err(panicked(&panic)))
     }
 
     /// Fetches when it is its turn. Returns the mirror, and whether that brought anything.
@@ -237,20 +343,10 @@ impl Pool {
             place = &mut turn => return place.map_err(stopped),
             place = wanted => place.map_err(stopped)?,
         };
-        let (pool, entry, upstream, flight) = (
-            Arc::clone(self),
-            Arc::clone(entry),
-            Arc::clone(upstream),
-            Arc::clone(flight),
-        );
-        let listed = tokio::task::spawn_blocking(move || {
-            let _place = place;
-            fetch::list(&entry, &flight, &upstream, &pool.stop)
-        });
         tokio::select! {
             biased;
             place = &mut turn => return place.map_err(stopped),
-            listed = listed => listed.unwrap_or_else(|panic| Err(panicked(&panic)))?,
+            listed = self.list(entry, upstream, flight, place) => listed?,
         }
         turn.await.map_err(stopped)
     }

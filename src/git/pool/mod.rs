@@ -392,12 +392,16 @@ impl Pool {
             Ok(snapshot) => Ok(snapshot),
             // Also when the upstream answers that the repository is gone: builds that are locked to it go on.
             Err(error) if self.may_be_stale() => {
-                tracing::warn!(repo = %entry.name, %error, "serving stale references");
-                self.metrics.stale_served(&entry.name);
+                self.serves_stale(entry, &error);
                 Ok(entry.snapshot().unwrap_or(snapshot))
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn serves_stale(&self, entry: &Entry, error: &UpstreamError) {
+        tracing::warn!(repo = %entry.name, %error, "serving stale references");
+        self.metrics.stale_served(&entry.name);
     }
 
     /// Waits for a fetch. One that was under way may have asked the upstream too early for a client that `came` later:

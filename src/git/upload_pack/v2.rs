@@ -180,15 +180,15 @@ pub fn has_certain_head(request: &FetchRequest) -> bool {
     asks && plain
 }
 
-/// What the answer to `request` begins with whatever objects the mirror holds, where its references are `refs`; `None`
-/// where that is not known. Takes processor time: references are many.
-pub fn certain_head(request: &FetchRequest, refs: &Refs) -> Option<Vec<u8>> {
+/// What the answer to `request` begins with whatever objects the mirror holds, where its references are `refs`, and the
+/// objects that this tells of; `None` where that is not known. Takes processor time: references are many.
+pub fn certain_head(request: &FetchRequest, refs: &Refs) -> Option<(Vec<u8>, Vec<ObjectId>)> {
     if !has_certain_head(request) {
         return None;
     }
-    let (_, mut out) = resolve(&request.want_refs, refs).ok()?;
+    let (ids, mut out) = resolve(&request.want_refs, refs).ok()?;
     pktline::write_line(&mut out, "packfile");
-    Some(out)
+    Some((out, ids))
 }
 
 /// The objects that references come to which are wanted by name, and the section that tells of them.
@@ -418,7 +418,7 @@ mod tests {
             let head = certain_head(&asked, &snapshot.refs);
             assert_eq!(head.is_some(), *certain, "{arguments:?}");
             let answer = fetch(*asked, &snapshot, WantPolicy::Reachable).unwrap();
-            if let Some(head) = head {
+            if let Some((head, _)) = head {
                 assert_eq!(head, answer.head, "{arguments:?}");
             }
         }

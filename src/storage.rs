@@ -109,10 +109,11 @@ pub struct Storage {
 /// Evicting goes on to this share of the limit, so that not every write has to evict.
 const EVICT_TO_PERCENT: u64 = 80;
 
-/// What is asked of one evictor before it is looked again which has the oldest: as much as this, or as this part of the
-/// limit. An evictor looks through all that it has each time.
-const SLICE: u64 = 64 << 20;
-const SLICES_OF_LIMIT: u64 = 50;
+/// What is asked of one evictor before it is looked again which has the oldest: this part of the limit within these bounds.
+/// An evictor looks through all that it has each time; and what is asked of it at once may be younger than what another has.
+const SLICES_OF_LIMIT: u64 = 200;
+const SMALLEST_SLICE: u64 = 64 << 20;
+const LARGEST_SLICE: u64 = 1 << 30;
 
 thread_local! {
     /// Bytes that this thread gave back since it began. So it is known what an evictor gave, whatever others take and
@@ -273,7 +274,7 @@ impl Storage {
                 continue;
             };
             let before = GIVEN_BACK.get();
-            let slice = SLICE.max(self.limit() / SLICES_OF_LIMIT);
+            let slice = (self.limit() / SLICES_OF_LIMIT).clamp(SMALLEST_SLICE, LARGEST_SLICE);
             evictors[at].evict(missing.min(slice));
             let given = GIVEN_BACK.get() > before;
             some_given |= given;
@@ -474,7 +475,7 @@ mod tests {
         add_evictor(&storage, &large);
         storage.evict_down_to(storage.usual_share());
         assert_eq!(storage.used_in_all(), LIMIT / 100 * 80);
-        assert_eq!(large.1.load(Ordering::Relaxed), 10);
+        assert_eq!(large.1.load(Ordering::Relaxed), 40);
     }
 
     fn add_evictor<T: Evict + 'static>(storage: &Storage, evictor: &Arc<T>) {

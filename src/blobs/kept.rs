@@ -71,13 +71,22 @@ impl Blobs {
         let path = self.path(id);
         let (file, size, checks) = match open_checked(&path, id, known) {
             Ok(opened) => opened,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.index().forget(id);
-                return None;
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                self.index().forget(id);
-                self.quarantine(id);
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                ) =>
+            {
+                let mut index = self.index();
+                // Somebody has written it meanwhile.
+                if let Some((kept, _)) = index.open.get(id) {
+                    return Some(Arc::clone(kept));
+                }
+                index.forget(id);
+                drop(index);
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.quarantine(id);
+                }
                 return None;
             }
             Err(error) => {

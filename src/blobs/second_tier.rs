@@ -84,6 +84,15 @@ impl Offered {
     }
 }
 
+/// What came of asking the bucket for a file.
+enum Read {
+    File(Bytes),
+    /// It has none, or one that is too large.
+    Nothing,
+    /// There was no room in memory for it, which says nothing of the bucket.
+    NoRoom,
+}
+
 /// A file in memory. Gives its place back when nobody has it any more.
 struct InMemory {
     bytes: Bytes,
@@ -136,12 +145,13 @@ impl SecondTier {
             return None;
         }
         match self.fetched(&bucket, id).await {
-            Ok(None) => {
+            Ok(Read::NoRoom) => None,
+            Ok(Read::Nothing) => {
                 self.breaker.succeeded();
                 self.count("miss");
                 None
             }
-            Ok(Some(bytes)) => {
+            Ok(Read::File(bytes)) => {
                 self.breaker.succeeded();
                 let (bytes, digest) = tokio::task::spawn_blocking(move || {
                     let digest = Digest::of(&bytes);
@@ -165,17 +175,15 @@ impl SecondTier {
         }
     }
 
-    /// The file as it is in the bucket, if it has one that may be held in memory.
+    /// The file as it is in the bucket.
     ///
     /// # Errors
     /// What is wrong with the bucket.
-    async fn fetched(&self, bucket: &Bucket, id: &BlobId) -> Result<Option<Bytes>, String> {
-        let Some(object) = within(FIRST_ANSWER, bucket.get(id)).await? else {
-            return Ok(None);
+    async fn fetched(&self, bucket: &Bucket, id: &BlobId) -> Result<Read, String> {
+        let object = within(FIRST_ANSWER, bucket.get(id)).await?;
+        let Some(object) = object.filter(|object| object.size() <= LARGEST) else {
+            return Ok(Read::Nothing);
         };
-        if object.size() > LARGEST {
-            return Ok(None);
-        }
         let memory = Arc::clone(&self.memory);
         // Where others hold all of it for longer, the registry is asked.
         let place = timeout(
@@ -184,10 +192,10 @@ impl SecondTier {
         )
         .await;
         let Ok(Ok(place)) = place else {
-            return Ok(None);
+            return Ok(Read::NoRoom);
         };
         let bytes = within(PATIENCE, object.content()).await?;
-        Ok(Some(Bytes::from_owner(InMemory {
+        Ok(Read::File(Bytes::from_owner(InMemory {
             bytes,
             _place: place,
         })))

@@ -13,7 +13,7 @@ use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE,
     IF_NONE_MATCH, LAST_MODIFIED,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -74,6 +74,8 @@ struct State {
     entry: Option<Arc<Entry>>,
     /// When the registry last confirmed it.
     confirmed: Option<Instant>,
+    /// What is on disk is older.
+    unwritten: bool,
     used: u64,
     flight: Option<Flight>,
 }
@@ -306,7 +308,11 @@ impl Index {
         match answered.map_err(NoAnswer::trouble) {
             Ok(None) => {
                 let entry = old.ok_or_else(|| failed("it confirmed what was not asked".into()))?;
-                self.confirmed(name, slot);
+                if slot.state().unwritten {
+                    self.keep(name, slot, &entry);
+                } else {
+                    self.confirmed(name, slot);
+                }
                 Ok((Answer::Entry(entry), CacheStatus::Revalidated))
             }
             Ok(Some(entry)) => {
@@ -395,7 +401,8 @@ impl Index {
             }
         }
         let asked = name.clone();
-        let read = self.on_disk(&self.reads, move |entries| entries.read(&asked));
+        let turn = Arc::clone(&self.reads).acquire_owned().await;
+        let read = self.on_disk(turn.ok(), move |entries| entries.read(&asked));
         let Some((entry, confirmed)) = read.await? else {
             let mut state = slot.state();
             if matches!(state.known, Known::Nothing) {
@@ -411,9 +418,15 @@ impl Index {
 
     fn keep(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, entry: &Arc<Entry>) {
         self.remember(slot, entry, Some(Instant::now()));
-        let (name, entry) = (name.clone(), Arc::clone(entry));
-        self.later(slot, move |entries| {
-            if let Err(error) = entries.write(&name, &entry) {
+        slot.state().unwritten = true;
+        let (name, entry, written) = (name.clone(), Arc::clone(entry), Arc::clone(slot));
+        self.later(slot, move |entries| match entries.write(&name, &entry) {
+            Ok(()) => {
+                let mut state = written.state();
+                let now = state.entry.as_ref();
+                state.unwritten &= now.is_some_and(|now| !Arc::ptr_eq(now, &entry));
+            }
+            Err(error) => {
                 tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
             }
         });
@@ -422,7 +435,7 @@ impl Index {
     /// Work on the file of a slot, for which nobody waits.
     fn later(self: &Arc<Self>, slot: &Arc<Slot>, work: impl FnOnce(&Entries) + Send + 'static) {
         let Ok(place) = Arc::clone(&self.unwritten).try_acquire_owned() else {
-            tracing::warn!(
+            tracing::debug!(
                 "too many index entries wait for the disk: what is there of one stays as it is"
             );
             return;
@@ -430,18 +443,19 @@ impl Index {
         let (index, slot) = (Arc::clone(self), Arc::clone(slot));
         self.tasks.spawn(async move {
             let _place = place;
+            // First, as it may take long: who reads the file would wait for it as well.
+            let turn = Arc::clone(&index.writes).acquire_owned().await;
             let _file = slot.file.lock().await;
-            index.on_disk(&index.writes, work).await;
+            index.on_disk(turn.ok(), work).await;
         });
     }
 
     /// Work that blocks on the disk, in its turn. `None` where it failed.
     async fn on_disk<T: Send + 'static>(
         &self,
-        turns: &Arc<Semaphore>,
+        turn: Option<OwnedSemaphorePermit>,
         work: impl FnOnce(&Entries) -> T + Send + 'static,
     ) -> Option<T> {
-        let turn = Arc::clone(turns).acquire_owned().await;
         let entries = Arc::clone(&self.entries);
         let done = tokio::task::spawn_blocking(move || {
             // Until the disk has answered, whether or not somebody still waits for it.
@@ -460,6 +474,7 @@ impl Index {
             let mut state = slot.state();
             state.known = Known::Entry;
             state.confirmed = confirmed;
+            state.unwritten = false;
             state.used = now;
             state.entry.replace(Arc::clone(entry))
         };

@@ -322,6 +322,10 @@ async fn with_all(
 /// # Errors
 /// Why that failed.
 pub async fn first_clone(app: &Arc<App>, cold: &Cold) -> Result<Arc<Snapshot>, Error> {
+    // The client may have taken its time, and the mirror may have been made meanwhile, and closed.
+    if let Found::Mirror(_, snapshot) = app.pool.present(&cold.entry.name).await.map_err(refused)? {
+        return Ok(snapshot);
+    }
     let flight = app.pool.first_clone(cold).map_err(refused)?;
     flight.wait().await.map_err(|error| refused(error.into()))
 }

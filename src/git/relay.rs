@@ -51,19 +51,23 @@ pub async fn relay(
     headers: &HeaderMap,
     metrics: Arc<Metrics>,
 ) -> Result<Option<Response>, PoolError> {
-    let [first, second] = upstream.endings();
-    let asked = match ask(upstream, name, first, &request, headers).await {
-        Err(PoolError::NotFound) => {
-            let asked = ask(upstream, name, second, &request, headers).await;
-            if let Ok(Some(_)) = asked {
-                upstream.found(second);
-            }
+    let mut answered = Err(PoolError::NotFound);
+    let endings = upstream.endings(name.path());
+    for ending in endings {
+        match ask(upstream, name, ending, &request, headers).await {
+            Err(PoolError::NotFound) => {}
             // To the other it may answer with a page for people.
-            asked.map_err(|_| PoolError::NotFound)
+            Err(PoolError::Upstream(_)) if ending != endings[0] => {}
+            asked => {
+                if let Ok(Some(_)) = asked {
+                    upstream.found(name.path(), ending);
+                }
+                answered = asked;
+                break;
+            }
         }
-        asked => asked,
-    };
-    let Some(incoming) = asked? else {
+    }
+    let Some(incoming) = answered? else {
         return Ok(None);
     };
     let idle = upstream.idle();

@@ -398,12 +398,14 @@ impl Exchange {
     /// A piece of so many bytes is on its way to the client.
     pub fn taken(&self, bytes: usize) {
         let mut state = self.activity.state();
+        // The client reads one connection, whatever runs side by side on it.
+        let share = buffers::CAPACITY / state.untaken.len().max(1);
         let untaken = state.untaken_of(self.id);
         untaken.pieces -= 1;
         untaken.taken += bytes;
-        // SECURITY: while others wait for memory, what counts is that a reader lets go of a whole buffer, and not that it
+        // SECURITY: while others wait for memory, what counts is that a client takes a whole buffer in its time, and not that it
         // takes a little now and then.
-        let counts = untaken.taken >= buffers::CAPACITY || !buffers::are_short();
+        let counts = untaken.taken >= share || !buffers::are_short();
         if untaken.pieces > 0 || !counts {
             let now = Instant::now();
             untaken.waited += now - untaken.since;
@@ -515,6 +517,14 @@ mod tests {
         assert_eq!(slow(2).await, Some(Expired::StalledReader));
         // A whole buffer in less than the time for one.
         assert_eq!(slow(8).await, None);
+        // And so where it is of many streams.
+        let activity = connection();
+        let streams: [_; 16] = std::array::from_fn(|_| activity.request(true));
+        for _ in 0..40 {
+            streams.iter().for_each(Exchange::given);
+            assert_eq!(within(&activity, 20).await, None);
+            streams.iter().for_each(|stream| stream.taken(PIECE));
+        }
     }
 
     #[tokio::test(start_paused = true)]

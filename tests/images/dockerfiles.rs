@@ -490,6 +490,11 @@ fn rules_of_images() {
             let of_builder = line.contains("cargo-auditable@");
             let scoped = if of_builder { 0 } else { mounts };
             assert_eq!(line.matches(scope).count(), scoped, "{name}: {line}");
+            assert_eq!(
+                line.contains("id=cargo-auditable,"),
+                of_builder,
+                "{name}: {line}"
+            );
         }
         assert!(
             begins("COPY ").iter().any(|line| line.contains("--link")),

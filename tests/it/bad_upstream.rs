@@ -371,7 +371,7 @@ fn references_that_never_end() {
         event["message"] == "fetch failed"
             && event
                 .to_string()
-                .contains("list of references is longer than 256 MiB")
+                .contains("list of references is longer than 64 MiB")
     });
     assert_eq!(advertisement(&warmdock).status, 200);
 }
@@ -380,7 +380,7 @@ fn references_that_never_end() {
 #[test]
 fn a_later_fetch_ends_as_well() {
     for (fault, limit, said) in [
-        (Fault::HoldPackAfter(0), "10s", "limits.first_clone_timeout"),
+        (Fault::HoldPackAfter(0), "20s", "limits.first_clone_timeout"),
         (Fault::KeepAlive, "2h", "next to nothing"),
     ] {
         let (upstream, repo) = Upstream::with_sample();
@@ -390,7 +390,7 @@ fn a_later_fetch_ends_as_well() {
             .set("/limits/first_clone_timeout", limit)
             .set(
                 "/limits/upstream_idle_timeout",
-                if limit == "2h" { "1s" } else { "10m" },
+                if limit == "2h" { "2s" } else { "10m" },
             )
             .start();
         warmdock.wait_mirrored(SAMPLE, &repo);

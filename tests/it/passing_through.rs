@@ -189,7 +189,8 @@ fn references_that_are_not_mirrored_are_not_listed_before_there_is_a_mirror() {
     }
 }
 
-/// As Azure DevOps and AWS CodeCommit do. It is asked as it knows its repositories from the first answer on.
+/// As Azure DevOps and AWS CodeCommit do. It is asked as it knows a repository from the first answer on, which what passes
+/// through and the mirror may both be the first to find out.
 #[test]
 fn a_host_that_knows_no_names_with_git_at_their_end() {
     for protocol in [0, 2] {
@@ -212,7 +213,8 @@ fn a_host_that_knows_no_names_with_git_at_their_end() {
         warmdock.wait_mirrored(SAMPLE, &repo);
         let asked = upstream.asked().into_iter();
         let in_vain = asked.filter(|asked| asked.request.path.contains(".git/"));
-        assert_eq!(in_vain.count(), 1);
+        let in_vain = in_vain.count();
+        assert!((2..=4).contains(&in_vain), "{in_vain}");
         let absent = warmdock.url("team/absent");
         let output = Client::new(protocol).clone(&absent, "ours", &[]).failed();
         assert!(output.stderr.contains("not found"), "{}", output.describe());

@@ -160,7 +160,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn private_crates_in_three_minutes() {
+fn the_page_can_be_followed() {
     let setup = Setup::new();
     let port = setup.warmdock.ssh_address().port();
     let in_container =

@@ -191,13 +191,16 @@ impl Pool {
         if told.is_fresh(came, max_age) {
             return Ok(told.refs);
         }
-        let again = self.told_again(cold, &flight, came, max_age);
-        let result = if self.may_be_stale() {
-            timeout(PATIENCE, again)
-                .await
-                .unwrap_or_else(|_| Err(slow()))
+        let result = if !self.may_be_stale() {
+            self.told_again(cold, flight, came, max_age).await
+        } else if !cold.upstream.is_worth_waiting() {
+            Err(slow())
         } else {
-            again.await
+            let again = self.told_again(cold, flight, came, max_age);
+            timeout(PATIENCE, again).await.unwrap_or_else(|_| {
+                cold.upstream.blame(came);
+                Err(slow())
+            })
         };
         match result {
             Ok(told) => Ok(told.refs),
@@ -209,8 +212,21 @@ impl Pool {
         }
     }
 
-    /// Asks the upstream for its references, once for all who wait for newer ones.
+    /// Asks the upstream for its references, once for all who wait for newer ones, and whoever of them goes away.
     async fn told_again(
+        self: &Arc<Self>,
+        cold: &Cold,
+        flight: Arc<Flight>,
+        came: Instant,
+        max_age: Duration,
+    ) -> Result<Told, UpstreamError> {
+        let (pool, cold) = (Arc::clone(self), cold.clone());
+        let asking = async move { pool.ask_once_more(&cold, &flight, came, max_age).await };
+        let asked = self.tasks.spawn(asking).await;
+        asked.unwrap_or_else(|panic| Err(panicked(&panic)))
+    }
+
+    async fn ask_once_more(
         self: &Arc<Self>,
         cold: &Cold,
         flight: &Arc<Flight>,

@@ -107,6 +107,7 @@ pub enum Found {
 
 /// A repository without a mirror. Where its upstream speaks HTTP, some requests are passed through to it while
 /// [`Pool::first_clone`] makes the mirror; else they wait for that.
+#[derive(Clone)]
 pub struct Cold {
     pub entry: Arc<Entry>,
     pub upstream: Arc<Upstream>,

@@ -11,6 +11,9 @@ use crate::git::name::RepoName;
 /// It is looked so soon how a fetch ended, or whether it has.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// What is the matter with the machine or with files may be over by then.
+const AFTER_AN_ERROR: Duration = Duration::from_secs(60);
+
 impl Pool {
     /// Runs until the pool is stopped.
     pub(super) async fn run(self: Arc<Self>) {
@@ -56,7 +59,7 @@ impl Pool {
                     let looked = self.keep_warm(name, git.refresh).await;
                     *due = looked.unwrap_or_else(|error| {
                         tracing::error!(repo = %name, %error, "cannot be kept warm");
-                        Instant::now() + git.refresh
+                        Instant::now() + git.refresh.min(AFTER_AN_ERROR)
                     });
                 }
             }

@@ -78,14 +78,15 @@ impl HttpUpstream {
         format!("{base}/{path}{}", ending.text())
     }
 
-    /// The ends of repositories' paths, the likeliest first: where there is none by that, the other one is to be tried.
-    pub fn endings(&self) -> [Ending; 2] {
-        self.endings.in_order()
+    /// The ends that the path of a repository may have, the likeliest first: where there is none by that, the other one is
+    /// to be tried.
+    pub fn endings(&self, path: &str) -> [Ending; 2] {
+        self.endings.in_order(path)
     }
 
     /// There was a repository by this.
-    pub fn found(&self, ending: Ending) {
-        self.endings.found(ending);
+    pub fn found(&self, path: &str, ending: Ending) {
+        self.endings.found(path, ending);
     }
 
     /// A request below the repository's URL, with our credentials and without the client's.
@@ -174,8 +175,9 @@ impl HttpUpstream {
         namespaces: &[String],
         mut job: FetchJob<'_>,
     ) -> Result<Fetched, UpstreamError> {
-        self.endings
-            .ask(|ending| self.fetch_by(&self.repository(path, ending), namespaces, job.again()))
+        self.endings.ask(path, |ending| {
+            self.fetch_by(&self.repository(path, ending), namespaces, job.again())
+        })
     }
 
     fn fetch_by(

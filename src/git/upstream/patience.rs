@@ -15,9 +15,9 @@ const LOOK_FOR_STOP: Duration = Duration::from_millis(200);
 /// is still there; it tells how it gets on as well, and for large repositories it counts for minutes.
 const DRIBBLES: u32 = 10;
 
-/// All that comes before the list of references has ended, in bytes. It is in memory several times over. A million
-/// references of usual names take a quarter of that.
-const LONGEST_LIST: u64 = 256 << 20;
+/// All that comes before the list of references has ended, in bytes: a million references of usual names. It is in memory
+/// several times over.
+const LONGEST_LIST: u64 = 64 << 20;
 
 /// How one fetch waits, and how much it takes. Blocks the calling thread, which must not be an async worker.
 #[derive(Clone)]

@@ -62,7 +62,9 @@ impl SshUpstream {
     ) -> Result<Fetched, UpstreamError> {
         let stop = Arc::clone(job.stop);
         self.endings
-            .ask(|ending| self.fetch_over(&self.repository(path, ending), namespaces, job.again()))
+            .ask(path, |ending| {
+                self.fetch_over(&self.repository(path, ending), namespaces, job.again())
+            })
             .map_err(|error| match error {
                 UpstreamError::Failed(_) if stop.load(Ordering::Relaxed) => UpstreamError::Stopped,
                 UpstreamError::Failed(what) => {

@@ -1233,16 +1233,10 @@ fn unpacked_entries_that_nobody_takes_have_a_bounded_part_of_memory() {
     let entry = registry.entry("large");
     let warmdock = over(&registry).set("/crates/max_age", "1h").start();
     assert_eq!(get(&warmdock, "la/rg/large").body, entry.as_bytes());
-    // reqwest wants one for plain HTTP as well.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let url = format!("http://{}/crates/corp/la/rg/large", warmdock.address());
     let mut asking = Vec::new();
     for _ in 0..CONNECTIONS {
-        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
-        let client = client
-            .http2_prior_knowledge()
-            .http2_initial_stream_window_size(1);
-        let client = client.build().unwrap();
+        let client = http::http2_client(Some(1));
         for _ in 0..STREAMS {
             asking.push(client.get(&url).send());
         }

@@ -393,17 +393,11 @@ fn readers_that_stall_have_a_bounded_part_of_memory() {
     http::read_body(&mut reader, &mut head);
     assert!(head.complete);
 
-    // reqwest wants one for plain HTTP as well.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let url = format!("{}/git-upload-pack", warmdock.url(SAMPLE));
     let body = pkt::v2("fetch", &arguments);
     let mut asking = Vec::new();
     for _ in 0..CONNECTIONS {
-        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
-        let client = client
-            .http2_prior_knowledge()
-            .http2_initial_stream_window_size(1);
-        let client = client.build().unwrap();
+        let client = http::http2_client(Some(1));
         for _ in 0..STREAMS {
             let request = client
                 .post(&url)
@@ -443,14 +437,11 @@ fn bodies_that_dribble_keep_nobody_out() {
         .ok();
     warmdock.wait_mirrored(SAMPLE, &repo);
 
-    // reqwest wants one for plain HTTP as well.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let url = format!("{}/git-upload-pack", warmdock.url(SAMPLE));
     let begun = Arc::new(AtomicUsize::new(0));
     let runtime = Runtime::new().unwrap();
     for _ in 0..CONNECTIONS {
-        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
-        let client = client.http2_prior_knowledge().build().unwrap();
+        let client = http::http2_client(None);
         for _ in 0..STREAMS {
             let begun = Arc::clone(&begun);
             let pieces = futures_util::stream::unfold(0, move |piece| {

@@ -87,6 +87,18 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Requests side by side on one connection of HTTP/2. `window` is how many bytes of each answer may come before somebody
+/// reads it.
+pub fn http2_client(window: Option<u32>) -> reqwest::Client {
+    // reqwest wants one for plain HTTP as well.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+    let client = client
+        .http2_prior_knowledge()
+        .http2_initial_stream_window_size(window);
+    client.build().unwrap()
+}
+
 /// `GET target` on a connection of its own.
 #[track_caller]
 pub fn get(address: SocketAddr, target: &str) -> Response {

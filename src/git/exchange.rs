@@ -18,7 +18,7 @@ use crate::git::snapshot::Snapshot;
 use crate::git::upload_pack::advertise::{Advertisements, LsRefs, WantPolicy, advertise_v2};
 use crate::git::upload_pack::request::FetchRequest;
 use crate::git::upload_pack::{
-    PackResponse, Refusal, Response as Answer, Version, error_packet, v0, v2,
+    PackResponse, Refusal, Response as Answer, Version, error_packet, sideband, v0, v2,
 };
 use crate::git::upstream::UpstreamError;
 use crate::ops::metrics::Queue;
@@ -220,13 +220,13 @@ async fn answer_cold(
         Arc::clone(&app.metrics),
         Arc::clone(app),
     );
-    let head = beginning.head.clone();
+    let begun = beginning.head.clone();
     let rest: serve::Respond = Box::new(move |landed| {
         let rest = async move {
             let snapshot = match landed {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
-                    let passed = without_mirror(&error, otherwise, head).await?;
+                    let passed = without_mirror(&error, otherwise, begun).await?;
                     return Ok(passed.map(Rest::Passed).ok_or(error.to_string()));
                 }
             };
@@ -236,13 +236,15 @@ async fn answer_cold(
                 Ok(answer) => answer,
                 Err(refusal) => return Ok(Err(refusal.to_string())),
             };
-            let Some(pack) = answer.pack else {
-                return Ok(Err("nothing was asked for".to_owned()));
+            // What has begun is at its pack.
+            let head = match begun.is_empty() {
+                true => answer.head,
+                false => Vec::new(),
             };
-            let prepared = serve::prepare(&app.pool, &entry, &snapshot, pack);
-            prepared
-                .map(|pack| Ok(Rest::Pack(pack)))
-                .map_err(|Busy| busy())
+            let prepare = |pack| serve::prepare(&app.pool, &entry, &snapshot, pack);
+            let pack = answer.pack.map(prepare).transpose();
+            let pack = pack.map_err(|Busy| busy())?;
+            Ok(Ok(Rest::Answer { head, pack }))
         };
         Box::pin(async move {
             rest.await.unwrap_or_else(|error: Error| {
@@ -292,6 +294,10 @@ async fn early_head(
             head,
             band: request.band,
             progress: !request.no_progress,
+            keepalive: match request.sideband_all {
+                true => sideband::keepalive_before_pack(),
+                false => sideband::keepalive(request.band),
+            },
         };
         Some((beginning, told))
     })

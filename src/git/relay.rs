@@ -415,13 +415,13 @@ mod tests {
             expected(&[
                 "agent=git/2",
                 "ls-refs=unborn",
-                "fetch=shallow filter",
+                "fetch=shallow sideband-all filter",
                 "server-option",
             ])
         );
         let plain = ["ls-refs", "fetch"];
         assert_eq!(list(&plain), expected(&plain));
-        assert_eq!(list(&["fetch=sideband-all"]), expected(&["fetch="]));
+        assert_eq!(list(&["fetch=packfile-uris"]), expected(&["fetch="]));
     }
 
     #[test]

@@ -198,10 +198,9 @@ async fn send_pack(sender: &Sender, prepared: Prepared, name: &RepoName, metrics
                 () = sender.closed() => break Ok(None),
                 () = sleep(PULSE) => {
                     let waiting = waits_since.filter(|_| progress);
-                    let pulse = pulse(
-                        band,
-                        waiting.map(|since| format!("{doing}: {} s", since.elapsed().as_secs())),
-                    );
+                    let far = waiting
+                        .map(|since| format!("{doing}: {} s", since.elapsed().as_secs()));
+                    let pulse = pulse(band, far, &sideband::keepalive(band));
                     if !pulse.is_empty() {
                         // A client that has not taken the last one needs no other.
                         let _ = sender.try_send(Ok(pulse));
@@ -279,12 +278,11 @@ impl AsRef<[u8]> for Reframed {
 }
 
 /// What a client hears that waits: how far it is, where it wants that and there is something to tell.
-fn pulse(band: Band, far: Option<String>) -> Bytes {
-    let packets = match far {
-        Some(text) => sideband::progress(band, &format!("warmdock: {text}\r")),
-        None => sideband::keepalive(band),
-    };
-    packets.into()
+fn pulse(band: Band, far: Option<String>, keepalive: &[u8]) -> Bytes {
+    match far {
+        Some(text) => sideband::progress(band, &format!("warmdock: {text}\r")).into(),
+        None => Bytes::copy_from_slice(keepalive),
+    }
 }
 
 /// The bytes of an upstream's answer as they come.
@@ -292,7 +290,11 @@ pub type Passed = BoxStream<'static, Result<Bytes, axum::Error>>;
 
 /// What follows the beginning of a response.
 pub enum Rest {
-    Pack(Prepared),
+    Answer {
+        /// What comes before the pack.
+        head: Vec<u8>,
+        pack: Option<Prepared>,
+    },
     /// The upstream's, in the same form.
     Passed(Passed),
 }
@@ -309,6 +311,8 @@ pub struct Beginning {
     pub band: Band,
     /// Whether the client wants to hear how far it is.
     pub progress: bool,
+    /// What it gets instead, to know that it still is under way.
+    pub keepalive: Vec<u8>,
 }
 
 /// Sends the beginning, then progress while the first clone is under way, and then the pack.
@@ -324,6 +328,7 @@ pub fn send_after_first_clone(
         head,
         band,
         progress,
+        keepalive,
     } = beginning;
     tokio::spawn(async move {
         let mut next = Bytes::from(head);
@@ -337,15 +342,18 @@ pub fn send_after_first_clone(
                 Ok(rest) => break rest,
                 Err(_) => {
                     let far = progress.then(|| flight.progress.describe());
-                    next = pulse(
-                        band,
-                        far.map(|far| format!("first clone of this repository: {far}")),
-                    );
+                    let far = far.map(|far| format!("first clone of this repository: {far}"));
+                    next = pulse(band, far, &keepalive);
                 }
             }
         };
         match rest {
-            Ok(Rest::Pack(prepared)) => send_pack(&sender, prepared, &name, &metrics).await,
+            Ok(Rest::Answer { head, pack }) => {
+                let taken = head.is_empty() || sender.send(Ok(head.into())).await.is_ok();
+                if let Some(prepared) = pack.filter(|_| taken) {
+                    send_pack(&sender, prepared, &name, &metrics).await;
+                }
+            }
             Ok(Rest::Passed(passed)) => send_passed(&sender, passed).await,
             Err(error) => {
                 let _ = sender
@@ -366,9 +374,11 @@ mod tests {
     #[test]
     fn a_client_that_waits_hears_ten_bytes_a_second() {
         for band in [Band::Small, Band::Large] {
-            for said in [None, Some(String::new())] {
-                let bytes = pulse(band, said).len() as f64;
-                assert!(bytes / PULSE.as_secs_f64() >= 10.0, "{band:?}");
+            for keepalive in [sideband::keepalive(band), sideband::keepalive_before_pack()] {
+                for said in [None, Some(String::new())] {
+                    let bytes = pulse(band, said, &keepalive).len() as f64;
+                    assert!(bytes / PULSE.as_secs_f64() >= 10.0, "{band:?}");
+                }
             }
         }
     }

@@ -331,36 +331,64 @@ fn a_first_clone_of_an_http_upstream() {
     }
 }
 
-/// Git wants references by their names. It hears how far the first clone is while there is nothing of the pack yet.
+/// Git hears how far the first clone is while there is nothing of the pack yet, and nothing of what comes before it: where
+/// history ends, and what of its own history is known, only the mirror can tell.
 #[test]
 fn a_slow_first_clone_tells_how_far_it_is() {
-    let (upstream, _repo) = Upstream::with_sample();
+    let (upstream, repo) = Upstream::with_sample();
     let door = SshDoor::new();
     let warmdock = door.open(builder(&upstream.url()));
     let mut client = Client::new(2);
     client.set("GIT_SSH_COMMAND", &door.ssh("user"));
+    client.git(&["init", "--quiet", "other"]).ok();
+    let commit = ["commit", "--quiet", "--allow-empty", "-m", "mine"];
+    client.git_in("other", &commit).ok();
     upstream.fail(Fault::HoldPackAfter(2000));
     let url = warmdock.ssh_url(SAMPLE);
-    let mut clone = client
-        .command(&["clone", "--progress", "--bare", &url, "ours"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut errors = clone.stderr.take().unwrap();
-    let (mut said, mut buffer) = (Vec::new(), [0; 1024]);
-    while !String::from_utf8_lossy(&said).contains("first clone of this repository") {
-        let read = errors.read(&mut buffer).unwrap();
-        assert!(read > 0, "ended: {}", String::from_utf8_lossy(&said));
-        said.extend_from_slice(&buffer[..read]);
+    let main = "main:refs/remotes/origin/main";
+    let commands: [&[&str]; 4] = [
+        &["clone", "--progress", "--bare", &url, "whole"],
+        &[
+            "clone",
+            "--progress",
+            "--bare",
+            "--depth=1",
+            &url,
+            "shallow",
+        ],
+        &["-C", "other", "fetch", "--progress", &url, main],
+        // It is kept waiting without a word.
+        &["clone", "--quiet", "--bare", "--depth=1", &url, "quiet"],
+    ];
+    let mut clients = commands.map(|command| {
+        let mut client = client.command(command);
+        client.stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for client in &mut clients[..3] {
+        let errors = client.stderr.as_mut().unwrap();
+        let (mut said, mut buffer) = (Vec::new(), [0; 1024]);
+        while !String::from_utf8_lossy(&said).contains("first clone of this repository") {
+            let read = errors.read(&mut buffer).unwrap();
+            assert!(read > 0, "ended: {}", String::from_utf8_lossy(&said));
+            said.extend_from_slice(&buffer[..read]);
+        }
     }
     upstream.release();
-    errors.read_to_end(&mut said).unwrap();
-    let status = clone.wait().unwrap();
-    assert!(status.success(), "{}", String::from_utf8_lossy(&said));
-    client
-        .clone(&upstream.direct(SAMPLE), "direct", &["--bare"])
-        .ok();
-    compare::assert_same(&client, "ours", "direct", Objects::Reachable);
+    for (client, command) in clients.into_iter().zip(commands) {
+        let ended = client.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{command:?}: {said}");
+        assert!(command[1] != "--quiet" || said.is_empty(), "{said}");
+    }
+    let direct = upstream.direct(SAMPLE);
+    client.clone(&direct, "direct", &["--bare"]).ok();
+    compare::assert_same(&client, "whole", "direct", Objects::Reachable);
+    client.clone(&direct, "one", &["--bare", "--depth=1"]).ok();
+    for shallow in ["shallow", "quiet"] {
+        compare::assert_same(&client, shallow, "one", Objects::Reachable);
+    }
+    let tip = client.git_in("other", &["rev-parse", "origin/main"]).ok();
+    assert_eq!(tip.text(), repo.id("main"));
 }
 
 /// Haves in many batches, of which the service has none, some, and then enough: state that lives between batches.

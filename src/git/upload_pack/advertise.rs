@@ -149,7 +149,7 @@ pub const VERSION_2: &str = "version 2";
 const CAPABILITIES: [&str; 5] = [
     AGENT,
     "ls-refs=unborn",
-    "fetch=shallow wait-for-done filter ref-in-want",
+    "fetch=shallow wait-for-done filter ref-in-want sideband-all",
     // Taken and ignored, as by git's own server: clients refuse to send them elsewhere.
     "server-option",
     "object-format=sha1",

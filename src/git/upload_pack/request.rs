@@ -58,6 +58,8 @@ pub struct FetchRequest {
     pub include_tag: bool,
     pub no_progress: bool,
     pub wait_for_done: bool,
+    /// The whole response comes in the side band, and not only its pack.
+    pub sideband_all: bool,
     pub band: Band,
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::pktline::{self, FLUSH};
+use super::pktline::{self, FLUSH, Packet, Packets};
 use super::request::Band;
 
 /// Pack bytes in one packet of `side-band-64k`: 65,520 with length and band.
@@ -89,6 +89,25 @@ pub fn keepalive(band: Band) -> Vec<u8> {
     match band {
         Band::None => Vec::new(),
         Band::Small | Band::Large => b"0005\x01".repeat(4),
+    }
+}
+
+/// The same for a client of `sideband-all` that waits for what comes before the pack: there, data would be an empty line.
+pub fn keepalive_before_pack() -> Vec<u8> {
+    b"0005\x02".repeat(4)
+}
+
+/// What comes before the pack, for a client of `sideband-all`: its lines in the band (gitprotocol-v2).
+pub fn wrapped(head: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * head.len());
+    let mut packets = Packets::new(head);
+    loop {
+        let before = packets.rest();
+        match packets.next_packet() {
+            Ok(Some(Packet::Data(line))) => out.extend_from_slice(&packet(Band::Large, PACK, line)),
+            Ok(Some(_)) => out.extend_from_slice(&before[..before.len() - packets.rest().len()]),
+            Ok(None) | Err(_) => return out,
+        }
     }
 }
 
@@ -180,6 +199,15 @@ mod tests {
         let mut framed = Framed::new(Vec::new());
         framed.write_all(data).unwrap();
         framed.finish().unwrap()
+    }
+
+    /// Lines are in the band, and what stands between them is not.
+    #[test]
+    fn what_comes_before_a_pack_is_wrapped() {
+        let plain = b"0010shallow-info000dshallow 10001000dpackfile\n0000";
+        let expected = b"0011\x01shallow-info000e\x01shallow 10001000e\x01packfile\n0000";
+        assert_eq!(wrapped(plain), expected);
+        assert_eq!(wrapped(b""), b"");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::negotiate::Common;
 use super::pktline::{self, DELIM, FLUSH, Packet, Packets};
 use super::plan;
 use super::request::{Band, FetchRequest, MAX_IDS, check_room, shown};
-use super::{PackResponse, Refusal, Response};
+use super::{PackResponse, Refusal, Response, sideband};
 use crate::git::refs::Refs;
 use crate::git::snapshot::Snapshot;
 
@@ -139,6 +139,7 @@ fn parse_fetch(packets: Packets<'_>) -> Result<FetchRequest, Refusal> {
             b"include-tag" => request.include_tag = true,
             b"no-progress" => request.no_progress = true,
             b"wait-for-done" => request.wait_for_done = true,
+            b"sideband-all" => request.sideband_all = true,
             b"deepen-relative" => request.deepen.relative = true,
             line => {
                 if let Some(name) = line.strip_prefix(b"want-ref ") {
@@ -170,25 +171,37 @@ fn refuse_doubles(want_refs: &[BString]) -> Result<(), Refusal> {
     }
 }
 
-/// Whether references alone tell what the answer to `request` begins with, whatever objects the mirror holds.
+/// Whether an answer to `request` can begin whatever objects the mirror holds.
 pub fn has_certain_head(request: &FetchRequest) -> bool {
     let asks = !request.wants.is_empty() || !request.want_refs.is_empty();
+    asks && (is_plain(request) || request.sideband_all)
+}
+
+/// Whether references alone tell what comes before the pack.
+fn is_plain(request: &FetchRequest) -> bool {
     // Who is done is told of no haves; where history ends, the objects say.
-    let plain = (request.haves.is_empty() || request.done)
+    (request.haves.is_empty() || request.done)
         && request.shallow.is_empty()
-        && !request.deepen.is_asked();
-    asks && plain
+        && !request.deepen.is_asked()
 }
 
 /// What the answer to `request` begins with whatever objects the mirror holds, where its references are `refs`, and the
-/// objects that this tells of; `None` where that is not known. Takes processor time: references are many.
+/// objects that this tells of. That is nothing where only `sideband-all` lets progress come first; `None` where nothing
+/// may be sent. Takes processor time: references are many.
 pub fn certain_head(request: &FetchRequest, refs: &Refs) -> Option<(Vec<u8>, Vec<ObjectId>)> {
     if !has_certain_head(request) {
         return None;
     }
+    if !is_plain(request) {
+        return Some(Default::default());
+    }
     let (ids, mut out) = resolve(&request.want_refs, refs).ok()?;
     pktline::write_line(&mut out, "packfile");
-    Some((out, ids))
+    let head = match request.sideband_all {
+        true => sideband::wrapped(&out),
+        false => out,
+    };
+    Some((head, ids))
 }
 
 /// The objects that references come to which are wanted by name, and the section that tells of them.
@@ -209,8 +222,11 @@ fn resolve(want_refs: &[BString], refs: &Refs) -> Result<(Vec<ObjectId>, Vec<u8>
         let unknown = || Refusal::UnknownRef(name.clone());
         let id = target.ok_or_else(unknown)?;
         ids.push(id);
-        // What fits into no line is not advertised either.
+        // What fits into no line is not advertised either. In the side band a line is shorter by one.
         let line = [format!("{id} ").as_bytes(), name, b"\n"].concat();
+        if line.len() > sideband::LARGE_PAYLOAD {
+            return Err(unknown());
+        }
         pktline::write_data(&mut section, &line).map_err(|_| unknown())?;
     }
     section.extend_from_slice(DELIM);
@@ -222,6 +238,19 @@ fn resolve(want_refs: &[BString], refs: &Refs) -> Result<(Vec<ObjectId>, Vec<u8>
 /// # Errors
 /// [`Refusal`], whose text goes to the client.
 pub fn fetch(
+    request: FetchRequest,
+    snapshot: &Snapshot,
+    policy: WantPolicy,
+) -> Result<Response, Refusal> {
+    let sideband_all = request.sideband_all;
+    let mut response = respond(request, snapshot, policy)?;
+    if sideband_all {
+        response.head = sideband::wrapped(&response.head);
+    }
+    Ok(response)
+}
+
+fn respond(
     mut request: FetchRequest,
     snapshot: &Snapshot,
     policy: WantPolicy,
@@ -421,6 +450,21 @@ mod tests {
             if let Some((head, _)) = head {
                 assert_eq!(head, answer.head, "{arguments:?}");
             }
+
+            // Where the whole answer comes in the band, all but nothing can begin.
+            let lines = [&lines[..2], &["sideband-all"], &lines[2..]].concat();
+            let Command::Fetch(asked) = parse(&request(&lines)).unwrap() else {
+                panic!("{arguments:?}");
+            };
+            let head = certain_head(&asked, &snapshot.refs).map(|(head, _)| head);
+            let wrapped = sideband::wrapped(&answer.head);
+            let expected = match *certain {
+                true => Some(wrapped.clone()),
+                false => (*arguments != ["done"]).then(Vec::new),
+            };
+            assert_eq!(head, expected, "{arguments:?}");
+            let answer = fetch(*asked, &snapshot, WantPolicy::Reachable).unwrap();
+            assert_eq!(answer.head, wrapped, "{arguments:?}");
         }
         // It may be there once the upstream is asked again.
         let unknown = FetchRequest {

@@ -41,8 +41,11 @@ const QUESTIONS: usize = 64;
 /// Entries that are read from disk at once, for which clients wait, and as many that are written. Others use the same
 /// threads.
 const DISK_WORK: usize = 4;
-/// Entries that wait to be written or removed. More are not: what is on disk then is as old as the time of its file says.
+/// Entries that wait to be written or removed, in places of [`PLACE`] bytes: 32 MiB. More are not: what is on disk then is
+/// as old as the time of its file says.
 const MOST_UNWRITTEN: usize = 2048;
+/// Most entries are smaller.
+const PLACE: usize = 16 << 10;
 
 /// See the module. Outlives reloads of the configuration.
 pub struct Index {
@@ -420,21 +423,30 @@ impl Index {
         self.remember(slot, entry, Some(Instant::now()));
         slot.state().unwritten = true;
         let (name, entry, written) = (name.clone(), Arc::clone(entry), Arc::clone(slot));
-        self.later(slot, move |entries| match entries.write(&name, &entry) {
-            Ok(()) => {
-                let mut state = written.state();
-                let now = state.entry.as_ref();
-                state.unwritten &= now.is_some_and(|now| !Arc::ptr_eq(now, &entry));
-            }
-            Err(error) => {
-                tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
+        let size = entry.packed.len();
+        self.later(slot, size, move |entries| {
+            match entries.write(&name, &entry) {
+                Ok(()) => {
+                    let mut state = written.state();
+                    let now = state.entry.as_ref();
+                    state.unwritten &= now.is_some_and(|now| !Arc::ptr_eq(now, &entry));
+                }
+                Err(error) => {
+                    tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
+                }
             }
         });
     }
 
-    /// Work on the file of a slot, for which nobody waits.
-    fn later(self: &Arc<Self>, slot: &Arc<Slot>, work: impl FnOnce(&Entries) + Send + 'static) {
-        let Ok(place) = Arc::clone(&self.unwritten).try_acquire_owned() else {
+    /// Work on the file of a slot, for which nobody waits and which holds so many bytes.
+    fn later(
+        self: &Arc<Self>,
+        slot: &Arc<Slot>,
+        size: usize,
+        work: impl FnOnce(&Entries) + Send + 'static,
+    ) {
+        let places = size.div_ceil(PLACE).max(1) as u32;
+        let Ok(place) = Arc::clone(&self.unwritten).try_acquire_many_owned(places) else {
             tracing::debug!(
                 "too many index entries wait for the disk: what is there of one stays as it is"
             );
@@ -509,7 +521,7 @@ impl Index {
             state.confirmed = Some(Instant::now());
         }
         let name = name.clone();
-        self.later(slot, move |entries| entries.confirm(&name));
+        self.later(slot, 0, move |entries| entries.confirm(&name));
     }
 
     fn missing(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, was_there: bool) {
@@ -523,7 +535,7 @@ impl Index {
         }
         if was_there {
             let name = name.clone();
-            self.later(slot, move |entries| {
+            self.later(slot, 0, move |entries| {
                 entries.remove(&name);
             });
         }

@@ -57,7 +57,8 @@ pub async fn relay(
         match ask(upstream, name, ending, &request, headers).await {
             Err(PoolError::NotFound) => {}
             // To the other it may answer with a page for people.
-            Err(PoolError::Upstream(_)) if ending != endings[0] => {}
+            Err(PoolError::Upstream(_))
+                if ending != endings[0] && upstream.asked_too_often().is_none() => {}
             asked => {
                 if let Ok(Some(_)) = asked {
                     upstream.found(name.path(), ending);

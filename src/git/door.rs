@@ -154,8 +154,16 @@ async fn pass_through(
 
 /// What of an upstream's list the mirror will list.
 fn as_of_mirror(cold: &Cold, list: Response) -> Response {
-    let upstream = Arc::clone(&cold.upstream);
-    only_mirrored(list, move |name| upstream.mirrors(name))
+    let (upstream, asked) = (Arc::clone(&cold.upstream), Arc::clone(&cold.upstream));
+    only_mirrored(
+        list,
+        move |name| upstream.mirrors(name),
+        move |features| {
+            if let Some(upstream) = asked.http() {
+                upstream.told_features(features);
+            }
+        },
+    )
 }
 
 fn advertisement(version: Version, list: Bytes) -> Response {
@@ -196,6 +204,14 @@ async fn upload_pack(app: &Arc<App>, name: RepoName, request: Request) -> Result
         Ok::<_, Parsing>((exchange::parse(version, body.bytes())?, body))
     });
     let parsed = parsed.await?;
+    // The client may have seen our capabilities instead of the upstream's.
+    let packed = packed.filter(|(cold, _)| match (&parsed, cold.upstream.http()) {
+        (Ok((command, _)), Some(upstream)) => {
+            let features = command.features();
+            features.into_iter().all(|name| upstream.has_feature(name))
+        }
+        _ => true,
+    });
     // What is no request for us may be one for the upstream, whose capabilities the client may have seen.
     let can_wait = parsed.as_ref().is_ok_and(|(command, _)| command.can_wait());
     let mut otherwise = None;

@@ -16,7 +16,7 @@ use crate::git::pool::{Cold, Entry, Flight, Found, Pool, PoolError};
 use crate::git::serve::{self, Busy, Chunks, Passed, Rest};
 use crate::git::snapshot::Snapshot;
 use crate::git::upload_pack::advertise::{Advertisements, LsRefs, WantPolicy, advertise_v2};
-use crate::git::upload_pack::request::FetchRequest;
+use crate::git::upload_pack::request::{Band, FetchRequest};
 use crate::git::upload_pack::{
     PackResponse, Refusal, Response as Answer, Version, error_packet, sideband, v0, v2,
 };
@@ -28,7 +28,7 @@ pub enum Reply {
     Whole(Bytes),
     /// Comes while it is being made.
     Streamed(Chunks),
-    /// Why there is nothing, as the `ERR` packet that a client shows.
+    /// Why there is nothing, as the packet that a client shows: `ERR`, or an error of the side band.
     Refused(Bytes),
 }
 
@@ -62,6 +62,20 @@ impl Command {
             Self::Fetch(Fetch::V2(request)) => v2::has_certain_head(request),
             Self::Fetch(Fetch::V0(request)) => v0::certain_head(request).is_some(),
         }
+    }
+
+    /// What has to be among the features of `fetch` of a server that is asked this, in version 2.
+    pub fn features(&self) -> Vec<&'static str> {
+        let Self::Fetch(Fetch::V2(request)) = self else {
+            return Vec::new();
+        };
+        let features = [
+            (request.sideband_all, "sideband-all"),
+            (request.wait_for_done, "wait-for-done"),
+            (!request.want_refs.is_empty(), "ref-in-want"),
+        ];
+        let used = features.into_iter().filter(|(is_used, _)| *is_used);
+        used.map(|(_, name)| name).collect()
     }
 }
 
@@ -180,9 +194,14 @@ async fn answer_fetch(
     came: Instant,
     fetch: Fetch,
 ) -> Result<Reply, Error> {
+    let sideband_all = fetch.request().sideband_all;
     let (snapshot, answer) = respond(app, &entry, snapshot, came, fetch).await?;
     let Answer { head, pack } = match answer {
         Ok(answer) => answer,
+        Err(refusal) if sideband_all => {
+            let text = refusal.to_string();
+            return Ok(Reply::Refused(sideband::error(Band::Large, &text).into()));
+        }
         Err(refusal) => return Ok(refusal_reply(&refusal)),
     };
     let Some(pack) = pack else {

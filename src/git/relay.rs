@@ -19,6 +19,7 @@ use crate::git::pool::{Passing, PoolError};
 use crate::git::serve::Passed;
 use crate::git::upload_pack::advertise::{VERSION_2, in_common};
 use crate::git::upload_pack::pktline::{self, Packet, PacketError, Packets};
+use crate::git::upload_pack::sideband;
 use crate::git::upstream::ending::Ending;
 use crate::git::upstream::http::HttpUpstream;
 use crate::http_client::describe;
@@ -183,12 +184,22 @@ pub async fn behind(head: &[u8], answer: Response) -> Result<Passed, PoolError> 
     let mut answer = answer.into_body().into_data_stream();
     let mut begun = BytesMut::new();
     let mut ours = Packets::new(head);
+    // With `sideband-all`, progress may come between its lines.
+    let banded = head.get(4) == Some(&sideband::PACK);
     while let Ok(Some(expected)) = ours.next_packet() {
         let length = loop {
             let mut theirs = Packets::new(&begun);
             match theirs.next_packet() {
                 Ok(Some(found)) if is_same(expected, found) => {
                     break begun.len() - theirs.rest().len();
+                }
+                Ok(Some(Packet::Data([sideband::PROGRESS, ..]))) if banded => {
+                    let length = begun.len() - theirs.rest().len();
+                    begun.advance(length);
+                }
+                Ok(Some(Packet::Data([sideband::ERROR, text @ ..]))) if banded => {
+                    let text = pktline::text(text).to_str_lossy();
+                    return Err(failed(&format!("is an error: {text}")));
                 }
                 Ok(Some(Packet::Data(found))) if found.starts_with(b"ERR ") => {
                     let text = pktline::text(&found[4..]).to_str_lossy();
@@ -216,15 +227,17 @@ fn is_same(ours: Packet<'_>, theirs: Packet<'_>) -> bool {
 
 /// Leaves out of an upstream's lists of references and capabilities what the mirror will not have: it may be there when the
 /// client comes back for what it has seen. Takes the answer to `info/refs` or to `ls-refs`, and passes it on as it comes.
+/// `told` hears what stays of the features of `fetch`.
 pub fn only_mirrored(
     list: Response,
     is_mirrored: impl Fn(&[u8]) -> bool + Send + 'static,
+    told: impl Fn(&[u8]) + Send + 'static,
 ) -> Response {
     list.map(|body| {
         let mut references = References::default();
         let kept = body
             .into_data_stream()
-            .map(move |bytes| references.keep(&bytes?, &is_mirrored));
+            .map(move |bytes| references.keep(&bytes?, &is_mirrored, &told));
         Body::from_stream(kept)
     })
 }
@@ -246,6 +259,7 @@ impl References {
         &mut self,
         bytes: &[u8],
         is_mirrored: &impl Fn(&[u8]) -> bool,
+        told: &impl Fn(&[u8]),
     ) -> Result<Vec<u8>, BoxError> {
         self.begun.extend_from_slice(bytes);
         let mut kept = Vec::new();
@@ -270,6 +284,9 @@ impl References {
             let line = pktline::text(data);
             if self.is_version_2 {
                 if let Some(common) = in_common(line) {
+                    if let Some(features) = common.strip_prefix(b"fetch=") {
+                        told(features);
+                    }
                     pktline::write_data(&mut kept, &[&common, b"\n".as_slice()].concat())?;
                 }
                 continue;
@@ -347,7 +364,7 @@ mod tests {
         let in_pieces_of = |size| -> Vec<u8> {
             let mut references = References::default();
             list.chunks(size)
-                .flat_map(|piece| references.keep(piece, &is_mirrored).unwrap())
+                .flat_map(|piece| references.keep(piece, &is_mirrored, &|_| ()).unwrap())
                 .collect()
         };
         let whole = in_pieces_of(list.len());
@@ -486,6 +503,16 @@ mod tests {
             assert_eq!(rest, "0007\x01PACK", "{answer:?}");
         }
         assert_eq!(behind(b"", &["all ", "of it"]).await.unwrap(), "all of it");
+        // With `sideband-all`.
+        let banded = sideband::wrapped(head);
+        let answer = [
+            "0011\x01wanted-refs\n0001000c\x022 of 3\n",
+            "000e\x01packfile\n0007\x01PA",
+        ];
+        assert_eq!(behind(&banded, &answer).await.unwrap(), "0007\x01PA");
+        let answer = ["0011\x01wanted-refs\n00010010\x03not our ref"];
+        let error = behind(&banded, &answer).await.unwrap_err();
+        assert!(error.contains("is an error: not our ref"), "{error}");
         for (answer, expected) in [
             (&["0010wanted-refs\n0001"][..], "broke off"),
             (&["000dpackfile\n"], "does not begin as expected"),
@@ -498,8 +525,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_client_was_told_that_fetch_can_do() {
+        let told = std::cell::RefCell::default();
+        let mut list = Vec::new();
+        for line in [
+            VERSION_2,
+            "agent=git/2",
+            "fetch=shallow sideband-all packfile-uris",
+        ] {
+            pktline::write_line(&mut list, line);
+        }
+        let tell = |features: &[u8]| *told.borrow_mut() = features.to_vec();
+        References::default().keep(&list, &|_| true, &tell).unwrap();
+        assert_eq!(told.into_inner(), b"shallow sideband-all");
+    }
+
+    #[test]
     fn what_is_no_list_is_not_passed_on() {
-        let kept = References::default().keep(b"zzzz no packets", &|_: &[u8]| true);
+        let kept = References::default().keep(b"zzzz no packets", &|_| true, &|_| ());
         assert!(kept.is_err());
     }
 }

@@ -356,11 +356,10 @@ pub fn send_after_first_clone(
             }
             Ok(Rest::Passed(passed)) => send_passed(&sender, passed).await,
             Err(error) => {
-                let _ = sender
-                    .send(Ok(
-                        sideband::error(band, &format!("warmdock: {error}\n")).into()
-                    ))
-                    .await;
+                let text = format!("warmdock: {error}\n");
+                let _ = sender.send(Ok(sideband::error(band, &text).into())).await;
+                // gix takes the error for progress, and reads on until the connection ends.
+                let _ = sender.send(Err(std::io::Error::other(error))).await;
             }
         }
     });

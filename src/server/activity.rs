@@ -71,7 +71,7 @@ impl Times {
     }
 }
 
-/// What we send of our own accord makes an idle connection no less idle: a ping of HTTP/2 has 17 bytes, and what TLS adds,
+/// Pings, and answers to them, make an idle connection no less idle: one of HTTP/2 has 17 bytes, and what TLS adds,
 /// one of SSH up to 100. The end of an answer may be as short, and then makes some moments less of its time.
 const LARGEST_PING: usize = 128;
 

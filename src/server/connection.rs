@@ -65,8 +65,9 @@ const HTTP2_SEND_BUFFER: usize = buffers::CAPACITY;
 const HTTP2_PIECE: usize = (16 << 10) - 9;
 /// Git opens one stream at a time, browsers some.
 const HTTP2_STREAMS: u32 = 100;
-/// Finds clients that are gone without having said so, while they wait for us: within a minute. By TCP, for HTTP/1.1 as
-/// well; with pings of HTTP/2 every request would need some 5 % more of the processor.
+/// Finds clients that are gone without having said so, while they wait and nothing is on its way to them: within a minute.
+/// (Else TCP gives up, or `stall` is over.) With pings of HTTP/2 every request would need some 5 % more of the processor, and
+/// HTTP/1.1 has none.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 3;

@@ -12,9 +12,9 @@ pub const LARGE_PACKET: usize = LARGE_PAYLOAD + HEAD;
 /// Pack bytes in one packet of `side-band`: 1,000 with length and band.
 const SMALL_PAYLOAD: usize = 995;
 
-const PACK: u8 = 1;
-const PROGRESS: u8 = 2;
-const ERROR: u8 = 3;
+pub const PACK: u8 = 1;
+pub const PROGRESS: u8 = 2;
+pub const ERROR: u8 = 3;
 
 /// Frames what is written as pack data of `side-band-64k`, in full packets.
 pub struct Framed<W> {

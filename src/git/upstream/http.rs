@@ -35,6 +35,8 @@ pub struct HttpUpstream {
     idle: Duration,
     health: Arc<Health>,
     endings: Endings,
+    /// What its `fetch` can do in version 2, as it last told a client.
+    features: Mutex<Vec<u8>>,
     /// Until when it is left alone since it was asked too often, and how it said so.
     too_often: Mutex<Option<(Instant, StatusCode)>>,
 }
@@ -68,6 +70,7 @@ impl HttpUpstream {
             idle,
             health,
             endings: Endings::default(),
+            features: Mutex::default(),
             too_often: Mutex::default(),
         })
     }
@@ -87,6 +90,23 @@ impl HttpUpstream {
     /// There was a repository by this.
     pub fn found(&self, path: &str, ending: Ending) {
         self.endings.found(path, ending);
+    }
+
+    /// It told a client of these features of `fetch`, with spaces between them.
+    pub fn told_features(&self, features: &[u8]) {
+        *self.features() = features.to_vec();
+    }
+
+    /// Whether it is known to have one.
+    pub fn has_feature(&self, name: &str) -> bool {
+        let features = self.features();
+        features
+            .split(|byte| *byte == b' ')
+            .any(|feature| feature == name.as_bytes())
+    }
+
+    fn features(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.features.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request below the repository's URL, with our credentials and without the client's.

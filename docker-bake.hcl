@@ -77,6 +77,15 @@ variable "CACHE_SCOPE" {
   }
 }
 
+variable "DEPENDENCIES" {
+  description = "mount: the builder keeps compiled crates; layer: the build cache has them as well, for builders that begin empty"
+  default     = "mount"
+  validation {
+    condition     = can(regex("^(mount|layer)$", DEPENDENCIES))
+    error_message = "DEPENDENCIES is mount or layer."
+  }
+}
+
 variable "REGISTRY" {
   description = "Where release pushes to: registry.example/team, without the image's name"
   default     = ""
@@ -176,6 +185,7 @@ target "_common" {
     BUILD_PACKAGES    = BUILD_PACKAGES
     HEALTHCHECK       = HEALTHCHECK
     CACHE_SCOPE       = CACHE_SCOPE
+    DEPENDENCIES      = DEPENDENCIES
     SOURCE            = SOURCE
     REVISION          = REVISION
     VERSION           = TAG

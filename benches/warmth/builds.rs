@@ -31,6 +31,23 @@ pub enum Through {
     Warmdock(SocketAddr),
 }
 
+/// Where compiled crates are kept.
+#[derive(Clone, Copy)]
+pub enum Dependencies {
+    Mount,
+    Layer,
+}
+
+impl Dependencies {
+    fn argument(self) -> String {
+        let value = match self {
+            Self::Mount => "mount",
+            Self::Layer => "layer",
+        };
+        format!("--build-arg=DEPENDENCIES={value}")
+    }
+}
+
 impl Builds {
     pub fn new(folder: &Path, sources: &Sources) -> Result<Self> {
         let service = folder.join("service");
@@ -54,15 +71,15 @@ impl Builds {
     }
 
     /// The same, and writes the build cache to a registry, with all stages.
-    pub fn export_cache(&self, reference: &str) -> Result<Duration> {
+    pub fn export_cache(&self, reference: &str, dependencies: Dependencies) -> Result<Duration> {
         let to = format!("--cache-to=type=registry,ref={reference},mode=max");
-        self.build(&Through::Nothing, "image", &[to])
+        self.build(&Through::Nothing, "image", &[to, dependencies.argument()])
     }
 
     /// The same, with what a registry has of the build cache.
-    pub fn import_cache(&self, reference: &str) -> Result<Duration> {
+    pub fn import_cache(&self, reference: &str, dependencies: Dependencies) -> Result<Duration> {
         let from = format!("--cache-from=type=registry,ref={reference}");
-        self.build(&Through::Nothing, "image", &[from])
+        self.build(&Through::Nothing, "image", &[from, dependencies.argument()])
     }
 
     /// Fetches the sources and does nothing else.

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use builds::{Builds, Through};
+use builds::{Builds, Dependencies, Through};
 use link::{Far, Speed};
 use registry::Registry;
 use sources::Sources;
@@ -55,23 +55,38 @@ async fn main() -> Result<()> {
     let cache = format!("{}/team/orders:cache", registry.address);
     report.row(
         "nothing has changed, the cache goes to a registry",
-        builds.export_cache(&cache)?,
+        builds.export_cache(&cache, Dependencies::Mount)?,
         Some(cold),
     );
     builds.forget_everything()?;
     report.row(
         "an empty builder, the cache comes from the registry",
-        builds.import_cache(&cache)?,
+        builds.import_cache(&cache, Dependencies::Mount)?,
         Some(cold),
     );
     builds.forget_everything()?;
     edit(&service.join("src/main.rs"), "×", "by")?;
     report.row(
         "an empty builder, the cache comes from the registry, a source has changed",
-        builds.import_cache(&cache)?,
+        builds.import_cache(&cache, Dependencies::Mount)?,
         Some(cold),
     );
-    edit(&service.join("src/main.rs"), "by", "times")?;
+    builds.forget_everything()?;
+    let layers = format!("{}/team/orders:layers", registry.address);
+    report.row(
+        "cold, `DEPENDENCIES=layer`, the cache goes to a registry",
+        builds.export_cache(&layers, Dependencies::Layer)?,
+        Some(cold),
+    );
+    builds.forget_everything()?;
+    edit(&service.join("src/main.rs"), "by", "lots of")?;
+    report.row(
+        "an empty builder, `DEPENDENCIES=layer`, the cache comes from the registry, a source has changed",
+        builds.import_cache(&layers, Dependencies::Layer)?,
+        Some(cold),
+    );
+    builds.image()?;
+    edit(&service.join("src/main.rs"), "lots of", "times")?;
     report.row("a source has changed", builds.image()?, Some(cold));
     edit(&service.join("Cargo.toml"), "=1.0.14", "=1.0.15")?;
     sources.lock(service)?;

@@ -320,6 +320,7 @@ fn variables_of_the_bake_file() {
         ("PROFILE", "quick one", "PROFILE is the name"),
         ("HEALTHCHECK", "curl", "HEALTHCHECK is self or none"),
         ("CACHE_SCOPE", "a b", "CACHE_SCOPE is a name"),
+        ("DEPENDENCIES", "image", "DEPENDENCIES is mount or layer"),
         ("REGISTRY", "registry.example/team/", "REGISTRY is a host"),
         ("REGISTRY", "https://registry.example", "REGISTRY is a host"),
         (

@@ -396,12 +396,23 @@ fn rules_of_images() {
             .iter()
             .filter_map(|line| line.split(" AS ").nth(1))
             .collect();
-        for stage in ["healthcheck-self", "healthcheck-none"] {
+        let chosen = [
+            "healthcheck-self",
+            "healthcheck-none",
+            "dependencies-mount",
+            "dependencies-layer",
+        ];
+        for stage in chosen {
             assert!(stages.contains(&stage), "{name}: no {stage}");
         }
+        let by_argument = [
+            last[0],
+            last[1],
+            "FROM dependencies-${DEPENDENCIES} AS dependencies",
+        ];
         for line in from[1..]
             .iter()
-            .filter(|line| !last.contains(&line.as_str()))
+            .filter(|line| !by_argument.contains(&line.as_str()))
         {
             let base = line.split(' ').nth(1).unwrap();
             let script = line.starts_with("FROM --platform=$BUILDPLATFORM scratch ");
@@ -473,7 +484,7 @@ fn rules_of_images() {
         // Compiled code is kept apart by package, libc and architecture.
         let compile = begins("RUN ")
             .into_iter()
-            .find(|line| line.ends_with("/step/compile"))
+            .find(|line| line.ends_with("/step/compile") && line.contains("type=cache"))
             .unwrap()
             .clone();
         let libc = if name.ends_with("musl") {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::archive::{Archive, Binary};
 use crate::corp::Corp;
-use crate::docker::{self, Built, Tag};
+use crate::docker::{self, Build, Built, Tag};
 use crate::project::{Project, unique};
 use crate::support::process;
 
@@ -21,9 +21,13 @@ fn build(project: &Project, dockerfile: &str) -> Built {
 /// Builds, runs, and gives what the program said.
 #[track_caller]
 fn build_and_run(project: &Project, dockerfile: &str) -> (Built, String) {
+    run_of(project, project.build(dockerfile))
+}
+
+#[track_caller]
+fn run_of(project: &Project, build: Build) -> (Built, String) {
     let tag = Tag(format!("{}:freshness", project.name));
-    let built = project
-        .build(dockerfile)
+    let built = build
         .option("--load")
         .option(format!("--tag={}", tag.0))
         .run()
@@ -140,6 +144,59 @@ fn builds_of_another_scope_share_no_mount() {
             let found = ids.any(|id| id.ends_with("-forks") != scope.is_empty());
             assert!(found, "{scope}: none of {mount}");
         }
+    }
+}
+
+/// For builders that begin empty: a cache in a registry has layers, and no mounts.
+#[test]
+fn crates_that_are_compiled_in_a_layer() {
+    let project = Project::hello("hello-layer");
+    let manifest = project.read("Cargo.toml");
+    let member = "[package]\nname = \"own\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    project.write("own/Cargo.toml", member);
+    project.write("build.rs", "fn main() {}\n");
+    for dockerfile in DOCKERFILES {
+        // Never built before.
+        let own = format!("own = {{ path = \"own\" }} # {}\n", unique());
+        project.write("Cargo.toml", &format!("{manifest}{own}"));
+        let says = |what: &str| {
+            let source = format!("pub const WORD: &str = \"{what}\";\n");
+            project.write("own/src/lib.rs", &source);
+            let main = "fn main() {\n    println!(\"{} {}\", own::WORD, itoa::Buffer::new().format(41));\n}\n";
+            project.write("src/main.rs", main);
+            project.lock(&[]);
+            let build = project.build(dockerfile).arg("DEPENDENCIES", "layer");
+            let (built, said) = run_of(&project, build);
+            assert_eq!(said, format!("{what} 41"), "{}", built.describe());
+            built
+        };
+        let built = says("first");
+        assert_eq!(
+            built.log.matches("Compiling itoa").count(),
+            1,
+            "{}",
+            built.describe()
+        );
+        assert!(!built.log.contains("error"), "{}", built.describe());
+        docker::empty_mounts("target-hello-layer-");
+        for what in ["on an empty builder", "on a warm one"] {
+            let built = says(&format!("{what} {}", unique()));
+            assert!(built.log.contains("Compiling own"), "{}", built.describe());
+            assert!(
+                !built.log.contains("Compiling itoa"),
+                "{}",
+                built.describe()
+            );
+        }
+        // What has been compiled in the mount meanwhile is of no use with another layer.
+        project.write("Cargo.toml", &format!("{manifest}{own}# {}\n", unique()));
+        let built = says(&unique());
+        assert_eq!(
+            built.log.matches("Compiling itoa").count(),
+            1,
+            "{}",
+            built.describe()
+        );
     }
 }
 

@@ -454,16 +454,18 @@ fn a_server_that_hangs() {
     });
 }
 
-/// In the exchange of keys, in the command, or behind git's greeting, which may come from what stands before the host.
+/// In the exchange of keys, in the command, or behind git's greeting. That, and what a shell or a banner says before, may come
+/// from what stands before the host.
 #[test]
 fn a_host_that_hangs_is_not_waited_for_by_all() {
+    let says = "echo 'Authorized use only.' >&2; exec cat >/dev/null";
     let greets = r#"eval "$SSH_ORIGINAL_COMMAND --advertise-refs"; exec cat >/dev/null"#;
     // Beyond the server's identification, and far from the end of its algorithms.
     let identifies = SshFault::HoldAfter(100);
     std::thread::scope(|scope| {
         for (fault, command) in [
             (identifies, RUNS),
-            (SshFault::None, "exec cat >/dev/null"),
+            (SshFault::None, says),
             (SshFault::None, greets),
         ] {
             scope.spawn(move || is_left_alone(fault, command));

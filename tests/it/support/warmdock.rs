@@ -397,12 +397,26 @@ impl Drop for Warmdock {
     fn drop(&mut self) {
         self.kill9();
         if std::thread::panicking() {
-            eprintln!("--- log of warmdock\n{}", self.log());
+            eprintln!("--- end of the log of warmdock\n{}", self.log.end());
         }
     }
 }
 
+/// So much of the end of a log is shown.
+const LINES_SHOWN: usize = 200;
+
 impl Log {
+    /// What a person who looks for the reason of a failure reads: where it is shown, the beginning of what is long may be all
+    /// that is left of it.
+    fn end(&self) -> String {
+        let lines = self.lines();
+        let ours = lines
+            .iter()
+            .filter(|line| !line.contains(r#""target":"russh"#));
+        let ours: Vec<_> = ours.map(String::as_str).collect();
+        ours[ours.len().saturating_sub(LINES_SHOWN)..].join("\n")
+    }
+
     /// Also when a test has failed while it looked at them.
     fn lines(&self) -> MutexGuard<'_, Vec<String>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
@@ -423,13 +437,11 @@ impl Log {
             seen = lines.len();
             assert!(
                 !self.ended.load(Ordering::Acquire),
-                "the service ended before {what}:\n{}",
-                lines.join("\n")
+                "the service ended before {what}"
             );
             assert!(
                 begin.elapsed() < PATIENCE,
-                "waited in vain for {what} in the log:\n{}",
-                lines.join("\n")
+                "waited in vain for {what} in the log"
             );
             lines = self
                 .more

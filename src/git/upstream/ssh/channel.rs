@@ -112,6 +112,14 @@ impl Ended {
     }
 }
 
+impl State {
+    /// Whether so many bytes of output are an answer. In version 0 nothing is asked before the list, which is long.
+    fn is_answered_by(&mut self, bytes: usize) -> bool {
+        self.greeting = self.greeting.saturating_add(bytes);
+        self.asked || self.greeting > LONGEST_GREETING
+    }
+}
+
 impl Reader {
     fn fill(&mut self) -> io::Result<()> {
         while self.chunk.is_empty() && !self.over {
@@ -126,13 +134,12 @@ impl Reader {
                 .read(self.read.wait(), length)
                 .map_err(|why| self.ended.fail(why.to_string()))?;
             let is_answer = match &message {
-                // What greets before anything is asked may stand before the host, and says nothing of it.
-                Some(ChannelMsg::Data { data }) => {
-                    let mut state = self.ended.state();
-                    state.greeting = state.greeting.saturating_add(data.len());
-                    state.asked || state.greeting > LONGEST_GREETING
-                }
-                Some(ChannelMsg::ExtendedData { .. }) => true,
+                // What is said before anything is asked may come from what stands before the host, and says nothing of it: a
+                // greeting, and a shell's or a banner's words.
+                Some(ChannelMsg::Data { data }) => self.ended.state().is_answered_by(data.len()),
+                Some(ChannelMsg::ExtendedData { .. }) => self.ended.state().asked,
+                // Who ends the command without a word refuses it.
+                Some(ChannelMsg::Eof | ChannelMsg::Close | ChannelMsg::Failure) => true,
                 _ => false,
             };
             if is_answer {

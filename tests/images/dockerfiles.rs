@@ -268,7 +268,7 @@ fn both_tell_the_same_story() {
         match *name {
             // Compilers are what the two are about.
             "toolchain" => {}
-            "binary" => {
+            "compile" | "binary" => {
                 let same = |text: &str| {
                     text.replace("-musl", "-LIBC")
                         .replace("-gnu", "-LIBC")

@@ -66,7 +66,8 @@ impl Blobs {
                 self.stay_open(&mut index, id, &kept);
                 return Some(kept);
             }
-            index.slots.get(id).and_then(|slot| slot.checks.clone())
+            let slot = index.slots.get(id);
+            slot.and_then(|slot| Some((slot.size, slot.checks.clone()?)))
         };
         let path = self.path(id);
         let (file, size, checks) = match open_checked(&path, id, known) {
@@ -145,16 +146,20 @@ impl Slot {
     }
 }
 
+/// `known` are the size of a file that was found right before, and its checks: only one that is cut short or longer now is
+/// read as a whole once more.
+///
 /// # Errors
 /// [`io::ErrorKind::InvalidData`] for a file that is not what its name says.
 fn open_checked(
     path: &Path,
     id: &BlobId,
-    known: Option<Arc<[u32]>>,
+    known: Option<(u64, Arc<[u32]>)>,
 ) -> io::Result<(File, u64, Arc<[u32]>)> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
-    if let Some(checks) = known
+    if let Some((known_size, checks)) = known
+        && known_size == size
         && checks.len() as u64 == size.div_ceil(BLOCK as u64)
     {
         return Ok((file, size, checks));

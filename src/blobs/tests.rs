@@ -230,6 +230,26 @@ async fn damage_is_found_at_every_place_and_set_aside() {
     }
 }
 
+/// Nobody has it open, and its blocks are known from before.
+#[tokio::test]
+async fn another_length_is_found_before_anything_is_sent() {
+    let store = store(1 << 30);
+    let bytes = content(70_000);
+    for length in [69_999, 65_537, 70_001] {
+        let id = store.write(&bytes).await;
+        store.blobs.index().open.clear();
+        let path = store.blobs.path(&id);
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(length).unwrap();
+        assert!(matches!(
+            store.blobs.find(&id, "here").await,
+            Found::New(..)
+        ));
+        assert!(!path.exists());
+        assert_eq!(store.storage.used(Part::Blobs), 0);
+    }
+}
+
 #[tokio::test]
 async fn what_the_disk_refuses_to_read_is_set_aside() {
     let store = store(1 << 30);

@@ -136,16 +136,19 @@ impl Entries {
         Ok(())
     }
 
-    /// Writes down that the registry has confirmed the entry now. Blocks.
-    pub fn confirm(&self, name: &CrateName) {
+    /// Writes down that the registry has confirmed the entry now. Blocks. Returns whether there is one: what nobody used may
+    /// have been evicted.
+    pub fn confirm(&self, name: &CrateName) -> bool {
         let touched = File::options()
             .append(true)
             .open(self.path(name))
             .and_then(|file| file.set_modified(SystemTime::now()));
+        let Err(error) = touched else {
+            return true;
+        };
         // It will be asked for again after a restart.
-        if let Err(error) = touched {
-            tracing::debug!(crate = %name, %error, "the time of an index entry was not written");
-        }
+        tracing::debug!(crate = %name, %error, "the time of an index entry was not written");
+        error.kind() != io::ErrorKind::NotFound
     }
 
     /// Says that it was used now, which is only remembered: after a restart the last confirmation counts. Does not wait

@@ -79,6 +79,8 @@ struct State {
     confirmed: Option<Instant>,
     /// What is on disk is older.
     unwritten: bool,
+    /// Counts what was planned for its file. Of what waits for the disk, the last is what the file is to become.
+    planned: u64,
     used: u64,
     flight: Option<Flight>,
 }
@@ -314,7 +316,7 @@ impl Index {
                 if slot.state().unwritten {
                     self.keep(name, slot, &entry);
                 } else {
-                    self.confirmed(name, slot);
+                    self.confirmed(name, slot, &entry);
                 }
                 Ok((Answer::Entry(entry), CacheStatus::Revalidated))
             }
@@ -425,20 +427,12 @@ impl Index {
         let (name, entry, written) = (name.clone(), Arc::clone(entry), Arc::clone(slot));
         let size = entry.packed.len();
         self.later(slot, size, move |entries| {
-            match entries.write(&name, &entry) {
-                Ok(()) => {
-                    let mut state = written.state();
-                    let now = state.entry.as_ref();
-                    state.unwritten &= now.is_some_and(|now| !Arc::ptr_eq(now, &entry));
-                }
-                Err(error) => {
-                    tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
-                }
-            }
+            written.write(entries, &name, &entry);
         });
     }
 
-    /// Work on the file of a slot, for which nobody waits and which holds so many bytes.
+    /// Work on the file of a slot, for which nobody waits and which holds so many bytes. It takes the place of what still
+    /// waits for the disk.
     fn later(
         self: &Arc<Self>,
         slot: &Arc<Slot>,
@@ -453,12 +447,19 @@ impl Index {
             return;
         };
         let (index, slot) = (Arc::clone(self), Arc::clone(slot));
+        let number = {
+            let mut state = slot.state();
+            state.planned += 1;
+            state.planned
+        };
         self.tasks.spawn(async move {
             let _place = place;
             // First, as it may take long: who reads the file would wait for it as well.
             let turn = Arc::clone(&index.writes).acquire_owned().await;
             let _file = slot.file.lock().await;
-            index.on_disk(turn.ok(), work).await;
+            if slot.state().planned == number {
+                index.on_disk(turn.ok(), work).await;
+            }
         });
     }
 
@@ -514,14 +515,19 @@ impl Index {
         }
     }
 
-    fn confirmed(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>) {
+    fn confirmed(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, entry: &Arc<Entry>) {
         {
             let mut state = slot.state();
             state.known = Known::Entry;
             state.confirmed = Some(Instant::now());
         }
-        let name = name.clone();
-        self.later(slot, 0, move |entries| entries.confirm(&name));
+        let (name, entry, written) = (name.clone(), Arc::clone(entry), Arc::clone(slot));
+        self.later(slot, entry.packed.len(), move |entries| {
+            // It stays in memory for longer than on a full disk.
+            if !entries.confirm(&name) {
+                written.write(entries, &name, &entry);
+            }
+        });
     }
 
     fn missing(self: &Arc<Self>, name: &CrateName, slot: &Arc<Slot>, was_there: bool) {
@@ -586,6 +592,20 @@ impl Drop for Landing {
 }
 
 impl Slot {
+    /// Blocks on the disk.
+    fn write(&self, entries: &Entries, name: &CrateName, entry: &Arc<Entry>) {
+        match entries.write(name, entry) {
+            Ok(()) => {
+                let mut state = self.state();
+                let now = state.entry.as_ref();
+                state.unwritten &= now.is_some_and(|now| !Arc::ptr_eq(now, entry));
+            }
+            Err(error) => {
+                tracing::warn!(crate = %name, %error, "an index entry cannot be kept on disk");
+            }
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -710,6 +730,39 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!path.exists());
         drop(all_turns);
+        index.tasks.close();
+        index.tasks.wait().await;
+        assert!(path.exists());
+    }
+
+    /// Else an older entry could be written over a newer one.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_for_the_disk_gives_way_to_what_is_newer() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = index_in(folder.path());
+        let all_turns = index.writes.acquire_many(DISK_WORK as u32).await.unwrap();
+        let slot = index.slot(&name("leaf"));
+        let (sender, done) = mpsc::channel();
+        for number in 0..20 {
+            let sender = sender.clone();
+            index.later(&slot, 0, move |_| sender.send(number).unwrap());
+        }
+        drop(all_turns);
+        index.tasks.close();
+        index.tasks.wait().await;
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), [19]);
+    }
+
+    /// It was not used for longest, was evicted, and is used again while it is in memory.
+    #[tokio::test]
+    async fn what_was_evicted_and_is_confirmed_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = index_in(folder.path());
+        let (leaf, kept) = (name("leaf"), Arc::new(entry("leaf")));
+        let path = folder.path().join("x/le/af/leaf");
+        let slot = index.slot(&leaf);
+        index.remember(&slot, &kept, Some(Instant::now()));
+        index.confirmed(&leaf, &slot, &kept);
         index.tasks.close();
         index.tasks.wait().await;
         assert!(path.exists());

@@ -32,11 +32,6 @@ fn release(project: &Project, registry: &Registry) -> Built {
             "--set=release-{variant}.dockerfile={ROOT}/{dockerfile}"
         ));
     }
-    // Docker's own builder, which is what is here, unpacks what it pushes; the bake file asks for another one.
-    eprintln!(
-        "left out: rewrite-timestamp, which Docker's own builder cannot do when it pushes; reproducible.rs has it"
-    );
-    build = build.option("--set=*.output=type=image,push=true");
     // BuildKit makes the list of packages by an image from a hub.
     if std::env::var("WARMDOCK_ENGINE").unwrap() == "own" {
         eprintln!(
@@ -133,8 +128,6 @@ fn pushed_pulled_and_run() {
         new.append(&mut docker::cache_mounts(mounts));
     }
     docker::prune(&new.into_keys().collect::<Vec<_>>());
-    // What is pushed is kept under these names as well.
-    let _tags = VARIANTS.map(|(variant, _)| Tag(reference(&project, &registry, &tag_of(variant))));
     let again = release(&project, &registry);
     for step in again.steps("/step/compile") {
         assert!(
@@ -160,8 +153,7 @@ fn without_its_time() {
             .variable("CACHE", "")
             .variable("TAG", "1.2.3")
             .variable("SOURCE_DATE_EPOCH", epoch)
-            // Docker's own builder would first say that it cannot rewrite times, and look for the SBOM's scanner.
-            .option("--set=*.output=type=cacheonly")
+            // It would first look for the SBOM's scanner.
             .option("--set=*.attest=type=sbom,disabled=true")
             .run();
         assert!(!built.output.status.success(), "{}", built.describe());

@@ -251,9 +251,10 @@ target "release" {
   matrix   = { variant = ["musl", "musl-distroless", "debian"] }
   inherits = [variant, "_both"]
   attest   = ["type=provenance,mode=max", "type=sbom"]
-  # Times are those of the commit: the same sources give the same digest. Docker's own builder can do that only where it stores
-  # nothing of what it pushes, for it would unpack it. Without REGISTRY, images would go to Docker's; without SOURCE_DATE_EPOCH, they would have no time of their own; and `latest` is no version. The type or the
-  # stage is then the message of the error that there is none such.
+  # Times are those of the commit: the same sources give the same digest. Docker's own builder can do that only where it
+  # stores nothing of what it pushes, for it would unpack it. Without REGISTRY, images would go to Docker's; without
+  # SOURCE_DATE_EPOCH, they would have no time of their own; and `latest` is no version. The type or the stage is then the
+  # message of the error that there is none such.
   output = [notequal(REGISTRY, "") ? "type=image,push=true,store=false,rewrite-timestamp=true" : "type=REGISTRY is empty: REGISTRY=registry.example/team docker buildx bake release"]
   target = notequal(TAG, "latest") ? can(regex("[1-9]", SOURCE_DATE_EPOCH)) ? "image" : "SOURCE_DATE_EPOCH is empty or 0: SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) docker buildx bake release" : "TAG is latest: TAG=1.2.3 docker buildx bake release"
   # mode=min beside the image would be no safer: it takes along the layers that an earlier export has made.

@@ -153,7 +153,7 @@ fn without_its_time() {
             .variable("CACHE", "")
             .variable("TAG", "1.2.3")
             .variable("SOURCE_DATE_EPOCH", epoch)
-            // It would first look for the SBOM's scanner.
+            // BuildKit would first look for the scanner of the SBOM.
             .option("--set=*.attest=type=sbom,disabled=true")
             .run();
         assert!(!built.output.status.success(), "{}", built.describe());

@@ -12,7 +12,7 @@ variable "PACKAGE" {
   description = "The package in the workspace that is built"
   default     = "warmdock"
   validation {
-    condition     = can(regex("^[A-Za-z0-9_-]+$", PACKAGE))
+    condition     = can(regex("^[A-Za-z0-9_][A-Za-z0-9_-]*$", PACKAGE))
     error_message = "PACKAGE is the name of a package in Cargo.toml: letters, digits, - and _."
   }
 }
@@ -39,7 +39,7 @@ variable "PROFILE" {
   description = "cargo's profile"
   default     = "release"
   validation {
-    condition     = can(regex("^[A-Za-z0-9_-]+$", PROFILE))
+    condition     = can(regex("^[A-Za-z0-9_][A-Za-z0-9_-]*$", PROFILE))
     error_message = "PROFILE is the name of a cargo profile: letters, digits, - and _."
   }
 }
@@ -56,6 +56,10 @@ variable "RUST_VERSION" {
 variable "BUILD_PACKAGES" {
   description = "Debian packages that the build needs, separated by spaces: protobuf-compiler cmake"
   default     = ""
+  validation {
+    condition     = can(regex("^[a-z0-9+.:~= -]*$", BUILD_PACKAGES))
+    error_message = "BUILD_PACKAGES are names of Debian packages, separated by spaces: protobuf-compiler cmake."
+  }
 }
 
 variable "HEALTHCHECK" {
@@ -99,6 +103,11 @@ variable "REGISTRY" {
 variable "CACHE" {
   description = "The repository that release keeps its cache in, as private as your sources; empty for no cache"
   default     = notequal(REGISTRY, "") ? "${REGISTRY}/${PACKAGE}-cache" : ""
+  validation {
+    # Of a wrong REGISTRY that one speaks.
+    condition     = equal(CACHE, "${REGISTRY}/${PACKAGE}-cache") || can(regex("^([^/, ]+(/[^/:, ]+)*)?$", CACHE))
+    error_message = "CACHE is a host and a path, without https:// before and a tag behind it: registry.example/closed/cache."
+  }
 }
 
 variable "TAG" {
@@ -113,16 +122,28 @@ variable "TAG" {
 variable "SOURCE" {
   description = "Label: the address of the repository"
   default     = ""
+  validation {
+    condition     = can(regex("^[^ ]*$", SOURCE))
+    error_message = "SOURCE is the address of the repository: https://git.example/team/warmdock."
+  }
 }
 
 variable "REVISION" {
   description = "Label: the commit that is built"
   default     = ""
+  validation {
+    condition     = can(regex("^[^ ]*$", REVISION))
+    error_message = "REVISION is a commit: git rev-parse HEAD."
+  }
 }
 
 variable "LICENSES" {
   description = "Label: SPDX expression"
   default     = equal(PACKAGE, "warmdock") ? "Apache-2.0" : ""
+  validation {
+    condition     = can(regex("^[A-Za-z0-9.+:() -]*$", LICENSES))
+    error_message = "LICENSES is an SPDX expression: Apache-2.0 OR MIT."
+  }
 }
 
 variable "SOURCE_DATE_EPOCH" {
@@ -138,21 +159,37 @@ variable "SOURCE_DATE_EPOCH" {
 variable "KNOWN_HOSTS" {
   description = "File with the host keys of SSH servers that crates come from"
   default     = ""
+  validation {
+    condition     = can(regex("^[^,]*$", KNOWN_HOSTS))
+    error_message = "KNOWN_HOSTS is the path of a file, which has no comma."
+  }
 }
 
 variable "GITCONFIG" {
   description = "File that sends git elsewhere, such as through a warmdock"
   default     = ""
+  validation {
+    condition     = can(regex("^[^,]*$", GITCONFIG))
+    error_message = "GITCONFIG is the path of a file, which has no comma."
+  }
 }
 
 variable "CARGO_CONFIG" {
   description = "File that sends cargo elsewhere, such as through a warmdock"
   default     = ""
+  validation {
+    condition     = can(regex("^[^,]*$", CARGO_CONFIG))
+    error_message = "CARGO_CONFIG is the path of a file, which has no comma."
+  }
 }
 
 variable "CA" {
   description = "File with certificates of your own authorities, trusted besides the public ones where crates come from"
   default     = ""
+  validation {
+    condition     = can(regex("^[^,]*$", CA))
+    error_message = "CA is the path of a file, which has no comma."
+  }
 }
 
 variable "SSH" {

@@ -6,17 +6,32 @@ use crate::project::Project;
 
 const DOCKERFILES: [&str; 2] = ["Dockerfile.musl", "Dockerfile.debian"];
 
+/// The base image is there for many more: Debian's and distroless' have riscv64.
 #[test]
 fn an_unsupported_architecture() {
     let project = Project::hello("hello-wrong");
-    for dockerfile in DOCKERFILES {
-        // The base image need not be there for it.
-        project
-            .build(dockerfile)
-            .arg("BASE", "scratch")
-            .option("--platform=linux/riscv64")
-            .run()
-            .fails_with(&["riscv64", "--platform linux/amd64 or linux/arm64"]);
+    let base = Tag("hello-wrong:base-for-riscv64".to_owned());
+    let platform = "--platform=linux/riscv64";
+    let dockerfile = project.beside("Dockerfile.base");
+    std::fs::write(&dockerfile, "FROM scratch\nCOPY Cargo.lock /\n").unwrap();
+    Build::new(dockerfile.to_str().unwrap(), &project.root())
+        .option(platform)
+        .option("--load")
+        .option(format!("--tag={}", base.0))
+        .run()
+        .ok();
+    let here = format!("docker-image://{}", base.0);
+    let expected = &["riscv64", "--platform linux/amd64 or linux/arm64"];
+    for (dockerfile, base) in [
+        ("Dockerfile.musl", "scratch"),
+        ("Dockerfile.musl", "gcr.io/distroless/static-debian13"),
+        ("Dockerfile.debian", "debian:trixie-slim"),
+    ] {
+        let mut build = project.build(dockerfile).arg("BASE", base).option(platform);
+        if base != "scratch" {
+            build = build.option(format!("--build-context={base}={here}"));
+        }
+        build.run().fails_with(expected);
     }
 }
 

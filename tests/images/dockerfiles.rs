@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::docker::{self, ROOT, tool};
+use crate::docker::{self, Build, ROOT, tool};
+use crate::project::Project;
 use crate::support::process;
 
 const DOCKERFILES: [(&str, &str); 2] = [
@@ -140,6 +141,72 @@ fn a_release_is_attested_reproducible_and_cached() {
         for key in ["cache-from", "cache-to"] {
             assert_eq!(release["release-musl"][key][0]["ref"], expected, "{key}");
         }
+    }
+}
+
+/// Every variable says what it takes before anything is built; what its error tells to pass is taken.
+#[test]
+fn bake_refuses_what_no_build_could_use() {
+    let bake = |name: &str, value: &str| {
+        let mut command = docker::command(&["buildx", "bake", "--print"]);
+        command.env(name, value);
+        process::run(command, b"", Duration::from_secs(60))
+    };
+    let file = &format!("{ROOT}/Cargo.lock");
+    let wrong_and_right = [
+        ("PACKAGE", "team/service", "my-service"),
+        ("BINARY", "a b", "admin_tool"),
+        ("FEATURES", "a b", "default,words/loud"),
+        ("PROFILE", "--release", "quick"),
+        ("RUST_VERSION", "stable", "1.95"),
+        (
+            "BUILD_PACKAGES",
+            "cmake;ls",
+            "libssl-dev:amd64 cmake=3.31.6-2+b1",
+        ),
+        ("HEALTHCHECK", "no", "none"),
+        ("CACHE_SCOPE", "a/b", "pull-requests"),
+        ("DEPENDENCIES", "layers", "layer"),
+        (
+            "REGISTRY",
+            "https://registry.example",
+            "127.0.0.1:5000/team",
+        ),
+        (
+            "CACHE",
+            "registry.example/cache:1",
+            "registry.example:5000/closed/cache",
+        ),
+        ("TAG", "v1/2", "1.2.3"),
+        ("SOURCE", "over there", "https://git.example/team/service"),
+        ("REVISION", "main or so", "0123456789abcdef"),
+        (
+            "LICENSES",
+            "MIT, Apache-2.0",
+            "(MIT OR Apache-2.0) AND Unicode-3.0",
+        ),
+        ("SOURCE_DATE_EPOCH", "yesterday", "1700000000"),
+        ("KNOWN_HOSTS", "a,b", file),
+        ("GITCONFIG", "a,b", file),
+        ("CARGO_CONFIG", "a,b", file),
+        ("CA", "a,b", file),
+    ];
+    for (name, wrong, right) in wrong_and_right {
+        let said = bake(name, wrong).failed();
+        let sentence = format!("Validation failed; {name} ");
+        assert!(said.stderr.contains(&sentence), "{}", said.describe());
+        bake(name, right).ok();
+    }
+    // By its type; an agent is looked for where there is one to be handed over.
+    let said = bake("SSH", "yes").failed();
+    assert!(said.stderr.contains("SSH as bool"), "{}", said.describe());
+    let text = include_str!("../../docker-bake.hcl");
+    let names = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("variable \""));
+    for name in names.map(|rest| rest.split('"').next().unwrap()) {
+        let tried = name == "SSH" || wrong_and_right.iter().any(|(tried, ..)| *tried == name);
+        assert!(tried, "{name} has no validation, or none that is tried");
     }
 }
 
@@ -330,6 +397,67 @@ fn a_machine_compiles_for_musl_as_the_image_does() {
             ),
             "{arch}"
         );
+    }
+}
+
+/// With the compilers of Dockerfile.musl, and nothing of its environment: cargo's configuration tells the rest.
+#[test]
+fn a_machine_compiles_a_static_binary() {
+    let project = Project::hello("hello-machine");
+    let manifest = project.read("Cargo.toml");
+    project.write(
+        "Cargo.toml",
+        &format!("{manifest}\n[build-dependencies]\ncc = \"1\"\n"),
+    );
+    project.write(
+        "build.rs",
+        "fn main() {\n    cc::Build::new().file(\"src/forty.c\").compile(\"forty\");\n}\n",
+    );
+    project.write(
+        "src/forty.c",
+        "#include <stdlib.h>\nint forty(void) { return abs(-40); }\n",
+    );
+    project.write(
+        "src/main.rs",
+        r#"unsafe extern "C" {
+    safe fn forty() -> i32;
+}
+
+fn main() {
+    println!("{}", itoa::Buffer::new().format(forty() + 1));
+}
+"#,
+    );
+    let machine = include_str!("../../.cargo/config.toml");
+    project.write(".cargo/config.toml", machine);
+    project.lock(&[]);
+    let targets = ["x86_64", "aarch64"].map(|arch| format!("{arch}-unknown-linux-musl"));
+    let dockerfile = project.beside("Dockerfile");
+    let text = format!(
+        "{}
+FROM toolchain AS machine
+COPY . /checkout
+RUN cd /checkout && unset ${{!CARGO_TARGET_*}} ${{!CC_*}} ${{!CFLAGS_*}} && cargo build --target {} --target {}
+FROM scratch AS binaries
+COPY --from=machine /checkout/target /
+",
+        DOCKERFILES[0].1, targets[0], targets[1]
+    );
+    std::fs::write(&dockerfile, text).unwrap();
+    let binaries = project.beside("binaries");
+    Build::new(docker::text(&dockerfile), &project.root())
+        .option("--target=binaries")
+        .option(format!("--output=type=local,dest={}", binaries.display()))
+        .run()
+        .ok();
+    // Without a loader and libraries for musl, neither would run if it were not static.
+    for (target, mut command) in targets
+        .iter()
+        .zip([Command::new("env"), Command::new("qemu-aarch64-static")])
+    {
+        command.arg(binaries.join(target).join("debug/hello-machine"));
+        let said = process::run(command, b"", Duration::from_secs(60)).ok();
+        assert_eq!(said.text(), "41", "{target}");
     }
 }
 

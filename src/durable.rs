@@ -43,6 +43,25 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync)
 }
 
+/// Makes the folder `path` where it is missing, and those above it; waits until each new one is known to the one it lies in.
+///
+/// # Errors
+/// What the file system says.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = path.parent() {
+        create_folder(above)?;
+    }
+    match fs::create_dir(path) {
+        // Another thread has made it, and may not have waited yet.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made?,
+    }
+    sync_parent(path)
+}
+
 /// In a folder that was emptied, what it held before.
 const LEFTOVERS: &str = "leftovers";
 
@@ -54,6 +73,9 @@ const LEFTOVERS: &str = "leftovers";
 /// What the file system says.
 pub fn emptied(path: &Path) -> io::Result<()> {
     let empty = path.with_extension("warmdock-new");
+    if let Some(above) = path.parent() {
+        create_folder(above)?;
+    }
     fs::create_dir_all(&empty)?;
     if path.try_exists()? {
         // Hardly ever there: a start was cut short, and an older version that knows of no such folder came after it.
@@ -89,6 +111,22 @@ mod tests {
     fn files_in(folder: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    #[test]
+    fn folders_are_made_where_they_are_missing() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b/c");
+        for _ in 0..2 {
+            create_folder(&folder).unwrap();
+            assert!(folder.is_dir());
+        }
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        for wrong in [&file, &file.join("below")] {
+            let error = create_folder(wrong).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{wrong:?}");
+        }
     }
 
     #[test]

@@ -168,6 +168,29 @@ async fn the_last_byte_waits_for_the_checksum() {
     assert_eq!(store.storage.used(Part::Blobs), 300_000);
 }
 
+/// The right bytes, but a client was told of fewer or more.
+#[tokio::test]
+async fn another_length_than_announced_is_wrong() {
+    let store = store(1 << 30);
+    let bytes = content(150_000);
+    for announced in [149_999, 150_001] {
+        let mut id = id(&bytes);
+        id.space = announced.to_string().into();
+        let Found::New(mut writer, coming) = store.blobs.find(&id, "here").await else {
+            panic!("there already")
+        };
+        writer.expect(announced).unwrap();
+        writer.write(&bytes).unwrap();
+        let finished = writer.finish();
+        let text = format!("expected {announced} bytes, as was announced, found 150000");
+        assert!(matches!(finished, Err(Failed::Wrong(why)) if *why == *text));
+        let mut reader = BlobReader::coming(&coming, 0..announced);
+        assert!(reader.next().await.is_err());
+        assert!(store.kept(&id).await.is_none());
+    }
+    assert_eq!(store.storage.used(Part::Blobs), 0);
+}
+
 #[tokio::test]
 async fn a_writer_that_goes_away_leaves_nothing() {
     let store = store(1 << 30);

@@ -244,18 +244,29 @@ impl BlobWriter {
         }
     }
 
-    /// Compares the whole with its name, releases it to whoever follows, and brings it to its place. Blocks on the
+    /// Compares the whole with its name and the length that was announced, releases it to whoever follows, and brings it to its place. Blocks on the
     /// disk, until it is sure to be there.
     ///
     /// # Errors
     /// [`Failed::Wrong`]; then nobody got the last byte.
     pub fn finish(mut self) -> Result<(), Failed> {
         let found = std::mem::take(&mut self.hasher).finish();
-        if found != self.id.digest {
-            let text = format!(
+        let wrong = if found != self.id.digest {
+            Some(format!(
                 "expected a file with the SHA-256 {}, found {} bytes with {found}",
                 self.id.digest, self.written
-            );
+            ))
+        } else {
+            // Whoever follows has told it to a client.
+            let announced = self.coming.state.borrow().length;
+            announced
+                .filter(|length| *length != self.written)
+                .map(|length| {
+                    let written = self.written;
+                    format!("expected {length} bytes, as was announced, found {written}")
+                })
+        };
+        if let Some(text) = wrong {
             let failed = Failed::Wrong(text.into());
             self.end(Err(failed.clone()));
             return Err(failed);
@@ -305,10 +316,7 @@ impl BlobWriter {
         self.blobs.wait_left(&self.id);
         let path = self.blobs.path(&self.id);
         let folder = path.parent().unwrap_or(&path);
-        if !folder.exists() {
-            fs::create_dir_all(folder)?;
-            durable::sync_parent(folder)?;
-        }
+        durable::create_folder(folder)?;
         durable::rename(&self.path, &path)?;
         self.moved = true;
         let reservation = std::mem::replace(

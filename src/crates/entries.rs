@@ -115,10 +115,7 @@ impl Entries {
             .map_err(|full: StorageFull| io::Error::from(full))?;
         let path = self.path(name);
         let folder = path.parent().unwrap_or(&self.root);
-        if !folder.exists() {
-            fs::create_dir_all(folder)?;
-            durable::sync_parent(folder)?;
-        }
+        durable::create_folder(folder)?;
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join(TEMPORARY).join(number.to_string());
         let written = fs::write(&temporary, &file)

@@ -1051,6 +1051,52 @@ fn killed_in_the_middle_of_a_write() {
     is_whole(&warmdock, &file);
 }
 
+/// What a kill leaves behind each step of a write: the folder, some of the file, all of it before its rename, its rename
+/// before the folder was synced. Made by hand, since the moments between the last steps are too short to be hit.
+#[test]
+fn whatever_step_a_kill_leaves_behind() {
+    let registry = Registry::start();
+    let file = registry.publish_bytes("big", "1.0.0", &[], noise(1_000_000, 9));
+    let mut warmdock = over(&registry).start();
+    is_whole(&warmdock, &file);
+    let place = wait_kept(&warmdock, &file);
+    let temporary = warmdock.data().join("blobs/tmp");
+    let asked = || {
+        let asked = registry.asked();
+        asked
+            .iter()
+            .filter(|one| one.path == "/files/big/1.0.0")
+            .count()
+    };
+    for step in ["folder", "part", "whole", "renamed"] {
+        warmdock.kill9();
+        match step {
+            "folder" => std::fs::remove_file(&place).unwrap(),
+            "part" => {
+                std::fs::write(temporary.join("0"), &file.bytes[..999_999]).unwrap();
+                std::fs::remove_file(&place).unwrap();
+            }
+            "whole" => std::fs::rename(&place, temporary.join("0")).unwrap(),
+            _ => {}
+        }
+        let before = asked();
+        warmdock.start_again();
+        wait_for("what is left to be removed", || {
+            let left = files_below(&temporary);
+            left.is_empty().then_some(())
+        });
+        let kept = usize::from(step == "renamed");
+        assert_eq!(blobs(&warmdock).len(), kept, "{step}");
+        is_whole(&warmdock, &file);
+        assert_eq!(asked() - before, 1 - kept, "{step}");
+        assert_eq!(wait_kept(&warmdock, &file), place);
+        wait_for("it to be counted, and nothing else", || {
+            let used = warmdock.metric(|name| name == "warmdock_storage_bytes{part=\"blobs\"}");
+            ((used - 1_000_000.0).abs() < 1.0).then_some(())
+        });
+    }
+}
+
 /// The service may be gone before it answers.
 pub fn ask_and_forget(address: SocketAddr, path: &str) {
     let Ok(mut stream) = TcpStream::connect(address) else {

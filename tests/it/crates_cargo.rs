@@ -539,6 +539,53 @@ fn a_service_is_built_from_crates_io_and_again_without_it() {
     assert!(fetched > 100, "{fetched}");
 }
 
+/// Of crates.io itself. log 0.4.23 and 0.4.24 are yanked there, and what is yanked stays.
+#[test]
+fn update_add_and_a_yanked_version_of_crates_io() {
+    if without_crates_io() {
+        return;
+    }
+    let warmdock = through().start();
+    let machine = Machine::new();
+    let main = "fn main() { println!(\"{}\", log::max_level()); }";
+    machine.write_app("cfg-if = \"1\"\nlog = \"0.4\"\n", main);
+    machine.begin_anew(&client_config(&warmdock));
+    // Whoever has locked it goes on.
+    for (name, version) in [("log", "0.4.23"), ("cfg-if", "1.0.0")] {
+        machine
+            .cargo(&["update", "--quiet", name, "--precise", version])
+            .ok();
+    }
+    let locked = |name: &str| {
+        let lock = machine.lock();
+        let (_, package) = lock.split_once(&format!("name = \"{name}\"")).unwrap();
+        package.split('"').nth(1).unwrap().to_owned()
+    };
+    builds(&machine, "OFF");
+    assert_eq!(locked("log"), "0.4.23");
+    machine.empty_home(&client_config(&warmdock));
+    machine.cargo(&["fetch", "--quiet", "--locked"]).ok();
+
+    // An update leaves it behind.
+    machine.cargo(&["update", "--quiet"]).ok();
+    assert!(!["0.4.23", "0.4.24"].contains(&&*locked("log")));
+    assert_ne!(locked("cfg-if"), "1.0.0");
+    builds(&machine, "OFF");
+    machine.cargo(&["add", "--quiet", "itoa@1"]).ok();
+    let manifest = std::fs::read_to_string(machine.app().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("itoa = \"1\""), "{manifest}");
+    builds(&machine, "OFF");
+    assert!(locked("itoa").starts_with("1."));
+    let missing = machine.cargo(&["add", "--quiet", "cfg-if@99"]).failed();
+    assert!(missing.stderr.contains("cfg-if"), "{}", missing.stderr);
+
+    // Nor does anybody get it who asks for it without having it locked.
+    machine.write_app("log = \"=0.4.23\"\n", main);
+    std::fs::remove_file(machine.app().join("Cargo.lock")).unwrap();
+    let yanked = machine.cargo(&["build", "--quiet"]).failed();
+    assert!(yanked.stderr.contains("yanked"), "{}", yanked.stderr);
+}
+
 /// All crates of crates.io that this project has.
 #[test]
 fn this_project_from_crates_io_and_again_without_it() {

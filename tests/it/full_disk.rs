@@ -2,7 +2,7 @@
 
 use crate::crates_cache::over;
 use crate::support::client::git_at;
-use crate::support::registry::{Registry, noise};
+use crate::support::registry::{Registry, index_path, noise};
 use crate::support::tmpfs::Tmpfs;
 use crate::support::warmdock::{builder, files_below};
 use crate::support::{Client, HOST, Repo, SAMPLE, Upstream, http, wait_for};
@@ -42,6 +42,39 @@ fn crates_are_served_from_a_full_disk() {
         });
     }
     assert_eq!(http::get(warmdock.address(), "/readyz").status, 200);
+
+    // Not a byte is left: new entries are served, and kept once there is room.
+    let kept_entry = |name: &str| {
+        let files = files_below(&disk.path().join("crates"));
+        let path = files
+            .into_iter()
+            .find(|path| path.ends_with(index_path(name)));
+        path.and_then(|path| std::fs::read(path).ok())
+    };
+    let old = wait_for("the entry to be kept", || kept_entry("small"));
+    let filling = disk.fill();
+    registry.publish_bytes("small", "1.1.0", &[], noise(10, 3));
+    registry.publish_bytes("fresh", "1.0.0", &[], noise(10, 4));
+    let entries = [("small", "sm/al/small"), ("fresh", "fr/es/fresh")];
+    for (name, path) in entries {
+        wait_for("the entry of now", || {
+            (get(path).text() == registry.entry(name)).then_some(())
+        });
+        warmdock.wait_log("that it is not kept", |event| {
+            let text = event["message"].as_str().unwrap_or_default();
+            text.contains("cannot be kept on disk") && event["crate"] == name
+        });
+    }
+    assert_eq!(kept_entry("small"), Some(old.clone()), "whole, if old");
+    assert_eq!(kept_entry("fresh"), None);
+    std::fs::remove_file(filling).unwrap();
+    wait_for("what is new to be kept", || {
+        for (name, path) in entries {
+            assert_eq!(get(path).text(), registry.entry(name));
+        }
+        let kept = kept_entry("small").is_some_and(|new| new != old);
+        (kept && kept_entry("fresh").is_some()).then_some(())
+    });
     drop(warmdock);
 }
 

@@ -1,6 +1,6 @@
 //! The folders below `data_dir`, held by one process at a time.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -17,7 +17,7 @@ pub(super) struct DataDir {
 impl DataDir {
     /// Makes the folders, and removes what an earlier process left in the one for temporary files.
     pub fn open(root: &Path) -> anyhow::Result<Self> {
-        fs::create_dir_all(root).with_context(|| {
+        durable::create_folder(root).with_context(|| {
             format!(
                 "data_dir {} cannot be made: choose a folder that this user may write",
                 root.display()
@@ -36,7 +36,7 @@ impl DataDir {
             root: root.to_owned(),
             _lock: lock,
         };
-        fs::create_dir_all(data.git())?;
+        durable::create_folder(&data.git())?;
         durable::emptied(&data.scratch())?;
         Ok(data)
     }

@@ -250,7 +250,7 @@ fn create(
             .path()
             .parent()
             .ok_or_else(|| io::Error::other("the mirror has no parent folder"))?;
-        fs::create_dir_all(parent)?;
+        durable::create_folder(parent)?;
         if folder.path().exists() {
             fs::rename(folder.path(), around.scratch.join("replaced"))?;
         }

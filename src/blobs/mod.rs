@@ -15,15 +15,14 @@ mod evict;
 mod hot;
 mod kept;
 mod load;
+mod quarantine;
 mod reader;
 mod second_tier;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -38,6 +37,7 @@ use crate::durable;
 use crate::storage::{Evict, Part, Reservation, Storage};
 
 use hot::Hot;
+use quarantine::Quarantine;
 
 pub use digest::{Digest, Hasher};
 pub use kept::Kept;
@@ -80,6 +80,7 @@ pub struct Blobs {
     hot: Arc<Hot>,
     most_idle_open: usize,
     tasks: TaskTracker,
+    quarantine: Arc<Quarantine>,
     damaged: Counter,
     evicted: Counter,
 }
@@ -129,6 +130,7 @@ impl Blobs {
     pub fn open(root: PathBuf, storage: Arc<Storage>) -> io::Result<Arc<Self>> {
         durable::emptied(&root.join(TEMPORARY))?;
         let reservation = storage.nothing(Part::Blobs);
+        let quarantine = Quarantine::new(root.join(QUARANTINE), &storage);
         let blobs = Arc::new(Self {
             root,
             storage: Arc::clone(&storage),
@@ -147,6 +149,7 @@ impl Blobs {
             hot: Hot::new(),
             most_idle_open: most_idle_open(),
             tasks: TaskTracker::new(),
+            quarantine,
             damaged: Counter::default(),
             evicted: Counter::default(),
         });
@@ -272,46 +275,16 @@ impl Blobs {
         self.quarantine(&kept.id);
     }
 
+    /// Blocks.
     fn quarantine(&self, id: &BlobId) {
         self.damaged.inc();
-        let aside = self.root.join(QUARANTINE);
-        let name = format!("{}-{}", id.digest, seconds());
-        let moved =
-            fs::create_dir_all(&aside).and_then(|()| fs::rename(self.path(id), aside.join(name)));
-        match moved {
+        match self.quarantine.take(&self.path(id), &id.digest) {
             Ok(()) => tracing::error!(
-                blob = %id.digest, space = %id.space, folder = %aside.display(),
+                blob = %id.digest, space = %id.space, folder = %self.quarantine.folder().display(),
                 "a file is damaged: set aside, it is fetched again; is the disk failing?"
             ),
             Err(error) => {
                 tracing::error!(blob = %id.digest, space = %id.space, %error, "a damaged file cannot be set aside");
-            }
-        }
-        self.shorten_quarantine();
-    }
-
-    /// Removes all but the newest files in quarantine. Blocks.
-    fn shorten_quarantine(&self) {
-        let mut aside: Vec<_> = fs::read_dir(self.root.join(QUARANTINE))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let (digest, seconds) = name.to_str()?.rsplit_once('-')?;
-                // What somebody else put there is left alone.
-                Digest::from_str(digest).ok()?;
-                Some((seconds.parse::<u64>().ok()?, entry.path()))
-            })
-            .collect();
-        aside.sort_unstable();
-        let too_many = aside.len().saturating_sub(MOST_ASIDE);
-        for (_, path) in &aside[..too_many] {
-            // Another thread may do the same.
-            if let Err(error) = fs::remove_file(path)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::error!(path = %path.display(), %error, "a file in quarantine cannot be removed");
             }
         }
     }
@@ -335,10 +308,6 @@ impl Blobs {
 /// Beside the spaces, whose names are longer.
 const TEMPORARY: &str = "tmp";
 const QUARANTINE: &str = "quarantine";
-
-/// Files in quarantine: enough to see what a disk does to them. They do not count against `storage.max_size`, as eviction
-/// does not free them; only this number bounds them, and a disk that fails damages one after another.
-const MOST_ASIDE: usize = 16;
 
 /// Whether a folder below the root is a space.
 fn is_space(path: &Path) -> bool {

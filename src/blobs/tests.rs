@@ -1,3 +1,4 @@
+use std::fs;
 use std::time::Instant;
 
 use futures_util::FutureExt;
@@ -64,6 +65,14 @@ impl Store {
     /// Whether it is on disk.
     fn has(&self, id: &BlobId) -> bool {
         self.blobs.path(id).exists()
+    }
+
+    /// Bytes in quarantine.
+    fn aside(&self) -> u64 {
+        let files = fs::read_dir(self.blobs.quarantine.folder()).unwrap();
+        files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum()
     }
 
     fn set_used(&self, id: &BlobId, used: u64) {
@@ -249,7 +258,7 @@ async fn damage_is_found_at_every_place_and_set_aside() {
             store.blobs.set_aside(&damaged);
         }
         assert!(!path.exists());
-        assert_eq!(store.storage.used(Part::Blobs), 0);
+        assert_eq!(store.storage.used(Part::Blobs), store.aside());
     }
 }
 
@@ -269,7 +278,7 @@ async fn another_length_is_found_before_anything_is_sent() {
             Found::New(..)
         ));
         assert!(!path.exists());
-        assert_eq!(store.storage.used(Part::Blobs), 0);
+        assert_eq!(store.storage.used(Part::Blobs), store.aside());
     }
 }
 
@@ -340,14 +349,27 @@ async fn only_the_newest_stay_in_quarantine() {
     fs::write(&of_others, "not ours").unwrap();
     store.again();
     store.blobs.load(&CancellationToken::new());
-    assert_eq!(left(), Vec::from_iter(30 - MOST_ASIDE..30));
+    assert_eq!(left(), Vec::from_iter(30 - quarantine::MOST..30));
     let id = store.write(b"content").await;
     let kept = store.kept(&id).await.unwrap();
     store.blobs.set_aside(&kept);
     // The one that was added now is the newest.
-    assert_eq!(left(), Vec::from_iter(30 - MOST_ASIDE + 1..30));
+    assert_eq!(left(), Vec::from_iter(30 - quarantine::MOST + 1..30));
     assert!(of_others.exists());
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), MOST_ASIDE + 1);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), quarantine::MOST + 1);
+    // They count, and go before anything else, the oldest first.
+    let aside = |files: usize| (files as u64 - 1) * "damaged".len() as u64 + "content".len() as u64;
+    let used = || store.storage.used(Part::Blobs);
+    assert_eq!(used(), aside(quarantine::MOST));
+    let before = store.write(b"a file").await;
+    store.storage.set_limit(used());
+    let after = store.write(b"another").await;
+    assert_eq!(left(), Vec::from_iter(30 - quarantine::MOST + 2..30));
+    assert_eq!(used(), aside(quarantine::MOST - 1) + 13);
+    store.storage.set_limit(13 + 1000);
+    store.write(&[0; 1000]).await;
+    assert_eq!((left(), used()), (Vec::new(), 1013));
+    assert!(store.has(&before) && store.has(&after) && of_others.exists());
 }
 
 #[tokio::test]

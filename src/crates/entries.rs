@@ -118,19 +118,20 @@ impl Entries {
         durable::create_folder(folder)?;
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join(TEMPORARY).join(number.to_string());
-        let written = fs::write(&temporary, &file)
-            .and_then(|()| durable::sync(&temporary))
-            .and_then(|()| durable::rename(&temporary, &path));
-        if let Err(error) = written {
+        let written = fs::write(&temporary, &file).and_then(|()| durable::sync(&temporary));
+        // Counted as it gets its place: what is evicted meanwhile would else be counted for ever.
+        let mut files = self.files();
+        if let Err(error) = written.and_then(|()| fs::rename(&temporary, &path)) {
+            drop(files);
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
-        let mut files = self.files();
         files.forget(name);
         files.reservation.absorb(reservation);
         let now = seconds_of(SystemTime::now());
         files.sizes.insert(name.clone(), (size, now));
-        Ok(())
+        drop(files);
+        durable::sync_parent(&path)
     }
 
     /// Writes down that the registry has confirmed the entry now. Blocks. Returns whether there is one: what nobody used may

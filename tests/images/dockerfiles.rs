@@ -514,7 +514,7 @@ fn rules_of_images() {
             "{name}"
         );
         let last = [
-            "FROM ${BASE} AS service",
+            "FROM ${BASE} AS base",
             "FROM healthcheck-${HEALTHCHECK} AS image",
         ];
         for line in last {

@@ -21,7 +21,7 @@ variable "BINARY" {
   description = "The package's binary; its name is the package's if this is empty"
   default     = ""
   validation {
-    condition     = can(regex("^[A-Za-z0-9_-]*$", BINARY))
+    condition     = can(regex("^([A-Za-z0-9_][A-Za-z0-9_-]*)?$", BINARY))
     error_message = "BINARY is the name of a binary of PACKAGE: letters, digits, - and _."
   }
 }
@@ -30,7 +30,7 @@ variable "FEATURES" {
   description = "cargo features, separated by commas; empty for none"
   default     = "default"
   validation {
-    condition     = can(regex("^[A-Za-z0-9_+./,-]*$", FEATURES))
+    condition     = can(regex("^([A-Za-z0-9_][A-Za-z0-9_+./,-]*)?$", FEATURES))
     error_message = "FEATURES are names of cargo features, separated by commas: default,s3."
   }
 }
@@ -57,7 +57,7 @@ variable "BUILD_PACKAGES" {
   description = "Debian packages that the build needs, separated by spaces: protobuf-compiler cmake"
   default     = ""
   validation {
-    condition     = can(regex("^[a-z0-9+.:~= -]*$", BUILD_PACKAGES))
+    condition     = can(regex("^\\s*([A-Za-z0-9][A-Za-z0-9+.:~=/-]*\\s*)*$", BUILD_PACKAGES))
     error_message = "BUILD_PACKAGES are names of Debian packages, separated by spaces: protobuf-compiler cmake."
   }
 }
@@ -104,8 +104,8 @@ variable "CACHE" {
   description = "The repository that release keeps its cache in, as private as your sources; empty for no cache"
   default     = notequal(REGISTRY, "") ? "${REGISTRY}/${PACKAGE}-cache" : ""
   validation {
-    # Of a wrong REGISTRY that one speaks.
-    condition     = equal(CACHE, "${REGISTRY}/${PACKAGE}-cache") || can(regex("^([^/, ]+(/[^/:, ]+)*)?$", CACHE))
+    # A wrong REGISTRY is reported by its own check.
+    condition     = notequal(REGISTRY, "") && equal(CACHE, "${REGISTRY}/${PACKAGE}-cache") || can(regex("^([^/, ]+(/[^/:, ]+)*)?$", CACHE))
     error_message = "CACHE is a host and a path, without https:// before and a tag behind it: registry.example/closed/cache."
   }
 }

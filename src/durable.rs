@@ -43,7 +43,8 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), sync)
 }
 
-/// Makes the folder `path` where it is missing, and those above it; waits until each new one is known to the one it lies in.
+/// Makes the folder `path` where it is missing, and those above it; waits until each that it makes is known to the one it
+/// lies in.
 ///
 /// # Errors
 /// What the file system says.

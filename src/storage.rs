@@ -85,7 +85,7 @@ pub trait Evict: Send + Sync {
     /// returns, and by the same thread: otherwise it counts as having nothing to give.
     fn evict(&self, bytes: u64);
 
-    /// When what would go first was last used. `None` for what is cheap to make again, and goes before all else.
+    /// When what would go first was last used. `None` for what is of no use, or cheap to make again: it goes before all else.
     fn oldest(&self) -> Option<SystemTime> {
         None
     }

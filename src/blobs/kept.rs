@@ -83,10 +83,11 @@ impl Blobs {
                 if let Some((kept, _)) = index.open.get(id) {
                     return Some(Arc::clone(kept));
                 }
-                index.forget(id);
-                drop(index);
-                if error.kind() == io::ErrorKind::InvalidData {
-                    self.quarantine(id);
+                if error.kind() == io::ErrorKind::NotFound {
+                    index.forget(id);
+                } else if let Some(room) = index.leave(id) {
+                    drop(index);
+                    self.quarantine(id, room);
                 }
                 return None;
             }

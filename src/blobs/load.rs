@@ -14,7 +14,6 @@ impl Blobs {
     /// Finds what is on disk, with the time of its last use, and then evicts what is too much; not all of it at a
     /// stop. Blocks.
     pub fn load(&self, stopping: &CancellationToken) {
-        self.quarantine.shorten();
         let spaces = fs::read_dir(&self.root).into_iter().flatten().flatten();
         for space in spaces
             .map(|entry| entry.path())

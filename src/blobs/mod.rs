@@ -87,7 +87,8 @@ pub struct Blobs {
 
 struct Index {
     slots: HashMap<BlobId, Slot>,
-    /// Files that are being removed: nobody opens them any more, and nothing is put in their place before they are gone.
+    /// Files that are being removed or set aside: nobody opens them any more, and nothing is put in their place before they
+    /// are gone.
     leaving: HashSet<BlobId>,
     /// What is being written, once for each source that somebody names.
     coming: HashMap<BlobId, Vec<Arc<Coming>>>,
@@ -258,7 +259,7 @@ impl Blobs {
 
     /// Puts a file that is not what it should be where nobody reads it, and forgets it: who asks next gets it anew.
     pub fn set_aside(&self, kept: &Kept) {
-        {
+        let room = {
             let mut index = self.index();
             let is_same = |(open, _): &(Arc<Kept>, u64)| std::ptr::eq(&raw const **open, kept);
             // Another may have been written in its place already.
@@ -268,17 +269,24 @@ impl Blobs {
                 return;
             }
             index.open.remove(&kept.id);
-            if !index.forget(&kept.id) {
+            if !index.slots.contains_key(&kept.id) {
                 return;
             }
-        }
-        self.quarantine(&kept.id);
+            let Some(room) = index.leave(&kept.id) else {
+                return;
+            };
+            room
+        };
+        self.quarantine(&kept.id, room);
     }
 
-    /// Blocks.
-    fn quarantine(&self, id: &BlobId) {
+    /// Moves a file away that leaves, with the room that it takes. Blocks.
+    fn quarantine(&self, id: &BlobId, room: Reservation) {
         self.damaged.inc();
-        match self.quarantine.take(&self.path(id), &id.digest) {
+        let moved = self.quarantine.take(&self.path(id), &id.digest, room);
+        self.index().leaving.remove(id);
+        self.left.notify_all();
+        match moved {
             Ok(()) => tracing::error!(
                 blob = %id.digest, space = %id.space, folder = %self.quarantine.folder().display(),
                 "a file is damaged: set aside, it is fetched again; is the disk failing?"
@@ -333,6 +341,15 @@ impl Index {
             slot.touched = now;
         }
         due
+    }
+
+    /// Forgets a file that begins to leave, and gives the room that it takes until it has left. `None` if it leaves already.
+    fn leave(&mut self, id: &BlobId) -> Option<Reservation> {
+        if !self.leaving.insert(id.clone()) {
+            return None;
+        }
+        let size = self.slots.remove(id).map_or(0, |slot| slot.size);
+        Some(self.reservation.split(size))
     }
 
     /// Forgets a file, which then no longer counts.

@@ -1,13 +1,14 @@
-//! Files that turned out damaged, kept for whoever wants to see what a disk does to them: the newest few, and the first to
-//! go where room is needed.
+//! Files that turned out damaged, kept for whoever wants to see what a disk does to them: the newest few, and only while
+//! there is room for what is of use.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::{Digest, seconds};
+use crate::durable;
 use crate::storage::{Evict, Part, Reservation, Storage};
 
 /// A disk that fails damages one file after another.
@@ -32,6 +33,8 @@ impl Quarantine {
             folder,
             reservation: Mutex::new(storage.nothing(Part::Blobs)),
         });
+        // What an earlier process left, and nobody evicts before it is counted.
+        quarantine.shorten();
         let weak: Weak<dyn Evict> = Arc::downgrade(&quarantine) as _;
         storage.add_evictor(weak);
         quarantine
@@ -41,32 +44,35 @@ impl Quarantine {
         &self.folder
     }
 
-    /// Moves a file here that should have this digest. Blocks.
+    /// Moves a file here that should have this digest, and takes up this room. Blocks.
     ///
     /// # Errors
     /// What the file system says; the file is then where it was.
-    pub fn take(&self, path: &Path, digest: &Digest) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
-        let name = format!("{digest}-{}", seconds());
-        fs::rename(path, self.folder.join(name))?;
+    pub fn take(&self, path: &Path, digest: &Digest, room: Reservation) -> io::Result<()> {
+        {
+            let mut reservation = self.reservation();
+            durable::create_folder(&self.folder)?;
+            let name = format!("{digest}-{}", seconds());
+            fs::rename(path, self.folder.join(name))?;
+            reservation.absorb(room);
+        }
         self.shorten();
         Ok(())
     }
 
-    /// Removes all but the newest, and counts those. Blocks.
-    pub fn shorten(&self) {
+    /// Removes all but the newest, and counts those.
+    fn shorten(&self) {
         self.remove_oldest_while(|left, _| left > MOST);
     }
 
     /// Removes files, oldest first, while `too_much` says so of the number that is left and the bytes that were freed.
-    fn remove_oldest_while(&self, too_much: impl Fn(usize, u64) -> bool) {
-        let mut reservation = self
-            .reservation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Returns how many were removed.
+    fn remove_oldest_while(&self, too_much: impl Fn(usize, u64) -> bool) -> usize {
+        let mut reservation = self.reservation();
         let mut left = self.files();
         left.sort_unstable_by_key(|aside| aside.seconds);
-        let (mut freed, mut remaining) = (0, left.len());
+        let all = left.len();
+        let (mut freed, mut remaining) = (0, all);
         left.retain(|aside| {
             if !too_much(remaining, freed) {
                 return true;
@@ -84,6 +90,13 @@ impl Quarantine {
             }
         });
         reservation.set(left.iter().map(|aside| aside.size).sum());
+        all - left.len()
+    }
+
+    fn reservation(&self) -> MutexGuard<'_, Reservation> {
+        self.reservation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What somebody else put there is left alone.
@@ -105,6 +118,10 @@ impl Quarantine {
 
 impl Evict for Quarantine {
     fn evict(&self, bytes: u64) {
-        self.remove_oldest_while(|_, freed| freed < bytes);
+        let files = self.remove_oldest_while(|_, freed| freed < bytes);
+        if files > 0 {
+            let folder = self.folder.display();
+            tracing::info!(files, %folder, "removed damaged files to stay below storage.max_size");
+        }
     }
 }

@@ -248,7 +248,7 @@ impl BlobWriter {
     /// disk, until it is sure to be there.
     ///
     /// # Errors
-    /// [`Failed::Wrong`]; then nobody got the last byte.
+    /// [`Failed::Wrong`]; then nobody got the last byte, or as many as were announced.
     pub fn finish(mut self) -> Result<(), Failed> {
         let found = std::mem::take(&mut self.hasher).finish();
         let wrong = if found != self.id.digest {
@@ -317,7 +317,7 @@ impl BlobWriter {
         let path = self.blobs.path(&self.id);
         let folder = path.parent().unwrap_or(&path);
         durable::create_folder(folder)?;
-        durable::rename(&self.path, &path)?;
+        fs::rename(&self.path, &path)?;
         self.moved = true;
         let reservation = std::mem::replace(
             &mut self.reservation,
@@ -331,7 +331,8 @@ impl BlobWriter {
         index.reservation.absorb(reservation);
         index.slots.insert(self.id.clone(), slot);
         self.blobs.stay_open(&mut index, &self.id, kept);
-        Ok(())
+        drop(index);
+        durable::sync_parent(&path)
     }
 
     /// Tells whoever follows why there is nothing, and removes what was written. Blocks on the disk if anything was.

@@ -181,7 +181,7 @@ impl Counters {
         );
         registry.register(
             "crates_checksum_mismatches",
-            "Files from registries that were not what their checksums say, and were refused",
+            "Files from registries that were not what their checksums, or the announced length, say, and were refused",
             self.mismatches.clone(),
         );
     }

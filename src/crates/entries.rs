@@ -91,7 +91,12 @@ impl Entries {
         let size = on_disk(file.len() as u64);
         match Entry::from_file(file) {
             Some(entry) => {
-                self.count(&mut self.files(), name, size, seconds_of(SystemTime::now()));
+                let mut files = self.files();
+                // It may have been evicted meanwhile.
+                if path.exists() {
+                    self.count(&mut files, name, size, seconds_of(SystemTime::now()));
+                }
+                drop(files);
                 Some((entry, confirmed.unwrap_or(UNIX_EPOCH)))
             }
             None => {
@@ -119,7 +124,7 @@ impl Entries {
         let number = self.temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.root.join(TEMPORARY).join(number.to_string());
         let written = fs::write(&temporary, &file).and_then(|()| durable::sync(&temporary));
-        // Counted as it gets its place: what is evicted meanwhile would else be counted for ever.
+        // Counted as it gets its place: what is evicted in between would stay counted.
         let mut files = self.files();
         if let Err(error) = written.and_then(|()| fs::rename(&temporary, &path)) {
             drop(files);

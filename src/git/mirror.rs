@@ -44,7 +44,7 @@ impl MirrorFolder {
     /// # Errors
     /// What the file system says.
     pub fn create(&self) -> io::Result<()> {
-        fs::create_dir_all(self.packs())?;
+        durable::create_folder(&self.packs())?;
         fs::create_dir_all(self.path.join("refs"))?;
         // Packs are looked after here: a stock `git gc` beside us would take what is kept for a while.
         durable::write_file(

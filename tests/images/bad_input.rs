@@ -110,8 +110,11 @@ fn no_lock_file() {
     // In a repository with several of them, the one that is meant has to be named.
     project.write("services/orders/Cargo.lock", "");
     let built = project.build("Dockerfile.musl").run();
-    let how = "--build-arg WORKSPACE=FOLDER (there is services/orders/Cargo.lock)";
-    built.fails_with(&["no Cargo.lock", how, "cargo generate-lockfile"]);
+    built.fails_with(&[
+        "no Cargo.lock",
+        "--build-arg WORKSPACE=FOLDER (bake: --set '*.args.WORKSPACE=FOLDER'; there is services/orders/Cargo.lock)",
+        "cargo generate-lockfile",
+    ]);
 }
 
 /// A stage that is not there, which is then looked for as an image. The bake file has a better word.
@@ -231,9 +234,15 @@ fn no_agent() {
     let project = corp.greeter();
     let before = corp.sshd.connections();
     for dockerfile in DOCKERFILES {
-        let built = project.build(dockerfile).run();
-        built.fails_with(&["no SSH agent", "--ssh default"]);
-        assert!(!built.ran("/step/compile"), "{}", built.describe());
+        // One crate comes over https, and only that one goes another way.
+        let with_token = project
+            .build(dockerfile)
+            .secret("gitconfig", &corp.gitconfig_for_https());
+        for build in [project.build(dockerfile), with_token] {
+            let built = build.run();
+            built.fails_with(&["no SSH agent", "--ssh default", "bake: SSH=true"]);
+            assert!(!built.ran("/step/compile"), "{}", built.describe());
+        }
     }
     assert_eq!(
         corp.sshd.connections(),
@@ -302,9 +311,16 @@ fn no_known_hosts_and_wrong_ones() {
             .secret("cargo_config", &corp.with_one_retry())
             .agent(&corp.agent.socket())
     };
-    build()
-        .run()
-        .fails_with(&["no host key is known", "--secret id=known_hosts"]);
+    for build in [
+        build(),
+        build().secret("gitconfig", &corp.gitconfig_for_https()),
+    ] {
+        build.run().fails_with(&[
+            "no host key is known",
+            "--secret id=known_hosts",
+            "bake: KNOWN_HOSTS=",
+        ]);
+    }
     build()
         .secret("known_hosts", &corp.wrong_known_hosts())
         .secret("gitconfig", &corp.gitconfig_for_https())
@@ -324,36 +340,6 @@ fn no_known_hosts_and_wrong_ones() {
     let tag = Tag("greeter:rust".to_owned());
     let image = project.builder(&tag, "COPY ssh_known_hosts /etc/ssh/\n");
     build().option(image).run().ok();
-}
-
-#[test]
-fn variables_of_the_bake_file() {
-    for (name, value, says) in [
-        ("PACKAGE", "my package", "PACKAGE is the name of a package"),
-        ("BINARY", "bin/name", "BINARY is the name of a binary"),
-        ("FEATURES", "one two", "FEATURES are names"),
-        ("PROFILE", "quick one", "PROFILE is the name"),
-        ("HEALTHCHECK", "curl", "HEALTHCHECK is self or none"),
-        ("CACHE_SCOPE", "a b", "CACHE_SCOPE is a name"),
-        ("DEPENDENCIES", "image", "DEPENDENCIES is mount or layer"),
-        ("REGISTRY", "registry.example/team/", "REGISTRY is a host"),
-        ("REGISTRY", "https://registry.example", "REGISTRY is a host"),
-        (
-            "RUST_VERSION",
-            "stable",
-            "RUST_VERSION is a version of Rust",
-        ),
-        ("TAG", "a/b", "TAG is a tag of an image"),
-        (
-            "SOURCE_DATE_EPOCH",
-            "now",
-            "SOURCE_DATE_EPOCH is a number of seconds",
-        ),
-    ] {
-        let built = Build::bake(&["--print"]).variable(name, value).run();
-        assert!(!built.output.status.success(), "{name}={value}");
-        assert!(built.output.stderr.contains(says), "{}", built.describe());
-    }
 }
 
 /// Nothing is built and then pushed to somebody else's registry.

@@ -144,7 +144,7 @@ fn a_release_is_attested_reproducible_and_cached() {
     }
 }
 
-/// Every variable says what it takes before anything is built; what its error tells to pass is taken.
+/// Every variable says what it takes before anything is built, and takes that.
 #[test]
 fn bake_refuses_what_no_build_could_use() {
     let bake = |name: &str, value: &str| {
@@ -155,14 +155,22 @@ fn bake_refuses_what_no_build_could_use() {
     let file = &format!("{ROOT}/Cargo.lock");
     let wrong_and_right = [
         ("PACKAGE", "team/service", "my-service"),
+        ("PACKAGE", "--all", "my_service"),
         ("BINARY", "a b", "admin_tool"),
+        ("BINARY", "--release", ""),
         ("FEATURES", "a b", "default,words/loud"),
+        ("FEATURES", "--all", ""),
         ("PROFILE", "--release", "quick"),
         ("RUST_VERSION", "stable", "1.95"),
         (
             "BUILD_PACKAGES",
             "cmake;ls",
-            "libssl-dev:amd64 cmake=3.31.6-2+b1",
+            "libssl-dev:amd64 cmake=3.31.6-2+b1 m4/trixie-backports",
+        ),
+        (
+            "BUILD_PACKAGES",
+            "--allow-unauthenticated m4",
+            "m4\ncmake=1.0~RC1\n",
         ),
         ("HEALTHCHECK", "no", "none"),
         ("CACHE_SCOPE", "a/b", "pull-requests"),
@@ -207,6 +215,22 @@ fn bake_refuses_what_no_build_could_use() {
     for name in names.map(|rest| rest.split('"').next().unwrap()) {
         let tried = name == "SSH" || wrong_and_right.iter().any(|(tried, ..)| *tried == name);
         assert!(tried, "{name} has no validation, or none that is tried");
+    }
+}
+
+/// Of a mirror, or one's own.
+#[test]
+fn base_images_are_replaced_by_name() {
+    for image in ["rust:1.95.0-trixie", "debian:trixie-slim"] {
+        let mirrored = format!("docker-image://mirror.example/{image}");
+        let set = format!("--set=*.contexts.{image}={mirrored}");
+        let said = docker::run(&["buildx", "bake", "--print", &set, "all"]).ok();
+        let printed: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        let targets = printed["target"].as_object().unwrap();
+        assert_eq!(targets.len(), 3);
+        for target in targets.values() {
+            assert_eq!(target["contexts"][image], mirrored);
+        }
     }
 }
 
@@ -507,20 +531,32 @@ fn rules_of_images() {
                 .collect::<Vec<_>>()
         };
 
-        // Only the last stage is for the wanted architecture; nothing of the others runs emulated.
+        // `base` and what is made of it are for the wanted architecture; nothing else, and nothing of it runs.
         let from = begins("FROM ");
         assert!(
             from[0].starts_with("FROM --platform=$BUILDPLATFORM rust:${RUST_VERSION}-trixie "),
             "{name}"
         );
-        let last = [
+        let by_base_and_healthcheck = [
             "FROM ${BASE} AS base",
             "FROM healthcheck-${HEALTHCHECK} AS image",
         ];
-        for line in last {
+        for line in by_base_and_healthcheck {
             assert!(from.iter().any(|from| *from == line), "{name}: no {line}");
         }
-        assert_eq!(**from.last().unwrap(), last[1], "{name}");
+        assert_eq!(**from.last().unwrap(), by_base_and_healthcheck[1], "{name}");
+        let mut stage = "";
+        for line in &all {
+            if line.starts_with("FROM ") {
+                stage = line.rsplit(' ').next().unwrap();
+            }
+            let of_image =
+                stage.starts_with("healthcheck-") || ["base", "service", "image"].contains(&stage);
+            assert!(
+                !(of_image && line.starts_with("RUN ")),
+                "{name}: {stage} runs {line}"
+            );
+        }
         let stages: Vec<_> = from
             .iter()
             .filter_map(|line| line.split(" AS ").nth(1))
@@ -535,8 +571,8 @@ fn rules_of_images() {
             assert!(stages.contains(&stage), "{name}: no {stage}");
         }
         let by_argument = [
-            last[0],
-            last[1],
+            by_base_and_healthcheck[0],
+            by_base_and_healthcheck[1],
             "FROM dependencies-${DEPENDENCIES} AS dependencies",
         ];
         for line in from[1..]

@@ -1,15 +1,14 @@
 //! deploy/compose.builder.yml: a build whose repositories and crates come through the running service.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::json;
 
+use crate::compose::Compose;
 use crate::corp;
 use crate::docker::{self, ROOT, Tag};
 use crate::project::Project;
-use crate::support::warmdock::{self, Builder};
-use crate::support::{HOST, Repo, process, temporary_folder};
+use crate::support::{HOST, Repo, http, warmdock};
 
 const FILES: [(&str, &str); 2] = [("git", "gitconfig"), ("cargo", "cargo_config.toml")];
 
@@ -31,15 +30,17 @@ fn its_files_are_what_the_service_says() {
     }
 }
 
+/// The two commands that deploy/compose.builder.yml begins with.
 #[test]
 fn repositories_and_crates_come_through_the_service() {
-    let folder = temporary_folder();
+    let mut compose = Compose::new("musl").with_crates_io();
     // The folder's name makes a commit that is in no cache.
+    let upstream = compose.upstream();
     let source = format!(
         "pub const WORD: &str = \"warm\";\n// {}\n",
-        folder.path().display()
+        upstream.display()
     );
-    Repo::empty(&folder.path().join("team/word.git")).commit(
+    Repo::empty(&upstream.join("team/word.git")).commit(
         "main",
         &[
             (
@@ -49,13 +50,7 @@ fn repositories_and_crates_come_through_the_service() {
             ("src/lib.rs", source.as_bytes()),
         ],
     );
-    let upstream = format!("file://{}", folder.path().display());
-    let service = Builder::of(json!({
-        "listen": { "http": "127.0.0.1:0" },
-        "git": { "upstreams": [{ "host": HOST, "url": upstream }] },
-        "crates": { "registries": [{ "name": "crates.io" }] },
-    }))
-    .start();
+    compose.up();
     let project = Project::hello("hello-builder");
     let manifest = project.read("Cargo.toml");
     let word = format!("word = {{ git = \"https://{HOST}/team/word.git\" }}\n");
@@ -65,43 +60,33 @@ fn repositories_and_crates_come_through_the_service() {
         "fn main() {\n    println!(\"{} {}\", word::WORD, itoa::Buffer::new().format(41));\n}\n",
     );
     project.lock(&[(
-        &format!("url.{upstream}/.insteadOf"),
+        &format!("url.file://{}/.insteadOf", upstream.display()),
         &format!("https://{HOST}/"),
     )]);
-    let url = format!("http://{}", service.address());
+    let address = compose.address("8080");
+    let url = format!("http://{address}");
     let mut secrets = json!({});
     for (client, name) in FILES {
         let file = project.beside(name);
-        std::fs::write(&file, client_config(client, &service.config_file(), &url)).unwrap();
+        std::fs::write(&file, client_config(client, &compose.config, &url)).unwrap();
         secrets[name.trim_end_matches(".toml")] = json!({ "file": file });
     }
+    compose.add_from_checkout("deploy/compose.builder.yml");
     // The service that runs has another port than the files in the checkout say. The name is for the builds of corp.rs: with
     // the same names and network they find the compilers that this one has installed.
-    let more = project.beside("port.json");
     let names = json!({ "builder": { "build": { "extra_hosts": { corp::HOST: "127.0.0.1" } } } });
-    std::fs::write(
-        &more,
-        json!({ "secrets": secrets, "services": names }).to_string(),
-    )
-    .unwrap();
+    compose.add("port", &json!({ "secrets": secrets, "services": names }));
+    compose.set("SERVICE", docker::text(&project.root()));
+    compose.set("PACKAGE", &project.name);
     let tag = Tag(format!("{}:built-through-warmdock", project.name));
-    let mut command = docker::command(&["compose", "--progress=plain"]);
-    command
-        .args([
-            "--file=docker-compose.yml",
-            "--file=deploy/compose.builder.yml",
-        ])
-        .arg("--file")
-        .arg(&more)
-        .args(["build", "builder"])
-        .env("SERVICE", project.root())
-        .env("PACKAGE", &project.name);
     // Nothing of it is left from other builds: Cargo.lock has the new commit, and cargo keeps crates by the registry's
     // address, in which is the service's port.
-    process::run(command, b"", Duration::from_secs(600)).ok();
+    compose.run(&["build", "builder"]).ok();
     assert_eq!(project.run(&tag.0), "warm 41");
-    let sent = service.metric(|sample| sample.starts_with("warmdock_crates_answers"));
-    assert!(sent > 0.0, "nobody asked: {}", service.metrics());
-    let mirror = service.data().join(format!("git/{HOST}/team/word.git"));
-    assert!(mirror.exists(), "nobody fetched: {}", service.metrics());
+    let metrics = http::get(address.parse().unwrap(), "/metrics").text();
+    let asked = |line: &str| line.starts_with("warmdock_crates_answers") && !line.ends_with(" 0");
+    assert!(metrics.lines().any(asked), "nobody asked: {metrics}");
+    let fetched = format!("\"repo\":\"{HOST}/team/word\"");
+    let logs = compose.logs();
+    assert!(logs.contains(&fetched), "nobody fetched: {logs}");
 }

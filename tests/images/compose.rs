@@ -14,25 +14,27 @@ use crate::support::ssh_door::SshDoor;
 use crate::support::{Client, Repo, temporary_folder, wait_for};
 
 /// The compose file's service in a project of its own, with repositories in a folder as its upstream.
-struct Compose {
+pub struct Compose {
     name: String,
     variant: &'static str,
-    /// Further compose files of the checkout.
-    files: Vec<&'static str>,
+    /// Further compose files, of the checkout or a test's own.
+    files: Vec<PathBuf>,
+    environment: Vec<(&'static str, String)>,
     folder: tempfile::TempDir,
-    config: PathBuf,
+    pub config: PathBuf,
 }
 
 impl Compose {
-    fn new(variant: &'static str) -> Self {
+    pub fn new(variant: &'static str) -> Self {
         let folder = temporary_folder();
         let unique = folder.path().file_name().unwrap().to_str().unwrap();
         let name = unique.to_lowercase();
         let config = folder.path().join("app_config.json");
-        let compose = Self {
+        let mut compose = Self {
             name,
             variant,
             files: Vec::new(),
+            environment: Vec::new(),
             config,
             folder,
         };
@@ -45,18 +47,53 @@ impl Compose {
         std::fs::write(&compose.config, config.to_string()).unwrap();
         Repo::sample(&compose.upstream().join("team/sample.git"), 1);
         // Where the upstream is in the container.
-        let more = json!({ "services": { "warmdock": { "volumes": [{
-            "type": "bind", "source": compose.upstream(), "target": "/upstream", "read_only": true,
-        }] } } });
-        std::fs::write(
-            compose.folder.path().join("upstream.json"),
-            more.to_string(),
-        )
-        .unwrap();
+        let volumes = [read_only(&compose.upstream(), "/upstream")];
+        compose.add(
+            "upstream",
+            &json!({ "services": { "warmdock": { "volumes": volumes } } }),
+        );
         compose
     }
 
-    fn upstream(&self) -> PathBuf {
+    /// A compose file of a test's own, after all others.
+    pub fn add(&mut self, name: &str, content: &Value) {
+        let file = self.folder.path().join(format!("{name}.json"));
+        std::fs::write(&file, content.to_string()).unwrap();
+        self.files.push(file);
+    }
+
+    /// A compose file of the checkout.
+    pub fn add_from_checkout(&mut self, name: &str) {
+        self.files.push(Path::new(docker::ROOT).join(name));
+    }
+
+    /// A variable that compose files ask for.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.environment.push((name, value.to_owned()));
+    }
+
+    /// Adds crates.io to the configuration, and lets the container trust whom this machine trusts: where a site looks into
+    /// TLS, its own authority.
+    pub fn with_crates_io(mut self) -> Self {
+        let trusted = std::env::var("SSL_CERT_FILE");
+        let trusted = trusted.unwrap_or_else(|_| "/etc/ssl/certs/ca-certificates.crt".to_owned());
+        let service = json!({
+            "volumes": [read_only(Path::new(&trusted), "/site-ca.crt")],
+            "environment": { "SSL_CERT_FILE": "/site-ca.crt" },
+        });
+        self.add("site-ca", &json!({ "services": { "warmdock": service } }));
+        self.configure("crates", json!({ "registries": [{ "name": "crates.io" }] }));
+        self
+    }
+
+    fn configure(&self, key: &str, value: Value) {
+        let mut config: Value =
+            serde_json::from_slice(&std::fs::read(&self.config).unwrap()).unwrap();
+        config[key] = value;
+        std::fs::write(&self.config, config.to_string()).unwrap();
+    }
+
+    pub fn upstream(&self) -> PathBuf {
         self.folder.path().join("upstream")
     }
 
@@ -75,16 +112,14 @@ impl Compose {
             // Not everybody who runs this can give files to user 65532.
             std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
         }
-        let mut config: Value =
-            serde_json::from_slice(&std::fs::read(&self.config).unwrap()).unwrap();
-        config["listen"]["ssh"] = json!({
+        let ssh = json!({
             "address": "0.0.0.0:2222",
             "host_key_file": "/run/secrets/ssh/ssh_host_key",
         });
-        config["access"]["keys"] =
-            json!({ "authorized_keys_file": "/run/secrets/ssh/authorized_keys" });
-        std::fs::write(&self.config, config.to_string()).unwrap();
-        self.files.push("deploy/compose.ssh.yml");
+        self.configure("listen", json!({ "http": "0.0.0.0:8080", "ssh": ssh }));
+        let keys = json!({ "authorized_keys_file": "/run/secrets/ssh/authorized_keys" });
+        self.configure("access", json!({ "anonymous": "read", "keys": keys }));
+        self.add_from_checkout("deploy/compose.ssh.yml");
         self
     }
 
@@ -98,15 +133,17 @@ impl Compose {
 
     /// Runs `docker compose` for this project.
     #[track_caller]
-    fn run(&self, args: &[&str]) -> Output {
-        let more = self.folder.path().join("upstream.json");
+    pub fn run(&self, args: &[&str]) -> Output {
         let mut command = docker::command(&["compose", "--project-name", &self.name]);
         command
             .args(["--progress=plain", "--file=docker-compose.yml"])
-            .args(self.files.iter().flat_map(|file| ["--file", *file]))
-            .arg("--file")
-            .arg(more)
+            .args(
+                self.files
+                    .iter()
+                    .map(|file| format!("--file={}", file.display())),
+            )
             .args(args)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("VARIANT", self.variant)
             .env("PROFILE", self.profile())
             .env("CONFIG", &self.config)
@@ -117,7 +154,7 @@ impl Compose {
     }
 
     #[track_caller]
-    fn up(&self) {
+    pub fn up(&self) {
         self.run(&["up", "--detach", "--wait"]).ok();
     }
 
@@ -138,7 +175,7 @@ impl Compose {
 
     /// The address on this machine of a port in the container.
     #[track_caller]
-    fn address(&self, port: &str) -> String {
+    pub fn address(&self, port: &str) -> String {
         let address = self.run(&["port", "warmdock", port]).ok().text();
         assert!(
             address.starts_with("127.0.0.1:"),
@@ -174,7 +211,7 @@ impl Compose {
         })
     }
 
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let output = self.run(&["logs", "--no-log-prefix"]);
         format!("{}{}", output.text(), output.stderr)
     }
@@ -194,6 +231,10 @@ impl Drop for Compose {
         }
         self.run(&["down", "--volumes", "--timeout=0"]);
     }
+}
+
+fn read_only(source: &Path, target: &str) -> Value {
+    json!({ "type": "bind", "source": source, "target": target, "read_only": true })
 }
 
 fn tip(upstream: &Path) -> String {

@@ -321,9 +321,9 @@ fn index_target(name: &str) -> String {
     format!("/crates/corp/{}", index_path(name))
 }
 
-/// What is kept of an index entry.
-fn kept_entry(warmdock: &Warmdock, name: &str) -> Option<Vec<u8>> {
-    let files = files_below(&warmdock.data().join("crates"));
+/// What is kept of an index entry in a `data_dir`.
+pub fn kept_entry(data: &Path, name: &str) -> Option<Vec<u8>> {
+    let files = files_below(&data.join("crates"));
     let path = files
         .into_iter()
         .find(|path| path.ends_with(index_path(name)))?;
@@ -361,7 +361,7 @@ fn killed_while_an_index_entry_comes() {
         asking.join().unwrap();
         warmdock.start_again();
         wait_none_unfinished(&warmdock);
-        assert_eq!(kept_entry(&warmdock, "leaf"), None);
+        assert_eq!(kept_entry(&warmdock.data(), "leaf"), None);
     }
     assert_eq!(index_entry(&warmdock, "leaf").text(), whole);
 }
@@ -373,12 +373,14 @@ fn killed_in_the_middle_of_writing_an_index_entry() {
     registry.publish_bytes("leaf", "1.0.0", &[], noise(10, 1));
     let mut warmdock = over(&registry).start();
     index_entry(&warmdock, "leaf");
-    let first = wait_for("an entry to be kept", || kept_entry(&warmdock, "leaf"));
+    let first = wait_for("an entry to be kept", || {
+        kept_entry(&warmdock.data(), "leaf")
+    });
     // Each version makes the file longer.
     let almost_all = first.len() as u64 - 1;
     for (round, bytes) in [0, 1, almost_all / 2, almost_all].into_iter().enumerate() {
         for name in ["leaf".to_owned(), format!("fresh{round}")] {
-            let before = kept_entry(&warmdock, &name);
+            let before = kept_entry(&warmdock.data(), &name);
             let old = before.as_ref().map(|_| registry.entry(&name));
             let content = noise(10, 2 + round as u64);
             registry.publish_bytes(&name, &format!("1.1.{round}"), &[], content);
@@ -392,7 +394,7 @@ fn killed_in_the_middle_of_writing_an_index_entry() {
                 .map(|path| path.metadata().unwrap().len())
                 .collect();
             assert_eq!(sizes, [bytes], "{name}");
-            assert_eq!(kept_entry(&warmdock, &name), before);
+            assert_eq!(kept_entry(&warmdock.data(), &name), before);
             registry.fail(Of::Everything, RegistryFault::CutOff);
             warmdock.start_again();
             wait_none_unfinished(&warmdock);
@@ -407,7 +409,7 @@ fn killed_in_the_middle_of_writing_an_index_entry() {
                 (index_entry(&warmdock, &name).text() == new).then_some(())
             });
             wait_for("the new entry to be kept", || {
-                (kept_entry(&warmdock, &name) != before).then_some(())
+                (kept_entry(&warmdock.data(), &name) != before).then_some(())
             });
         }
     }
@@ -440,7 +442,7 @@ fn killed_again_and_again_while_index_entries_are_written() {
         warmdock.start_again();
         wait_none_unfinished(&warmdock);
         for (name, seen) in names.iter().zip(&mut seen) {
-            let is_kept = kept_entry(&warmdock, name).is_some();
+            let is_kept = kept_entry(&warmdock.data(), name).is_some();
             let response = index_entry(&warmdock, name);
             if !is_kept {
                 assert_eq!((response.status, &**seen), (502, ""), "{name} got lost");

@@ -1,5 +1,6 @@
 //! Disks that are full, by a small tmpfs (which needs root, and says so where nobody is) and by the service's own limit.
 
+use crate::crash::kept_entry;
 use crate::crates_cache::over;
 use crate::support::client::git_at;
 use crate::support::registry::{Registry, index_path, noise};
@@ -44,36 +45,29 @@ fn crates_are_served_from_a_full_disk() {
     assert_eq!(http::get(warmdock.address(), "/readyz").status, 200);
 
     // Not a byte is left: new entries are served, and kept once there is room.
-    let kept_entry = |name: &str| {
-        let files = files_below(&disk.path().join("crates"));
-        let path = files
-            .into_iter()
-            .find(|path| path.ends_with(index_path(name)));
-        path.and_then(|path| std::fs::read(path).ok())
-    };
-    let old = wait_for("the entry to be kept", || kept_entry("small"));
+    let entry = |name: &str| kept_entry(disk.path(), name);
+    let old = wait_for("the entry to be kept", || entry("small"));
     let filling = disk.fill();
     registry.publish_bytes("small", "1.1.0", &[], noise(10, 3));
     registry.publish_bytes("fresh", "1.0.0", &[], noise(10, 4));
-    let entries = [("small", "sm/al/small"), ("fresh", "fr/es/fresh")];
-    for (name, path) in entries {
+    for name in ["small", "fresh"] {
         wait_for("the entry of now", || {
-            (get(path).text() == registry.entry(name)).then_some(())
+            (get(&index_path(name)).text() == registry.entry(name)).then_some(())
         });
         warmdock.wait_log("that it is not kept", |event| {
             let text = event["message"].as_str().unwrap_or_default();
             text.contains("cannot be kept on disk") && event["crate"] == name
         });
     }
-    assert_eq!(kept_entry("small"), Some(old.clone()), "whole, if old");
-    assert_eq!(kept_entry("fresh"), None);
+    assert_eq!(entry("small"), Some(old.clone()), "whole, if old");
+    assert_eq!(entry("fresh"), None);
     std::fs::remove_file(filling).unwrap();
     wait_for("what is new to be kept", || {
-        for (name, path) in entries {
-            assert_eq!(get(path).text(), registry.entry(name));
+        for name in ["small", "fresh"] {
+            assert_eq!(get(&index_path(name)).text(), registry.entry(name));
         }
-        let kept = kept_entry("small").is_some_and(|new| new != old);
-        (kept && kept_entry("fresh").is_some()).then_some(())
+        let is_kept = entry("small").is_some_and(|new| new != old) && entry("fresh").is_some();
+        is_kept.then_some(())
     });
     drop(warmdock);
 }
